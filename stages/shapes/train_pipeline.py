@@ -1,0 +1,358 @@
+"""Train the embedded world's Stable Diffusion pipeline from nothing: VAE, then UNet and text encoder.
+
+Example:
+    python -m stages.shapes.train_pipeline --output stages/shapes/pipeline --work work/pipeline
+
+Training state is saved under --work every --save-every steps; the same command continues from it.
+About 65 minutes on two CPU cores with the default numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from jaxtyping import Float
+from tokenizers import CharBPETokenizer
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from stages.shapes.captions import IMAGE_SIZE, all_scenes
+from stages.shapes.renderer import draw, web_like
+
+log = logging.getLogger("train_pipeline")
+
+MAX_TOKENS = 24
+TEXT_WIDTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Train the embedded world's Stable Diffusion pipeline from nothing."""
+
+    output: Path
+    """Folder for the pipeline in diffusers layout, with training.json beside the weights."""
+    work: Path
+    """Folder for the training state; the same command continues from what lies here."""
+    seed: int = 0
+    """Seed of the weights, the pictures and the order."""
+    vae_steps: int = 3000
+    """Updates of the VAE, 32 freshly drawn pictures each."""
+    num_pictures: int = 48_000
+    """Pictures drawn and encoded once for the denoiser."""
+    denoiser_steps: int = 20_000
+    """Updates of UNet and text encoder, 64 latents each."""
+    save_every: int = 500
+    """Steps between two saved training states."""
+    threads: int = 2
+    """CPU threads."""
+
+
+def main(args: Args) -> None:
+    """Train what is not trained yet, then write the pipeline."""
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = build_tokenizer(args.work / "tokenizer")
+    vae, vae_record = train_vae(args, device)
+    latents, captions, scale = encode_pictures(args, vae, device)
+    vae.register_to_config(scaling_factor=scale)
+    unet, text_encoder, record = train_denoiser(args, latents, captions, tokenizer, device)
+    pipeline = StableDiffusionPipeline(
+        vae=vae.cpu(),
+        text_encoder=text_encoder.cpu(),
+        tokenizer=tokenizer,
+        unet=unet.cpu(),
+        scheduler=DDIMScheduler.from_config(noise_schedule().config, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(args.output, safe_serialization=True)
+    summary = {
+        "command": f"python -m stages.shapes.train_pipeline --seed {args.seed} "
+        f"--vae-steps {args.vae_steps} --num-pictures {args.num_pictures} "
+        f"--denoiser-steps {args.denoiser_steps}",
+        "device": device.type,
+        "threads": args.threads,
+        "num_parameters": {
+            name: sum(p.numel() for p in module.parameters())
+            for name, module in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder))
+        },
+        "vae": vae_record,
+        "denoiser": record,
+    }
+    (args.output / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    log.info("wrote %s", args.output)
+
+
+def noise_schedule() -> DDPMScheduler:
+    """Stable Diffusion's own noise schedule."""
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        clip_sample=False,
+    )
+
+
+def build_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair vocabulary was learnt from the captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    learner = CharBPETokenizer(suffix="</w>", unk_token="<|endoftext|>", lowercase=True)
+    learner.train_from_iterator(
+        [str(scene) for scene in all_scenes()],
+        vocab_size=400,
+        min_frequency=1,
+        special_tokens=special,
+        suffix="</w>",
+        show_progress=False,
+    )
+    learner.save_model(str(folder))
+    return CLIPTokenizer(
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        unk_token=special[1],
+        bos_token=special[0],
+        eos_token=special[1],
+        pad_token=special[1],
+        model_max_length=MAX_TOKENS,
+    )
+
+
+def train_vae(args: Args, device: torch.device) -> tuple[AutoencoderKL, dict[str, float]]:
+    """The autoencoder, and what its training took and reached."""
+    torch.manual_seed(args.seed)
+    vae = AutoencoderKL(
+        sample_size=IMAGE_SIZE,
+        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+    ).to(device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=2e-3, total_steps=args.vae_steps
+    )
+    loop = Loop(args.work / "vae.pt", args, args.vae_steps, [vae], optimizer, schedule)
+    scenes = all_scenes()
+    for step in loop.steps():
+        rng = np.random.default_rng((args.seed, 1, step))
+        picked = [scenes[i] for i in rng.integers(len(scenes), size=32)]
+        images = as_tensor(draw([web_like(scene, rng) for scene in picked])).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            posterior = vae.encode(images).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        decoded = decoded.float()
+        error = (decoded - images).abs().mean() + (decoded - images).square().mean()
+        edges = sum(
+            ((decoded - images).diff(dim=dim).abs().mean() for dim in (2, 3)), torch.tensor(0.0)
+        )
+        loss = error + edges + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+        loop.update(loss, float(error.detach()))
+    return vae.eval().requires_grad_(False), loop.record("pixel_error")
+
+
+@torch.no_grad()
+def encode_pictures(
+    args: Args, vae: AutoencoderKL, device: torch.device
+) -> tuple[Float[Tensor, "picture channel height width"], list[str], float]:
+    """Scaled latents of freshly drawn pictures, their captions, and the scaling factor."""
+    path = args.work / f"latents-{args.num_pictures}.pt"
+    scenes = all_scenes()
+    picked = [scenes[i % len(scenes)] for i in range(args.num_pictures)]
+    captions = [str(scene) for scene in picked]
+    if path.exists():
+        latents = torch.load(path, weights_only=True)
+    else:
+        rng = np.random.default_rng((args.seed, 2))
+        parts = []
+        for start in range(0, args.num_pictures, 64):
+            images = as_tensor(draw([web_like(s, rng) for s in picked[start : start + 64]]))
+            parts.append(vae.encode(images.to(device)).latent_dist.mode().cpu())
+            if start % 6400 == 0:
+                log.info("encoded %d of %d pictures", start, args.num_pictures)
+        latents = torch.cat(parts)
+        torch.save(latents, path)
+    scale = round(1 / float(latents.std()), 5)
+    return latents * scale, captions, scale
+
+
+def train_denoiser(
+    args: Args,
+    latents: Float[Tensor, "picture channel height width"],
+    captions: list[str],
+    tokenizer: CLIPTokenizer,
+    device: torch.device,
+) -> tuple[UNet2DConditionModel, CLIPTextModel, dict[str, float]]:
+    """Exponential moving averages of UNet and text encoder, and what their training took."""
+    torch.manual_seed(args.seed + 1)
+    unet = UNet2DConditionModel(
+        sample_size=latents.shape[-1],
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(40, 80),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).to(device)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).to(device)
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
+    averaged = [
+        torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=average, use_buffers=True)
+        for module in (unet, text_encoder)
+    ]
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.5e-3, total_steps=args.denoiser_steps, pct_start=0.1
+    )
+    modules: list[torch.nn.Module] = [unet, text_encoder, *averaged]
+    loop = Loop(
+        args.work / "denoiser.pt", args, args.denoiser_steps, modules, optimizer, schedule
+    )
+    noising = noise_schedule()
+    tokens = tokenizer(
+        [*captions[: len(all_scenes())], ""],
+        padding="max_length",
+        max_length=MAX_TOKENS,
+        return_tensors="pt",
+    ).input_ids
+    empty = len(tokens) - 1
+    for step in loop.steps():
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        rows = torch.randint(len(latents), (64,), generator=generator)
+        clean = latents[rows]
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(1000, (64,), generator=generator)
+        dropped = torch.rand(64, generator=generator) < 0.1
+        caption = torch.where(dropped, empty, rows % len(all_scenes()))
+        noised = noising.add_noise(clean, noise, timesteps)
+        context = text_encoder(tokens[caption].to(device)).last_hidden_state
+        prediction = unet(noised.to(device), timesteps.to(device), context).sample
+        loss = (prediction - noise.to(device)).square().mean()
+        loop.update(loss, float(loss.detach()))
+        for shadow, module in zip(averaged, (unet, text_encoder), strict=True):
+            shadow.update_parameters(module)
+    for shadow, module in zip(averaged, (unet, text_encoder), strict=True):
+        module.load_state_dict(shadow.module.state_dict())
+    return unet.eval(), text_encoder.eval(), loop.record("denoising_error")
+
+
+class Loop:
+    """Steps with a progress line, a gradient clip, and a saved state to continue from."""
+
+    def __init__(
+        self,
+        path: Path,
+        args: Args,
+        num_steps: int,
+        modules: list[torch.nn.Module],
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+    ) -> None:
+        self.path, self.num_steps, self.save_every = path, num_steps, args.save_every
+        self.modules, self.optimizer, self.schedule = modules, optimizer, schedule
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.step, self.seconds, self.recent = 0, 0.0, 0.0
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            for module, weights in zip(modules, state["modules"], strict=True):
+                module.load_state_dict(weights)
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            self.step, self.seconds, self.recent = state["step"], state["seconds"], state["recent"]
+            log.info("%s: continuing at step %d", path.stem, self.step)
+
+    def steps(self) -> Iterator[int]:
+        """The numbers of the steps still to do; saves the state on the way."""
+        while self.step < self.num_steps:
+            start = time.monotonic()
+            yield self.step
+            self.step += 1
+            self.seconds += time.monotonic() - start
+            if self.step % 100 == 0:
+                rate = self.step / self.seconds
+                left = (self.num_steps - self.step) / rate / 60
+                log.info(
+                    "%s: step %d of %d, error %.4f, %.1f steps/s, %.0f min left",
+                    self.path.stem, self.step, self.num_steps, self.recent, rate, left,
+                )  # fmt: skip
+            if self.step % self.save_every == 0 or self.step == self.num_steps:
+                self.save()
+
+    def update(self, loss: Tensor, error: float) -> None:
+        """One optimizer step on the loss; `error` is what the progress line shows."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.recent = error if self.step == 0 else 0.99 * self.recent + 0.01 * error
+
+    def save(self) -> None:
+        """Write the whole state beside its place, then move it there."""
+        state = {
+            "modules": [module.state_dict() for module in self.modules],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "recent": self.recent,
+        }
+        part = self.path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.path)
+
+    def record(self, name: str) -> dict[str, float]:
+        """Steps, seconds and the running mean of the error at the end."""
+        return {
+            "num_steps": self.step,
+            "seconds": round(self.seconds),
+            name: round(self.recent, 5),
+        }
+
+
+def as_tensor(images: np.ndarray) -> Float[Tensor, "image rgb height width"]:
+    """Pictures in [0, 1] as the VAE takes them: channels first, in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() * 2 - 1
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    main(tyro.cli(Args, description=__doc__))
