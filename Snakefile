@@ -1,0 +1,49 @@
+# SAIL: human preference pairs in, an aligned diffusion model and a report out.
+#
+#   snakemake --cores all                        the embedded world, on any machine
+#   snakemake --cores all --resources gpu=8      on eight GPUs
+#   snakemake --cores all seed|datasets|evaluate|report     only so far
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/shapes.smk"
+include: "workflow/rules/seed.smk"
+include: "workflow/rules/iterate.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        SEED,
+        DATASETS,
+        POLICIES,
+        EVALUATION,
+        REPORT,
+
+
+rule seed:
+    input:
+        SEED,
+
+
+rule datasets:
+    input:
+        DATASETS,
+
+
+rule evaluate:
+    input:
+        EVALUATION,
+
+
+rule report:
+    input:
+        REPORT,

@@ -1,0 +1,1 @@
+"""The method and its plumbing, free of Snakemake and of command lines."""

@@ -1,0 +1,130 @@
+"""The config, checked against its schema, with messages that name the key and the nearest right one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from stages.core.errors import UserError
+
+SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
+
+Config = dict[str, Any]
+
+
+class ConfigError(UserError):
+    """A config that cannot be run; the message lists every mistake with its key."""
+
+
+def check_config(config: Config) -> Config:
+    """The config with defaults filled in. ConfigError lists everything that is wrong."""
+    schema = yaml.safe_load(SCHEMA.read_text())
+    config = copy.deepcopy(config)
+    _fill_defaults(config, schema)
+    errors = sorted(
+        Draft202012Validator(schema).iter_errors(config), key=lambda error: list(error.path)
+    )
+    messages = [line for error in errors for line in _explain(error, schema)]
+    messages = list(dict.fromkeys(messages)) or list(_check_together(config))
+    if messages:
+        raise ConfigError("the config has mistakes:\n  - " + "\n  - ".join(messages))
+    return config
+
+
+def known_keys(schema: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """The properties that the schema knows at a path of keys."""
+    node = schema
+    for key in path:
+        node = _properties(node, schema).get(key, {})
+    return _properties(node, schema)
+
+
+def _properties(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    properties = dict(node.get("properties", {}))
+    for part in node.get("allOf", []):
+        properties = {**schema["$defs"][part["$ref"].rsplit("/", 1)[1]]["properties"], **properties}
+    return properties
+
+
+def _fill_defaults(node: Config, schema: dict[str, Any]) -> None:
+    for key, sub in schema.get("properties", {}).items():
+        if "default" in sub and key not in node:
+            node[key] = copy.deepcopy(sub["default"])
+        if isinstance(node.get(key), dict):
+            _fill_defaults(node[key], sub)
+
+
+def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:
+    path = [str(part) for part in error.path]
+    where = ".".join(path)
+    if error.validator in ("additionalProperties", "unevaluatedProperties"):
+        known = known_keys(schema, path)
+        for key in error.instance:
+            if key not in known:
+                yield f"unknown key {'.'.join([*path, str(key)])!r}{_nearest(str(key), known)}"
+    elif error.validator == "required":
+        for key in error.validator_value:
+            if key not in error.instance:
+                yield f"key {'.'.join([*path, key])!r} is missing"
+    elif error.validator == "type":
+        yield _explain_type(where, error)
+    elif error.validator == "enum":
+        wanted = ", ".join(map(str, error.validator_value))
+        yield f"{where!r} is {error.instance!r}; expected one of {wanted}"
+    else:
+        yield f"{where!r} is {error.instance!r}: {error.message}"
+
+
+def _explain_type(where: str, error: ValidationError) -> str:
+    wanted = error.validator_value
+    wanted = " or ".join(wanted) if isinstance(wanted, list) else wanted
+    kind = {"str": "text", "bool": "true/false", "NoneType": "nothing", "dict": "a block",
+            "list": "a list"}.get(type(error.instance).__name__, type(error.instance).__name__)  # fmt: skip
+    message = f"{where!r} is {error.instance!r} ({kind}); expected {wanted}"
+    if isinstance(error.instance, str):
+        try:
+            number = float(error.instance)
+        except ValueError:
+            return message
+        message += f". YAML reads it as text: write a dot and a sign, as in {number:.1e}"
+    return message
+
+
+def _nearest(key: str, known: dict[str, Any]) -> str:
+    close = get_close_matches(key, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known keys here are {', '.join(sorted(known))}"
+
+
+def _check_together(config: Config) -> Iterator[str]:
+    """Mistakes that only show when two keys are read together."""
+    sizes, iterations = config["prompts"]["per_iteration"], config["iterations"]
+    if len(sizes) < iterations:
+        yield (
+            f"'prompts.per_iteration' lists {len(sizes)} sizes, but 'iterations' is {iterations}; "
+            "list one size for each iteration"
+        )
+    owned = {
+        "preferences.files": "files" in config["preferences"],
+        "prompts.pool": "pool" in config["prompts"],
+        "evaluation.prompt_sets": "prompt_sets" in config["evaluation"],
+    }
+    for key, is_given in owned.items():
+        if "shapes" in config and is_given:
+            yield f"{key!r} is given beside the block 'shapes', which makes its own; remove one"
+        if "shapes" not in config and not is_given and (key != "prompts.pool" or iterations):
+            yield f"key {key!r} is missing (only the block 'shapes' makes its own)"
+    evaluation = config["evaluation"]
+    if evaluation["primary_metric"] not in evaluation["metrics"]:
+        yield (
+            f"'evaluation.primary_metric' is {evaluation['primary_metric']!r}, which "
+            f"'evaluation.metrics' does not list ({', '.join(evaluation['metrics'])})"
+        )

@@ -1,0 +1,213 @@
+"""The report's figures: drawn with matplotlib, returned as inline SVG in the colours of the page."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+INK, MUTED, RULE, ACCENT, SOFT = "#010101", "#020202", "#030303", "#040404", "#050505"
+COLOURS: Mapping[str, str] = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+    ACCENT: "var(--accent)",
+    SOFT: "var(--accent-soft)",
+}
+"""Stand-ins for the page's own colours, so that a figure follows its light or dark scheme."""
+
+SETTINGS: dict[str, object] = {
+    "svg.hashsalt": "sail",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "axes.formatter.use_mathtext": False,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-3, 5),
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "ytick.major.size": 0,
+}
+
+LN_2 = math.log(2)
+MAX_POINTS = 300
+"""A training curve with more steps is shown as means over neighbouring steps."""
+
+Steps = Float[NDArray[np.floating], " step"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One value per policy or iteration; a missing one is None and leaves a gap."""
+
+    name: str
+    labels: Sequence[str]
+    values: Sequence[float | None]
+    intervals: Sequence[tuple[float, float] | None] = ()
+    """95 % intervals, one per value; empty for none."""
+    line: float | None = None
+    """Where a dashed line goes, to compare with."""
+    line_label: str = ""
+    is_share: bool = False
+
+
+def series_panel(series: Series) -> Markup:
+    """A small plot of one quantity over policies or iterations, with intervals and a dashed line."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        places = np.arange(len(series.labels))
+        values = np.array([np.nan if v is None else v for v in series.values], np.float64)
+        for place, ends in zip(places, series.intervals, strict=False):
+            if ends is not None:
+                axes.vlines(place, *ends, color=ACCENT, linewidth=1.4)
+        axes.plot(places, values, color=ACCENT, linewidth=1.2, marker="o", markersize=4.5)
+        axes.set_xticks(places, series.labels)
+        axes.set_xlim(-0.4, len(places) - 0.6)
+        if len(places) > 6:
+            axes.tick_params(axis="x", labelrotation=60)
+        axes.margins(y=0.15)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if series.is_share:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        if series.line is not None:
+            _dashed(axes, series.line, series.line_label, above=_mostly_below(values, series.line))
+
+    return _svg(draw, (3.4, 2.1), series.name, _describe(series))
+
+
+def histogram(name: str, values: Float[NDArray[np.floating], " pair"]) -> Markup:
+    """How many pairs have which margin, with a dashed line at 0."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.hist(values, bins=min(30, max(8, len(values) // 8)), color=SOFT, edgecolor=ACCENT)
+        axes.axvline(0, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
+        axes.set_xlabel("margin")
+        axes.set_ylabel("pairs")
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+    low, middle, high = np.quantile(values, (0, 0.5, 1))
+    text = f"{name}: {len(values)} pairs, {low:.3g} to {high:.3g}, median {middle:.3g}"
+    return _svg(draw, (3.4, 1.7), name, text)
+
+
+def training_panel(
+    name: str, loss: Steps, accuracy: Steps, loss_range: tuple[float, float]
+) -> Markup:
+    """Loss above implicit accuracy over the steps of one training, with what chance would give."""
+
+    def draw(figure: Figure) -> None:
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        for axes, values, line, label in (
+            (upper, loss, LN_2, "ln 2"),
+            (lower, accuracy, 0.5, "50 %"),
+        ):
+            places, means = thin_out(values)
+            axes.plot(places, means, color=ACCENT, linewidth=0.5, alpha=0.5)
+            axes.plot(places, running_mean(means), color=ACCENT, linewidth=1.4)
+            _dashed(axes, line, label, above=True)
+        upper.set_ylim(*loss_range)
+        upper.set_ylabel("loss")
+        lower.set_ylim(-0.03, 1.03)
+        lower.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        lower.set_ylabel("accuracy")
+        lower.set_xlabel("step")
+        lower.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+    text = (
+        f"{name}: {len(loss)} steps, loss {loss[0]:.3g} to {loss[-1]:.3g}, "
+        f"implicit accuracy {accuracy[0]:.2f} to {accuracy[-1]:.2f}"
+    )
+    return _svg(draw, (3.4, 3.0), name, text)
+
+
+def thin_out(values: Steps) -> tuple[Steps, Steps]:
+    """(step, mean) of at most MAX_POINTS groups of neighbouring steps; steps count from 1."""
+    groups = np.array_split(values, min(len(values), MAX_POINTS))
+    steps = np.array_split(np.arange(1.0, len(values) + 1), len(groups))
+    return np.array([group.mean() for group in steps]), np.array([group.mean() for group in groups])
+
+
+def running_mean(values: Steps) -> Steps:
+    """Mean of each value and its neighbours, over a tenth of the curve; shorter at the ends."""
+    half = max(1, len(values) // 20)
+    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
+
+
+def _dashed(axes: Axes, height: float, label: str, *, above: bool) -> None:
+    axes.axhline(height, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
+    axes.annotate(
+        label,
+        (1, height),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(0, 2 if above else -2),
+        textcoords="offset points",
+        ha="right",
+        va="bottom" if above else "top",
+        color=MUTED,
+        fontsize=7.5,
+    )
+
+
+def _mostly_below(values: Float[NDArray[np.float64], " place"], line: float) -> bool:
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and bool((known < line).mean() > 0.5)
+
+
+def _describe(series: Series) -> str:
+    def text(value: float | None) -> str:
+        if value is None:
+            return "none"
+        return f"{value * 100:.0f} %" if series.is_share else f"{value:.4g}"
+
+    values = zip(series.labels, series.values, strict=True)
+    return f"{series.name}: " + ", ".join(f"{label} {text(value)}" for label, value in values)
+
+
+def _svg(
+    draw: Callable[[Figure], None], size: tuple[float, float], name: str, description: str
+) -> Markup:
+    """The drawn figure as an <svg> element that shares no id with another one of the page.
+
+    The same input gives the same text: ids are salted and no date is written.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg ") :], flags=re.DOTALL)
+    prefix = "f" + hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()[:8]
+    for before in (' id="', "url(#", 'xlink:href="#'):
+        text = text.replace(before, f"{before}{prefix}-")
+    for stand_in, colour in COLOURS.items():
+        text = text.replace(stand_in, colour)
+    label = f'<svg role="img" aria-label="{escape(description)}" '
+    return Markup(text.replace("<svg ", label, 1))  # noqa: S704 - matplotlib escaped the text

@@ -1,0 +1,151 @@
+"""The quantities that turn when self-training goes wrong, and what to say then. SAIL Sec. 5.5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stages.core.verdicts import percent
+
+Field = Literal[
+    "reward_accuracy",
+    "confident_share",
+    "diversity",
+    "rank_correlation",
+    "best_beats_worst",
+    "drift",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """One row of a guards table."""
+
+    iteration: int
+    policy: str
+    reward_accuracy: float
+    reward_accuracy_low: float
+    reward_accuracy_high: float
+    num_holdout_pairs: int
+    diversity: float
+    drift: float
+    rank_correlation: float | None
+    best_beats_worst: float | None
+    confident_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Where a guard becomes a warning."""
+
+    min_reward_accuracy: float
+    max_confident_share: float
+    min_diversity_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How a guard is shown, and what it tells someone who has not read the paper."""
+
+    field: Field
+    title: str
+    is_share: bool
+    meaning: str
+
+
+MEASURES = (
+    Measure(
+        field="reward_accuracy",
+        title="Reward accuracy",
+        is_share=True,
+        meaning="How often the policy, as a judge, prefers the image that people preferred, in "
+        "pairs no training saw. At 50 % it might as well toss a coin.",
+    ),
+    Measure(
+        field="rank_correlation",
+        title="Rank correlation",
+        is_share=False,
+        meaning="How far the judge orders the candidates of a prompt as the independent metric "
+        "does: 1 is the same order, 0 is no relation, below 0 is the opposite.",
+    ),
+    Measure(
+        field="best_beats_worst",
+        title="Best beats worst",
+        is_share=True,
+        meaning="How often the image the judge called best is also better by the independent "
+        "metric. At 50 % the pairs teach nothing.",
+    ),
+    Measure(
+        field="diversity",
+        title="Diversity",
+        is_share=False,
+        meaning="How much the images of one prompt differ from each other. A steep fall means "
+        "that the model draws the same picture again and again.",
+    ),
+    Measure(
+        field="confident_share",
+        title="Confident share",
+        is_share=True,
+        meaning="How many pairs the judge is more than 90 % sure of. When it is sure of nearly "
+        "all of them, its reward has inflated.",
+    ),
+    Measure(
+        field="drift",
+        title="Drift",
+        is_share=False,
+        meaning="How far the policy's predictions have moved from those of base. It grows with "
+        "training; a jump is a reason to look at the images.",
+    ),
+)
+
+
+def seed_guard(guards: Sequence[Guard]) -> Guard | None:
+    """The guard of iteration 0, with which diversity is compared; None if there is none."""
+    return next((guard for guard in guards if guard.iteration == 0), None)
+
+
+def warning(guard: Guard, field: Field, seed: Guard, limits: Limits) -> str | None:
+    """A sentence if the guard's field is beyond its limit; None otherwise, or without a limit."""
+    if field == "reward_accuracy":
+        return accuracy_warning(guard, limits.min_reward_accuracy)
+    if field == "confident_share":
+        return confidence_warning(guard, limits.max_confident_share)
+    if field == "diversity":
+        return diversity_warning(guard, seed, limits.min_diversity_share)
+    return None
+
+
+def accuracy_warning(guard: Guard, limit: float) -> str | None:
+    """Set when the judge is not clearly better than the limit: the interval reaches down to it."""
+    if guard.reward_accuracy_low > limit:
+        return None
+    worse = guard.reward_accuracy_high < limit
+    bound = "chance (50 %)" if limit == 0.5 else f"the limit of {percent(limit)}"
+    return (
+        f"As a judge, {guard.policy} is {'worse than' if worse else 'not clearly better than'} "
+        f"{bound}: it ranks {percent(guard.reward_accuracy)} of {guard.num_holdout_pairs} held-out "
+        f"pairs as people do (95 % interval {percent(guard.reward_accuracy_low)} to "
+        f"{percent(guard.reward_accuracy_high)})."
+    )
+
+
+def confidence_warning(guard: Guard, limit: float) -> str | None:
+    """Set when the judge is sure of more than the limit's share of its pairs."""
+    if guard.confident_share is None or not guard.confident_share > limit:
+        return None
+    return (
+        f"The reward looks inflated: {percent(guard.confident_share)} of the pairs of iteration "
+        f"{guard.iteration} have p(winner > loser) above 0.9 (limit {percent(limit)})."
+    )
+
+
+def diversity_warning(guard: Guard, seed: Guard, limit: float) -> str | None:
+    """Set when diversity has fallen below the limit's share of iteration 0's."""
+    if not guard.diversity < limit * seed.diversity:
+        return None
+    return (
+        f"{guard.policy} has lost diversity: its images of one prompt differ "
+        f"{percent(guard.diversity / seed.diversity)} as much as those of {seed.policy} "
+        f"(limit {percent(limit)})."
+    )

@@ -1,0 +1,52 @@
+"""Draws of (timestep, noise): shared by all candidates of a prompt, by both models, by both of a pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def generator(seed: int) -> torch.Generator:
+    """A CPU generator: noise is drawn on the CPU, so that every device gets the same."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Timesteps and noise that images are noised with."""
+
+    timesteps: Int[Tensor, " draw"]
+    noise: Float[Tensor, "draw channel height width"]
+
+
+def stratified_timesteps(
+    num_draws: int, num_timesteps: int, rng: torch.Generator
+) -> Int[Tensor, " draw"]:
+    """One timestep from each of `num_draws` equal bins of [0, num_timesteps), in rising order.
+
+    Differs from the paper: it draws them independently; strata are unbiased and vary less.
+    """
+    jitter = torch.rand(num_draws, generator=rng, dtype=torch.float64)
+    position = (torch.arange(num_draws, dtype=torch.float64) + jitter) / num_draws
+    return (position * num_timesteps).long().clamp(max=num_timesteps - 1)
+
+
+def reward_draws(
+    seed: int, *, num_draws: int, num_timesteps: int, latents_shape: tuple[int, ...]
+) -> Draws:
+    """The draws for scoring the candidates of one prompt. Paper: SAIL Sec. 4.1 (10 draws)."""
+    rng = generator(seed)
+    timesteps = stratified_timesteps(num_draws, num_timesteps, rng)
+    return Draws(timesteps, torch.randn((num_draws, *latents_shape), generator=rng))
+
+
+def training_draws(
+    seed: int, *, num_pairs: int, num_timesteps: int, latents_shape: tuple[int, ...]
+) -> Draws:
+    """One uniform timestep and one noise for each pair of a batch; its two images share them."""
+    rng = generator(seed)
+    timesteps = torch.randint(num_timesteps, (num_pairs,), generator=rng)
+    return Draws(timesteps, torch.randn((num_pairs, *latents_shape), generator=rng))

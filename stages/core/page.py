@@ -1,0 +1,290 @@
+"""The report's page: rows of the tables put into words, cells and figures, and the template filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from stages.core.figures import LN_2, Series, histogram, series_panel, training_panel
+from stages.core.guards import MEASURES, Guard, Limits, Measure, seed_guard, warning
+from stages.core.thumbnails import Thumbnail
+from stages.core.verdicts import (
+    BASE,
+    DASH,
+    LABELS,
+    Comparison,
+    Evaluation,
+    best_sentence,
+    number,
+    percent,
+    sides_sentence,
+    significant,
+    steps_sentence,
+    verdict,
+)
+
+Row = dict[str, Any]
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+MARKS = {"higher": "▲", "lower": "▼", "unclear": "◆"}
+NUM_FOR_AUDIT = 2
+"""Pairs of each iteration that are marked for audit: the least certain ones."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with its title and caption."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The page; every text in the context is escaped, save the figures' own markup."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template(TEMPLATE.name)
+    return template.render(marks=MARKS, labels=LABELS, **context)
+
+
+def headline(evaluation: Evaluation, prompt_set: str, metric: str) -> Row:
+    """Verdicts on one metric: the last policy against base, then each against the one before."""
+    policies, decimals = evaluation.policies, evaluation.decimals(prompt_set, metric)
+    overall = evaluation.against(prompt_set, metric, policies[-1], BASE)
+    steps = _present(
+        evaluation.against(prompt_set, metric, policy, evaluation.previous(policy))
+        for policy in policies
+    )
+    others = _present(
+        evaluation.against(prompt_set, other, policies[-1], BASE)
+        for other in evaluation.metrics(prompt_set)
+        if other != metric
+    )
+    sentences = (
+        steps_sentence(steps),
+        sides_sentence(others),
+        best_sentence(evaluation, prompt_set, metric),
+    )
+    return {
+        "overall": overall and verdict(overall, decimals),
+        "steps": [verdict(step, decimals) for step in steps],
+        "sentences": [sentence for sentence in sentences if sentence],
+    }
+
+
+def metric_groups(evaluation: Evaluation, first_set: str, first_metric: str) -> list[Row]:
+    """For each prompt set, a curve and the table rows of each metric; the first ones lead."""
+    groups = []
+    for prompt_set in sorted(evaluation.prompt_sets, key=lambda name: name != first_set):
+        metrics = sorted(evaluation.metrics(prompt_set), key=lambda name: name != first_metric)
+        tables = [
+            {
+                "metric": metric,
+                "policies": [
+                    metric_row(evaluation, prompt_set, metric, policy)
+                    for policy in evaluation.policies
+                ],
+            }
+            for metric in metrics
+        ]
+        curves = [metric_panel(evaluation, prompt_set, metric) for metric in metrics]
+        groups.append({"prompt_set": prompt_set, "curves": curves, "metrics": tables})
+    return groups
+
+
+def metric_row(evaluation: Evaluation, prompt_set: str, metric: str, policy: str) -> Row:
+    """A policy's mean on a metric, its differences to base and to the one before, its wins."""
+    decimals = evaluation.decimals(prompt_set, metric)
+    base = evaluation.against(prompt_set, metric, policy, BASE)
+    previous = evaluation.against(prompt_set, metric, policy, evaluation.previous(policy))
+    return {
+        "policy": policy,
+        "mean": number(evaluation.mean(prompt_set, metric, policy), decimals),
+        "base": difference_cell(base, decimals),
+        "previous": difference_cell(previous, decimals),
+        "win_rate": percent(base.win_rate) if base else DASH,
+        "num_prompts": base.num_prompts if base else DASH,
+    }
+
+
+def difference_cell(row: Comparison | None, decimals: int) -> Row | None:
+    """A difference with its interval and direction; None where nothing was compared."""
+    if row is None:
+        return None
+    return {
+        "direction": row.direction,
+        "difference": number(row.difference, decimals, sign=True),
+        "low": number(row.ci_low, decimals, sign=True),
+        "high": number(row.ci_high, decimals, sign=True),
+    }
+
+
+def metric_panel(evaluation: Evaluation, prompt_set: str, metric: str) -> Panel:
+    """The curve of a metric: means, and around them the intervals of the difference to base.
+
+    Paper: SAIL Fig. 2.
+    """
+    policies = evaluation.policies
+    rows = [evaluation.against(prompt_set, metric, policy, BASE) for policy in policies]
+    series = Series(
+        name=f"{metric} ({prompt_set})",
+        labels=policies,
+        values=[evaluation.mean(prompt_set, metric, policy) for policy in policies],
+        intervals=[
+            row and (row.baseline_mean + row.ci_low, row.baseline_mean + row.ci_high)
+            for row in rows
+        ],
+        line=evaluation.mean(prompt_set, metric, BASE),
+        line_label=BASE,
+    )
+    last = rows[-1]
+    decimals = evaluation.decimals(prompt_set, metric)
+    caption = verdict(last, decimals).sentence if last else ""
+    return Panel(metric, series_panel(series), caption)
+
+
+def guards_view(guards: Sequence[Guard], limits: Limits) -> Row:
+    """Warnings, a plot of each measure, and the table that marks what is beyond its limit."""
+    seed = seed_guard(guards)
+    warned = {
+        (guard.iteration, measure.field): warning(guard, measure.field, seed, limits)
+        for measure in MEASURES
+        for guard in guards
+    }
+    table = [
+        {
+            "iteration": guard.iteration,
+            "policy": guard.policy,
+            "cells": [
+                {**guard_cell(guard, measure), "turned": bool(warned[guard.iteration, measure.field])}
+                for measure in MEASURES
+            ],
+        }
+        for guard in guards
+    ]
+    return {
+        "warnings": [text for text in warned.values() if text],
+        "guard_panels": [guard_panel(guards, measure, limits) for measure in MEASURES],
+        "guard_columns": [measure.title for measure in MEASURES],
+        "guard_rows": table,
+    }
+
+
+def guard_cell(guard: Guard, measure: Measure) -> Row:
+    """A guard's value as text, with its interval where it has one."""
+    value: float | None = getattr(guard, measure.field)
+    note = ""
+    if measure.field == "reward_accuracy":
+        low, high = (number(100 * end, 0) for end in _accuracy_interval(guard))
+        note = f"{low} to {high} %, n = {guard.num_holdout_pairs}"
+    return {"text": (percent if measure.is_share else significant)(value), "note": note}
+
+
+def guard_panel(guards: Sequence[Guard], measure: Measure, limits: Limits) -> Panel:
+    """The plot of a measure over iterations, with its limit, and what it means."""
+    accuracy = measure.field == "reward_accuracy"
+    line, label = _reference_line(measure, seed_guard(guards), limits)
+    series = Series(
+        name=measure.title,
+        labels=[str(guard.iteration) for guard in guards],
+        values=[getattr(guard, measure.field) for guard in guards],
+        intervals=[_accuracy_interval(guard) for guard in guards] if accuracy else (),
+        line=line,
+        line_label=label,
+        is_share=measure.is_share,
+    )
+    return Panel(measure.title, series_panel(series), measure.meaning)
+
+
+def training_panels(losses: Sequence[Steps], accuracies: Sequence[Steps]) -> list[Panel]:
+    """Loss and implicit accuracy of each iteration's training, all on one scale."""
+    finite = np.concatenate([loss[np.isfinite(loss)] for loss in losses] + [np.array([LN_2])])
+    low, high = np.quantile(finite, (0.002, 0.998))
+    low, high = min(low, LN_2), max(high, LN_2)
+    margin = 0.08 * (high - low) or 0.1
+    panels = []
+    for iteration, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
+        title = f"Iteration {iteration}" + (" (people's pairs)" if iteration == 0 else "")
+        svg = training_panel(title, loss, accuracy, (low - margin, high + margin))
+        panels.append(Panel(title, svg, f"{len(loss)} steps"))
+    return panels
+
+
+def choose_shown(rows: Sequence[Row], num_shown: int) -> list[int]:
+    """Places of pairs evenly spaced from the largest margin to the smallest, both included."""
+    order = sorted(range(len(rows)), key=lambda place: -_certainty(rows[place]))
+    if len(order) <= num_shown:
+        return order
+    return [order[round(i)] for i in np.linspace(0, len(order) - 1, num_shown)]
+
+
+def pairs_view(
+    rows: Sequence[Row], shown: Sequence[int], images: Sequence[tuple[Thumbnail, Thumbnail]]
+) -> Row:
+    """One iteration's pairs: how many, their margins, and some of them with (winner, loser)."""
+    iteration = rows[0]["iteration"]
+    margins = np.array([row["margin"] for row in rows if row["margin"] is not None], np.float64)
+    margins = margins[np.isfinite(margins)]
+    audit = min(NUM_FOR_AUDIT, len(shown))
+    return {
+        "iteration": iteration,
+        "num_pairs": len(rows),
+        "sentence": margins_sentence(rows),
+        "histogram": Panel(
+            "Margins",
+            histogram(f"margins of iteration {iteration}", margins),
+            "Implicit reward of the winner minus that of the loser; dashed at 0.",
+        )
+        if len(margins)
+        else None,
+        "pairs": [
+            pair_card(rows[place], images[i], is_for_audit=i >= len(shown) - audit)
+            for i, place in enumerate(shown)
+        ],
+    }
+
+
+def pair_card(row: Row, images: tuple[Thumbnail, Thumbnail], *, is_for_audit: bool) -> Row:
+    """One pair as it is shown."""
+    probability = row["probability"]
+    return {
+        "pair_id": row["pair_id"],
+        "prompt": row["prompt"],
+        "winner": images[0],
+        "loser": images[1],
+        "winner_score": significant(row["winner_score"]),
+        "loser_score": significant(row["loser_score"]),
+        "probability": number(probability, 3),
+        "margin": significant(row["margin"]),
+        "standard_error": significant(row["margin_standard_error"]),
+        "is_for_audit": is_for_audit,
+    }
+
+
+def margins_sentence(rows: Sequence[Row]) -> str:
+    """How many margins are no larger than their noise, and how sure the judge is of the middle."""
+    known = [row for row in rows if None not in (row["margin"], row["margin_standard_error"])]
+    parts = []
+    if known:
+        noisy = sum(row["margin"] < 2 * row["margin_standard_error"] for row in known)
+        parts.append(
+            f"{noisy} of {len(known)} margins are smaller than twice their standard error."
+        )
+    sure = [row["probability"] for row in rows if row["probability"] is not None]
+    if sure:
+        parts.append(f"Half of the pairs have p(winner > loser) above {np.median(sure):.2f}.")
+    return " ".join(parts)

@@ -1,0 +1,139 @@
+"""What every stage does around its work: threads, device, log, progress, and a closing line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from stages.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("sail")
+Item = TypeVar("Item")
+Args = TypeVar("Args")
+
+PROGRESS_SECONDS = 10.0
+"""Where nobody watches a terminal, one progress line this often."""
+
+
+@dataclass
+class Run:
+    """What a stage has read and written so far."""
+
+    name: str
+    rows_in: int = 0
+    rows_out: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self.started
+
+
+@contextmanager
+def stage(name: str) -> Iterator[Run]:
+    """Set up logging; end with rows in, rows out, seconds and peak memory."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    run = Run(name)
+    yield run
+    log.info(
+        "%s: done, %d rows in, %d rows out, %.1f s, peak memory %s",
+        name, run.rows_in, run.rows_out, run.seconds, _peak_memory(),
+    )  # fmt: skip
+
+
+def run_stage(main: Callable[[Args], None], args: Args) -> None:
+    """Call a stage's main; a mistake of the user's ends in a message, not in a traceback."""
+    try:
+        main(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was left; run again to continue", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def progress(items: Sequence[Item], what: str, unit: str, per_item: int = 1) -> Iterator[Item]:
+    """The items, with a bar on a terminal and a line now and then elsewhere, both with a rate."""
+    if sys.stderr.isatty():
+        yield from _bar(items, what)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= PROGRESS_SECONDS and done < len(items):
+            last = now
+            rate = done * per_item / (now - start)
+            left = (len(items) - done) * per_item / rate
+            log.info(
+                "%s: %d of %d (%.0f %%), %.1f %s/s, %.0f s left",
+                what, done, len(items), 100 * done / len(items), rate, unit, left,
+            )  # fmt: skip
+
+
+def shard_of(items: Sequence[Item], shard: int, num_shards: int) -> Sequence[Item]:
+    """Every `num_shards`-th item, from number `shard`; UserError unless 0 <= shard < num_shards."""
+    if not 0 <= shard < num_shards:
+        raise UserError(f"--shard must be between 0 and {num_shards - 1}, found {shard}")
+    return items[shard::num_shards]
+
+
+def choose_device(threads: int) -> torch.device:
+    """The first CUDA device that is visible, else the CPU with that many threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.1f}/s")
+
+
+def _bar(items: Iterable[Item], what: str) -> Iterator[Item]:
+    columns = (
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        yield from bar.track(list(items))
+
+
+def _peak_memory() -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    text = f"{peak:.2f} GB"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        text += f", GPU {torch.cuda.max_memory_allocated() / 1024**3:.2f} GB"
+    return text
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

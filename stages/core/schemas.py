@@ -1,0 +1,236 @@
+"""The schema of every table the stages exchange: each field with its meaning and unit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""An image as Hugging Face `datasets` stores it: the bytes of a PNG or JPEG file."""
+
+LATENTS = pa.list_(pa.float32())
+"""Scaled VAE latents of one image, flattened from (channel, height, width)."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A named, versioned table layout."""
+
+    name: str
+    version: int
+    arrow: pa.Schema
+
+    def with_metadata(self, extra: dict[str, str]) -> pa.Schema:
+        """The layout with its name, its version and what `datasets` needs to decode images."""
+        metadata = {
+            "sail_schema": f"{self.name}/{self.version}",
+            "huggingface": json.dumps({"info": {"features": _features(self.arrow)}}),
+            **extra,
+        }
+        return self.arrow.with_metadata(metadata)
+
+
+def _field(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"description": meaning})
+
+
+def _features(schema: pa.Schema) -> dict[str, object]:
+    """The `datasets` features of a schema."""
+
+    def feature(kind: pa.DataType) -> object:
+        if kind == IMAGE:
+            return {"_type": "Image"}
+        if pa.types.is_list(kind):
+            return {"feature": feature(kind.value_type), "_type": "List"}
+        name = {"float": "float32", "double": "float64"}.get(str(kind), str(kind))
+        return {"dtype": name, "_type": "Value"}
+
+    return {field.name: feature(field.type) for field in schema}
+
+
+_PROMPT = [
+    _field("prompt_id", pa.string(), "digest of the normalised prompt; the key of every table"),
+    _field("prompt", pa.string(), "text as it is given to the model"),
+]
+
+PROMPTS = Schema("prompts", 1, pa.schema(_PROMPT))
+
+_PREFERENCE = [
+    _field("pair_id", pa.string(), "unique name of the pair"),
+    *_PROMPT,
+    _field("winner", IMAGE, "the preferred image"),
+    _field("loser", IMAGE, "the other image"),
+    _field("source", pa.string(), "'human' or 'generated'"),
+    _field("iteration", pa.int32(), "iteration that made the pair; 0 for human pairs"),
+    _field("source_file", pa.string(), "human pairs: file it was read from", nullable=True),
+    _field("source_row", pa.int64(), "human pairs: row in that file, from 0", nullable=True),
+    _field("policy_digest", pa.string(), "generated pairs: policy that sampled", nullable=True),
+    _field("winner_candidate", pa.int32(), "generated pairs: candidate number", nullable=True),
+    _field("loser_candidate", pa.int32(), "generated pairs: candidate number", nullable=True),
+    _field("winner_seed", pa.int64(), "generated pairs: sampling seed", nullable=True),
+    _field("loser_seed", pa.int64(), "generated pairs: sampling seed", nullable=True),
+    _field("winner_score", pa.float32(), "generated pairs: what ranked it", nullable=True),
+    _field("loser_score", pa.float32(), "generated pairs: what ranked it", nullable=True),
+    _field("margin", pa.float32(), "implicit reward of winner minus loser", nullable=True),
+    _field("margin_standard_error", pa.float32(), "of the margin, over draws", nullable=True),
+    _field("probability", pa.float32(), "p(winner > loser), SAIL Eq. 9", nullable=True),
+]
+
+PREFERENCES = Schema("preferences", 1, pa.schema(_PREFERENCE))
+
+PAIR_LATENTS = Schema(
+    "pair_latents",
+    1,
+    pa.schema(
+        [
+            _field("pair_id", pa.string(), "the pair"),
+            _field("winner_latents", LATENTS, "latents of the winner"),
+            _field("loser_latents", LATENTS, "latents of the loser"),
+        ]
+    ),
+)
+
+TRAINING_PAIRS = Schema(
+    "training_pairs",
+    1,
+    pa.schema([*_PREFERENCE, *list(PAIR_LATENTS.arrow)[1:]]),
+)
+
+IMAGES = Schema(
+    "images",
+    1,
+    pa.schema(
+        [
+            *_PROMPT,
+            _field("candidate", pa.int32(), "number of the image among its prompt's, from 0"),
+            _field("seed", pa.int64(), "torch.Generator('cpu') seed of the image's noise"),
+            _field("image", IMAGE, "the decoded image"),
+        ]
+    ),
+)
+
+CANDIDATES = Schema(
+    "candidates",
+    1,
+    pa.schema([*IMAGES.arrow, _field("latents", LATENTS, "the sampler's own latents")]),
+)
+
+REWARDS = Schema(
+    "rewards",
+    1,
+    pa.schema(
+        [
+            *_PROMPT[:1],
+            _field("candidate", pa.int32(), "the image"),
+            _field("reward", pa.float32(), "implicit reward in mean squared noise, SAIL Eq. 8"),
+            _field("standard_error", pa.float32(), "of the reward, over draws", nullable=True),
+            _field("policy_errors", pa.list_(pa.float32()), "denoising error of each draw"),
+            _field("reference_errors", pa.list_(pa.float32()), "denoising error of each draw"),
+            _field("timesteps", pa.list_(pa.int32()), "timestep of each draw"),
+            _field("draw_seed", pa.int64(), "seed of the prompt's draws"),
+        ]
+    ),
+)
+
+METRIC_SCORES = Schema(
+    "metric_scores",
+    1,
+    pa.schema(
+        [
+            *_PROMPT[:1],
+            _field("candidate", pa.int32(), "the image"),
+            _field("metric", pa.string(), "name of the metric"),
+            _field("score", pa.float32(), "in the metric's own unit; higher is better"),
+        ]
+    ),
+)
+
+HOLDOUT_REWARDS = Schema(
+    "holdout_rewards",
+    1,
+    pa.schema(
+        [
+            _field("pair_id", pa.string(), "a human pair that no training saw"),
+            _field("winner_reward", pa.float32(), "implicit reward of the winner"),
+            _field("loser_reward", pa.float32(), "implicit reward of the loser"),
+            _field("probability", pa.float32(), "p(winner > loser), SAIL Eq. 9"),
+            _field("drift", pa.float32(), "mean squared change of the prediction from the base's"),
+        ]
+    ),
+)
+
+TRAINING = Schema(
+    "training",
+    1,
+    pa.schema(
+        [
+            _field("step", pa.int32(), "optimizer update, from 1"),
+            _field("loss", pa.float32(), "mean over the batch's pairs; ln 2 = no preference"),
+            _field("implicit_accuracy", pa.float32(), "share of pairs with a logit above 0"),
+            _field("logit", pa.float32(), "mean preference logit"),
+            _field("winner_error", pa.float32(), "policy minus reference error of the winners"),
+            _field("loser_error", pa.float32(), "policy minus reference error of the losers"),
+            _field("gradient_norm", pa.float32(), "before the clip"),
+            _field("learning_rate", pa.float64(), "of this step"),
+            _field("pairs_per_second", pa.float32(), "speed of this step"),
+        ]
+    ),
+)
+
+SUMMARY = Schema(
+    "evaluation_summary",
+    1,
+    pa.schema(
+        [
+            _field("prompt_set", pa.string(), "evaluation prompts"),
+            _field("metric", pa.string(), "name of the metric"),
+            _field("policy", pa.string(), "'base', 'iter00', 'iter01' ..."),
+            _field("baseline", pa.string(), "the policy it is compared with"),
+            _field("num_prompts", pa.int32(), "prompts both were scored on"),
+            _field("mean", pa.float64(), "mean score of the policy over prompts"),
+            _field("baseline_mean", pa.float64(), "mean score of the baseline over prompts"),
+            _field("difference", pa.float64(), "mean paired difference, policy minus baseline"),
+            _field("ci_low", pa.float64(), "95 % bootstrap interval over prompts, lower end"),
+            _field("ci_high", pa.float64(), "95 % bootstrap interval over prompts, upper end"),
+            _field("win_rate", pa.float64(), "share of prompts won; a draw counts one half"),
+        ]
+    ),
+)
+
+GUARDS = Schema(
+    "guards",
+    1,
+    pa.schema(
+        [
+            _field("iteration", pa.int32(), "0 is the seed training"),
+            _field("policy", pa.string(), "the policy this iteration left"),
+            _field("reward_accuracy", pa.float64(), "share of held-out pairs it ranks as people"),
+            _field("reward_accuracy_low", pa.float64(), "95 % Wilson interval, lower end"),
+            _field("reward_accuracy_high", pa.float64(), "95 % Wilson interval, upper end"),
+            _field("num_holdout_pairs", pa.int32(), "held-out human pairs"),
+            _field("diversity", pa.float64(), "mean distance of images of one prompt, in [0, 1]"),
+            _field("drift", pa.float64(), "mean squared change of the prediction from the base's"),
+            _field(
+                "rank_correlation",
+                pa.float64(),
+                "Spearman's, of reward and candidate metric within a prompt's candidates, mean "
+                "over prompts; of the judge that made this iteration's pairs",
+                nullable=True,
+            ),
+            _field(
+                "best_beats_worst",
+                pa.float64(),
+                "share of this iteration's pairs whose winner has the higher candidate metric",
+                nullable=True,
+            ),
+            _field(
+                "confident_share",
+                pa.float64(),
+                "share of this iteration's pairs with p(winner > loser) > 0.9",
+                nullable=True,
+            ),
+        ]
+    ),
+)

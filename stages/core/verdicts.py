@@ -1,0 +1,171 @@
+"""What an evaluation says, in words: which policy is higher, by how much, how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Direction = Literal["higher", "lower", "unclear"]
+
+BASE = "base"
+DASH = "–"
+LABELS: Mapping[Direction, str] = {
+    "higher": "higher",
+    "lower": "lower",
+    "unclear": "no clear difference",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One row of an evaluation summary: a policy against a baseline, on one metric."""
+
+    prompt_set: str
+    metric: str
+    policy: str
+    baseline: str
+    num_prompts: int
+    mean: float
+    baseline_mean: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    win_rate: float
+
+    @property
+    def direction(self) -> Direction:
+        """Where the whole 95 % interval lies; 'unclear' when it holds or touches 0."""
+        if self.ci_low > 0:
+            return "higher"
+        return "lower" if self.ci_high < 0 else "unclear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A direction and the sentence that says it."""
+
+    direction: Direction
+    sentence: str
+
+
+class Evaluation:
+    """An evaluation summary, by prompt set, metric, policy and baseline."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], order: Sequence[str]) -> None:
+        found = [Comparison(**row) for row in rows]
+        self._rows = {(r.prompt_set, r.metric, r.policy, r.baseline): r for r in found}
+        self.prompt_sets = list(dict.fromkeys(row.prompt_set for row in found))
+        self.policies = sorted(
+            {row.policy for row in found} | {row.baseline for row in found},
+            key=lambda name: (name != BASE, _position(name, order), name),
+        )
+        """Base first, then as in `order`, then the rest by name."""
+
+    def metrics(self, prompt_set: str) -> list[str]:
+        """Metrics that were measured on a prompt set, in the order of the table."""
+        return list(dict.fromkeys(metric for name, metric, *_ in self._rows if name == prompt_set))
+
+    def against(
+        self, prompt_set: str, metric: str, policy: str, baseline: str
+    ) -> Comparison | None:
+        """A policy against another one; None if they are the same or were not compared."""
+        if policy == baseline:
+            return None
+        return self._rows.get((prompt_set, metric, policy, baseline))
+
+    def mean(self, prompt_set: str, metric: str, policy: str) -> float | None:
+        """Mean score of a policy; None if it has none."""
+        for row in self._rows.values():
+            if (row.prompt_set, row.metric) == (prompt_set, metric):
+                if row.policy == policy:
+                    return row.mean
+                if row.baseline == policy:
+                    return row.baseline_mean
+        return None
+
+    def previous(self, policy: str) -> str:
+        """The policy before it; base for base."""
+        return self.policies[max(0, self.policies.index(policy) - 1)]
+
+    def decimals(self, prompt_set: str, metric: str) -> int:
+        """Decimals that show a typical interval of the metric with two digits, between 0 and 6."""
+        widths = sorted(
+            row.ci_high - row.ci_low
+            for row in self._rows.values()
+            if (row.prompt_set, row.metric) == (prompt_set, metric) and row.ci_high > row.ci_low
+        )
+        if not widths:
+            return 3
+        return min(6, max(0, 1 - math.floor(math.log10(widths[len(widths) // 2]))))
+
+
+def number(value: float | None, decimals: int, *, sign: bool = False) -> str:
+    """The value with a true minus, if asked also with a plus; an en dash for a missing one."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    text = f"{value:{'+' if sign else ''}.{decimals}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A share as whole per cent; an en dash for a missing one."""
+    return DASH if value is None or not math.isfinite(value) else f"{value * 100:.0f} %"
+
+
+def significant(value: float | None) -> str:
+    """The value with three significant digits; an en dash for a missing one."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value:.3g}".replace("-", "−")
+
+
+def interval(row: Comparison, decimals: int) -> str:
+    """'+0.41 (95 % interval +0.33 to +0.49)'."""
+    low, high = (number(end, decimals, sign=True) for end in (row.ci_low, row.ci_high))
+    return f"{number(row.difference, decimals, sign=True)} (95 % interval {low} to {high})"
+
+
+def verdict(row: Comparison, decimals: int) -> Verdict:
+    """One comparison as a sentence that claims no more than its interval allows."""
+    wins = f"wins {percent(row.win_rate)} of {row.num_prompts} prompts"
+    if row.direction == "unclear":
+        sentence = (
+            f"No clear difference between {row.policy} and {row.baseline} on {row.metric}: "
+            f"{interval(row, decimals)}; {row.policy} {wins}."
+        )
+    else:
+        sentence = (
+            f"{row.policy} is {row.direction} than {row.baseline} on {row.metric}: "
+            f"{interval(row, decimals)}; it {wins}."
+        )
+    return Verdict(direction=row.direction, sentence=sentence)
+
+
+def steps_sentence(steps: Sequence[Comparison]) -> str:
+    """How many of the given steps rose, fell, or are undecided; a step is 'policy over baseline'."""
+    counts = {name: sum(step.direction == name for step in steps) for name in LABELS}
+    parts = [
+        f"{counts['higher']} rose",
+        f"{counts['lower']} fell",
+        f"{counts['unclear']} made no clear difference",
+    ]
+    return f"Of {len(steps)} updates: {', '.join(parts)}."
+
+
+def sides_sentence(rows: Sequence[Comparison]) -> str:
+    """The same two policies on several metrics, in one sentence: what rose, what fell."""
+    parts = []
+    for direction, label in LABELS.items():
+        names = [row.metric for row in rows if row.direction == direction]
+        if names:
+            parts.append(f"{label} on {', '.join(names)}")
+    pair = f"{rows[0].policy} against {rows[0].baseline}"
+    return f"On the other metrics, {pair}: {'; '.join(parts)}."
+
+
+def _position(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)

@@ -1,0 +1,78 @@
+"""Evaluation prompts in; a policy's images of them out, from the same noise for every policy.
+
+Example: paste the line from logs/<run>/evaluation/<set>/iter01/generate_evaluation-0.log
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from stages.core.artifacts import policy_files, read_table, write_table
+from stages.core.generation import SamplingSettings, generate
+from stages.core.models import load_model
+from stages.core.policies import load_denoiser
+from stages.core.runtime import choose_device, run_stage, shard_of, stage
+from stages.core.schemas import IMAGES, PROMPTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Evaluation prompts in; a policy's images out, from the same noise for every policy."""
+
+    prompts: Path
+    """The evaluation prompts (schema prompts)."""
+    base: str
+    """The base model: a folder in diffusers layout or a hub id."""
+    policy: str
+    """Policy folder that samples, or 'base'."""
+    dtype: str
+    """Precision of the networks: float32, bfloat16 or float16."""
+    settings: SamplingSettings
+    """The sampler."""
+    images_per_prompt: int
+    """Images of each prompt; 2 or more let diversity be measured."""
+    seed: int
+    """Evaluation seed: the same for every policy, and not the run's."""
+    shard: int
+    """Which part of the prompts this job takes, from 0."""
+    num_shards: int
+    """In how many parts the prompts are sampled; changes no image."""
+    output: Path
+    """Where the images go (schema images)."""
+    prompts_per_batch: int = 8
+    """Prompts sampled at a time; changes images only by rounding."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def main(args: Args) -> None:
+    """Sample every image from its own seed, which no policy enters."""
+    with stage("generate_evaluation") as run:
+        table = read_table(args.prompts, PROMPTS)
+        names, prompts = (table.column(name).to_pylist() for name in ("prompt_id", "prompt"))
+        part = shard_of(list(zip(names, prompts, strict=True)), args.shard, args.num_shards)
+        model = load_model(args.base, device=choose_device(args.threads), dtype=args.dtype)
+        rows = list(
+            generate(
+                model,
+                load_denoiser(model, args.policy),
+                part,
+                args.settings,
+                images_per_prompt=args.images_per_prompt,
+                seed_parts=(args.seed, "generate_evaluation"),
+                prompts_per_batch=args.prompts_per_batch,
+                keep_latents=False,
+            )
+        )
+        inputs = [args.prompts, *policy_files(args.policy)]
+        write_table(
+            args.output, rows, IMAGES, stage="generate_evaluation", arguments=args, inputs=inputs
+        )
+        run.rows_in, run.rows_out = len(part), len(rows)
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))

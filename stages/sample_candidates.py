@@ -1,0 +1,80 @@
+"""A shard of an iteration's prompts in; N candidate images of each out. Paper: SAIL Sec. 4.1.
+
+Example: paste the line from logs/<run>/iter01/sample_candidates-0.log
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from stages.core.artifacts import policy_files, read_table, write_table
+from stages.core.generation import SamplingSettings, generate
+from stages.core.models import load_model
+from stages.core.policies import load_denoiser
+from stages.core.runtime import choose_device, run_stage, shard_of, stage
+from stages.core.schemas import CANDIDATES, PROMPTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """A shard of an iteration's prompts in, N candidate images of each out."""
+
+    prompts: Path
+    """The iteration's prompts (schema prompts)."""
+    base: str
+    """The base model: a folder in diffusers layout or a hub id."""
+    policy: str
+    """Policy folder that samples, or 'base'."""
+    dtype: str
+    """Precision of the networks: float32, bfloat16 or float16."""
+    settings: SamplingSettings
+    """The sampler."""
+    candidates_per_prompt: int
+    """Images of each prompt (paper: 8)."""
+    seed: int
+    """Run seed."""
+    iteration: int
+    """Number of this iteration, from 1."""
+    shard: int
+    """Which part of the prompts this job takes, from 0."""
+    num_shards: int
+    """In how many parts the prompts are sampled; changes no image."""
+    output: Path
+    """Where the candidates go (schema candidates)."""
+    prompts_per_batch: int = 2
+    """Prompts sampled at a time; changes images only by rounding."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def main(args: Args) -> None:
+    """Sample every candidate from its own seed; keep image and latents."""
+    with stage("sample_candidates") as run:
+        table = read_table(args.prompts, PROMPTS)
+        names, prompts = (table.column(name).to_pylist() for name in ("prompt_id", "prompt"))
+        part = shard_of(list(zip(names, prompts, strict=True)), args.shard, args.num_shards)
+        model = load_model(args.base, device=choose_device(args.threads), dtype=args.dtype)
+        rows = list(
+            generate(
+                model,
+                load_denoiser(model, args.policy),
+                part,
+                args.settings,
+                images_per_prompt=args.candidates_per_prompt,
+                seed_parts=(args.seed, "sample_candidates", args.iteration),
+                prompts_per_batch=args.prompts_per_batch,
+                keep_latents=True,
+            )
+        )
+        inputs = [args.prompts, *policy_files(args.policy)]
+        write_table(
+            args.output, rows, CANDIDATES, stage="sample_candidates", arguments=args, inputs=inputs
+        )
+        run.rows_in, run.rows_out = len(part), len(rows)
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))

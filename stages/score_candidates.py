@@ -1,0 +1,119 @@
+"""Candidates in; the implicit reward of each out, with every draw's errors. Paper: SAIL Eq. 8.
+
+Example: paste the line from logs/<run>/iter01/score_candidates-0.log
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import tyro
+
+from stages.core.artifacts import policy_files, read_table, write_table
+from stages.core.images import decode_image, to_model_input
+from stages.core.models import StableDiffusion, load_model
+from stages.core.noising import reward_draws
+from stages.core.policies import latents_tensor, load_denoiser
+from stages.core.rewards import implicit_reward
+from stages.core.runtime import choose_device, progress, run_stage, stage
+from stages.core.schemas import CANDIDATES, REWARDS
+from stages.core.scoring import draw_errors
+from stages.core.seeding import seed_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Candidates in, the implicit reward of each out, with every draw's errors."""
+
+    candidates: Path
+    """A shard of candidates (schema candidates)."""
+    base: str
+    """The base model: a folder in diffusers layout or a hub id."""
+    policy: str
+    """Policy folder that judges."""
+    reference: str
+    """Policy folder the reward compares with, or 'base' (Sec. 4.2)."""
+    dtype: str
+    """Precision of the networks: float32, bfloat16 or float16; errors are always float32."""
+    num_draws: int
+    """Draws of timestep and noise, shared by all candidates of a prompt (paper: 10)."""
+    reencode: bool
+    """Encode the decoded images again instead of using the sampler's latents."""
+    seed: int
+    """Run seed."""
+    iteration: int
+    """Number of this iteration, from 1."""
+    output: Path
+    """Where the rewards go (schema rewards)."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def main(args: Args) -> None:
+    """Score prompt by prompt, so that neither batches nor shards change a reward."""
+    with stage("score_candidates") as run:
+        columns = ["prompt_id", "prompt", "candidate", "image" if args.reencode else "latents"]
+        table = read_table(args.candidates, CANDIDATES, columns)
+        model = load_model(args.base, device=choose_device(args.threads), dtype=args.dtype)
+        rows = list(score(model, table, args))
+        inputs = [args.candidates, *policy_files(args.policy), *policy_files(args.reference)]
+        write_table(
+            args.output, rows, REWARDS, stage="score_candidates", arguments=args, inputs=inputs
+        )
+        run.rows_in, run.rows_out = len(table), len(rows)
+
+
+def score(model: StableDiffusion, table: pa.Table, args: Args) -> Iterator[dict[str, object]]:
+    """One row of the rewards table for each candidate."""
+    policy, reference = load_denoiser(model, args.policy), load_denoiser(model, args.reference)
+    names = np.array(table.column("prompt_id").to_pylist())
+    starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else []
+    ends = [*starts[1:], len(names)]
+    spans = list(zip(starts, ends, strict=True))
+    per_prompt = len(names) // max(1, len(spans))
+    for start, end in progress(spans, "scoring", "images", per_prompt):
+        group = table.slice(start, end - start)
+        draw_seed = seed_of(args.seed, "score_candidates", args.iteration, str(names[start]))
+        draws = reward_draws(
+            draw_seed,
+            num_draws=args.num_draws,
+            num_timesteps=model.num_timesteps,
+            latents_shape=model.latents_shape,
+        )
+        text = model.encode_text([group.column("prompt")[0].as_py()])
+        errors = draw_errors(model, policy, reference, candidate_latents(model, group, args),
+                             text, draws)  # fmt: skip
+        policy_errors, reference_errors = errors.policy.numpy(), errors.reference.numpy()
+        result = implicit_reward(policy_errors=policy_errors, reference_errors=reference_errors)
+        for index, candidate in enumerate(group.column("candidate").to_pylist()):
+            has_error = np.isfinite(result.standard_error[index])
+            yield {
+                "prompt_id": str(names[start]),
+                "candidate": candidate,
+                "reward": result.reward[index],
+                "standard_error": result.standard_error[index] if has_error else None,
+                "policy_errors": policy_errors[index],
+                "reference_errors": reference_errors[index],
+                "timesteps": draws.timesteps.numpy(),
+                "draw_seed": draw_seed,
+            }
+
+
+def candidate_latents(model: StableDiffusion, group: pa.Table, args: Args) -> torch.Tensor:
+    """The sampler's latents of one prompt's candidates, or those of its decoded images.
+
+    Differs from the paper: it does not say; the sampler's own latents are exact and cost nothing.
+    """
+    if not args.reencode:
+        return latents_tensor(group.column("latents"), model.latents_shape, str(args.candidates))
+    images = [decode_image(image["bytes"]) for image in group.column("image").to_pylist()]
+    return model.encode_images(torch.from_numpy(to_model_input(images, model.image_size)))
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))

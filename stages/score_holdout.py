@@ -1,0 +1,101 @@
+"""Held-out human pairs in; how a policy's implicit reward judges them out, and its drift.
+
+Example: paste the line from logs/<run>/iter01/score_holdout.log
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from stages.core.artifacts import policy_files, read_table, write_table
+from stages.core.models import load_model
+from stages.core.noising import reward_draws
+from stages.core.policies import latents_tensor, load_denoiser
+from stages.core.rewards import implicit_reward, preference_probability
+from stages.core.runtime import choose_device, progress, run_stage, stage
+from stages.core.schemas import HOLDOUT_REWARDS, PAIR_LATENTS, PREFERENCES
+from stages.core.scoring import draw_errors
+from stages.core.seeding import seed_of
+from stages.core.tables import join_latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Held-out human pairs in; how a policy's implicit reward judges them out, and its drift."""
+
+    preferences: Path
+    """Held-out pairs (schema preferences)."""
+    latents: Path
+    """Their latents (schema pair_latents)."""
+    base: str
+    """The base model: a folder in diffusers layout or a hub id."""
+    policy: str
+    """Policy folder that judges."""
+    reference: str
+    """Policy folder the reward compares with, or 'base'."""
+    dtype: str
+    """Precision of the networks: float32, bfloat16 or float16; errors are always float32."""
+    num_draws: int
+    """Draws of timestep and noise, shared by the two images of a pair."""
+    dpo_beta: float
+    """For p(winner > loser), Eq. 9."""
+    seed: int
+    """Evaluation seed: every policy judges with the same draws."""
+    output: Path
+    """Where the rewards go (schema holdout_rewards)."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def main(args: Args) -> None:
+    """Score winner and loser of every pair with the same draws for every policy."""
+    with stage("score_holdout") as run:
+        model = load_model(args.base, device=choose_device(args.threads), dtype=args.dtype)
+        policy, reference = load_denoiser(model, args.policy), load_denoiser(model, args.reference)
+        pairs = join_latents(
+            read_table(args.preferences, PREFERENCES, ["pair_id", "prompt"]),
+            read_table(args.latents, PAIR_LATENTS),
+            args.latents,
+        )
+        sides = [
+            latents_tensor(pairs.column(name), model.latents_shape, str(args.latents))
+            for name in ("winner_latents", "loser_latents")
+        ]
+        rows = []
+        for index in progress(range(len(pairs)), "scoring held-out pairs", "pairs"):
+            name, prompt = (pairs.column(c)[index].as_py() for c in ("pair_id", "prompt"))
+            draws = reward_draws(
+                seed_of(args.seed, "score_holdout", name),
+                num_draws=args.num_draws,
+                num_timesteps=model.num_timesteps,
+                latents_shape=model.latents_shape,
+            )
+            latents = torch.stack([side[index] for side in sides])
+            text = model.encode_text([prompt])
+            errors = draw_errors(model, policy, reference, latents, text, draws)
+            reward = implicit_reward(
+                policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()
+            ).reward
+            rows.append(
+                {
+                    "pair_id": name,
+                    "winner_reward": reward[0],
+                    "loser_reward": reward[1],
+                    "probability": preference_probability(reward[0] - reward[1], args.dpo_beta),
+                    "drift": float(errors.drift.mean()),
+                }
+            )
+        inputs = [args.preferences, args.latents, *policy_files(args.policy)]
+        write_table(
+            args.output, rows, HOLDOUT_REWARDS,
+            stage="score_holdout", arguments=args, inputs=inputs,
+        )  # fmt: skip
+        run.rows_in, run.rows_out = len(pairs), len(rows)
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))

@@ -1,0 +1,157 @@
+"""Scored candidates in; one preference pair a prompt out. Paper: SAIL Sec. 4.1 (best against worst).
+
+Example: paste the line from logs/<run>/iter01/select_pairs.log
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from stages.core.artifacts import policy_files, policy_name, read_tables, write_table
+from stages.core.errors import UserError
+from stages.core.rewards import margin_standard_error, preference_probability
+from stages.core.runtime import log, run_stage, stage
+from stages.core.schemas import CANDIDATES, METRIC_SCORES, REWARDS, TRAINING_PAIRS
+from stages.core.seeding import seed_of
+from stages.core.selection import best_worst, random_pair
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Scored candidates in, one preference pair a prompt out."""
+
+    candidates: tuple[Path, ...]
+    """All shards of the candidates (schema candidates)."""
+    rewards: tuple[Path, ...]
+    """Their implicit rewards (schema rewards)."""
+    ranking: tuple[Path, ...] = ()
+    """Scores of a metric that ranks instead of the implicit reward (schema metric_scores)."""
+    strategy: Literal["best_worst", "random"]
+    """'best_worst' (paper) or 'random' (Table 5), which is ordered by score all the same."""
+    candidates_per_prompt: int
+    """Candidates each prompt must have."""
+    min_margin_in_standard_errors: float
+    """Leave out pairs whose margin is smaller than this many standard errors; 0 keeps all."""
+    dpo_beta: float
+    """For p(winner > loser), Eq. 9; ranks nothing."""
+    policy: str
+    """Policy folder that sampled the candidates, or 'base'; its digest is kept with every pair."""
+    seed: int
+    """Run seed, for the strategy 'random'."""
+    iteration: int
+    """Number of this iteration, from 1."""
+    output: Path
+    """Where the pairs go (schema training_pairs)."""
+
+
+def main(args: Args) -> None:
+    """Choose two candidates of each prompt and put them side by side."""
+    with stage("select_pairs") as run:
+        rewards = by_prompt(read_tables(args.rewards, REWARDS).to_pylist())
+        metric = by_prompt(read_tables(args.ranking, METRIC_SCORES).to_pylist()) if (
+            args.ranking) else {}  # fmt: skip
+        chosen = {name: choose(name, rows, metric.get(name), args)
+                  for name, rows in rewards.items()}  # fmt: skip
+        kept = {name: pair for name, pair in chosen.items() if is_clear(pair, args)}
+        if not kept:
+            raise UserError(
+                f"none of {len(chosen)} pairs has a margin of at least "
+                f"{args.min_margin_in_standard_errors} standard errors. Lower "
+                "select_pairs.min_margin_in_standard_errors or raise score_candidates.num_draws."
+            )
+        columns = ["prompt_id", "prompt", "candidate", "seed", "image", "latents"]
+        policy = policy_name(args.policy)
+        rows = []
+        for path in args.candidates:
+            images = by_prompt(read_tables([path], CANDIDATES, columns).to_pylist())
+            rows += [to_row(images[name], kept[name], policy, args) for name in images if name in kept]
+        log.info("select_pairs: %d of %d pairs kept", len(rows), len(chosen))
+        rows.sort(key=lambda row: row["prompt_id"])
+        write_table(
+            args.output, rows, TRAINING_PAIRS, stage="select_pairs", arguments=args,
+            inputs=[*args.candidates, *args.rewards, *args.ranking, *policy_files(args.policy)],
+        )  # fmt: skip
+        run.rows_in, run.rows_out = sum(map(len, rewards.values())), len(rows)
+
+
+def by_prompt(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows of each prompt, in the order of their candidate numbers."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["prompt_id"]].append(row)
+    return {name: sorted(group, key=lambda row: row["candidate"]) for name, group in groups.items()}
+
+
+def choose(name: str, rewards: list[Row], metric: list[Row] | None, args: Args) -> Row:
+    """The two candidates of one prompt, with margin, standard error and probability."""
+    ranking = [row["score"] for row in metric] if metric else [row["reward"] for row in rewards]
+    for what, count in (("rewards", len(rewards)), ("scores", len(ranking))):
+        if count != args.candidates_per_prompt:
+            raise UserError(
+                f"prompt {name} has {count} {what}, expected candidates_per_prompt = "
+                f"{args.candidates_per_prompt}. Run sample_candidates and score_candidates again "
+                f"for iteration {args.iteration}."
+            )
+    scores = np.array(ranking, np.float64)
+    if args.strategy == "best_worst":
+        winner, loser = best_worst(scores)
+    else:
+        rng = np.random.default_rng(seed_of(args.seed, "select_pairs", args.iteration, name))
+        winner, loser = random_pair(scores, rng)
+    margin = rewards[winner]["reward"] - rewards[loser]["reward"]
+    error = margin_standard_error(
+        policy_errors=np.array([row["policy_errors"] for row in rewards]),
+        reference_errors=np.array([row["reference_errors"] for row in rewards]),
+        best=winner,
+        worst=loser,
+    )
+    return {
+        "winner": winner,
+        "loser": loser,
+        "winner_score": ranking[winner],
+        "loser_score": ranking[loser],
+        "margin": margin,
+        "margin_standard_error": error if np.isfinite(error) else None,
+        "probability": preference_probability(margin, args.dpo_beta),
+    }
+
+
+def is_clear(pair: Row, args: Args) -> bool:
+    """Whether the margin is large enough beside its standard error."""
+    threshold = args.min_margin_in_standard_errors * (pair["margin_standard_error"] or 0.0)
+    return threshold == 0 or pair["margin"] >= threshold
+
+
+def to_row(images: list[Row], pair: Row, policy: str, args: Args) -> Row:
+    """A row of the pairs table, with where its images came from."""
+    winner, loser = images[pair["winner"]], images[pair["loser"]]
+    scores = {name: pair[name] for name in pair if name not in ("winner", "loser")}
+    return {
+        "pair_id": f"iter{args.iteration:02d}-{winner['prompt_id']}",
+        "prompt_id": winner["prompt_id"],
+        "prompt": winner["prompt"],
+        "winner": winner["image"],
+        "loser": loser["image"],
+        "source": "generated",
+        "iteration": args.iteration,
+        "policy_digest": policy,
+        "winner_candidate": winner["candidate"],
+        "loser_candidate": loser["candidate"],
+        "winner_seed": winner["seed"],
+        "loser_seed": loser["seed"],
+        "winner_latents": winner["latents"],
+        "loser_latents": loser["latents"],
+        **scores,
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))

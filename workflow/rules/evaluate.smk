@@ -1,0 +1,243 @@
+# Every policy and the base on the same prompts and the same noise; and the guards of the loop.
+EVALUATION = [
+    f"{RUN}/evaluation/summary.parquet",
+    f"{RUN}/evaluation/guards.parquet",
+    *expand(
+        f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet",
+        set=PROMPT_SETS,
+        policy=POLICY_NAMES,
+        metric=METRICS,
+    ),
+]
+CANDIDATE_METRIC = config["evaluation"]["candidate_metric"]
+PRIMARY_SET = PROMPT_SETS[0]
+
+
+def prompt_set_file(wildcards):
+    if "shapes" in config:
+        return f"{RUN}/world/evaluation.txt"
+    return config["evaluation"]["prompt_sets"][wildcards.set]
+
+
+def evaluation_images(prompt_set, name):
+    """All shards of a policy's images of a prompt set."""
+    return expand(
+        f"{RUN}/evaluation/{prompt_set}/{name}/images/shard-{{shard}}.parquet",
+        shard=EVALUATION_SHARDS,
+    )
+
+
+def of_iterations(pattern, numbers, flag):
+    """A repeated flag whose values are an iteration's number and a file of it."""
+    words = [
+        word
+        for i in numbers
+        for path in expand(pattern, i=i, shard=SHARDS)
+        for word in (i, path)
+    ]
+    return flags({flag: words}) if words else f"--{flag}".replace("_", "-")
+
+
+rule select_evaluation_prompts:
+    input:
+        prompt_set_file,
+    output:
+        f"{RUN}/evaluation/{{set}}/prompts.parquet",
+    log:
+        f"{LOGS}/evaluation/{{set}}/select_prompts.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.select_prompts"),
+        command=stage("select_prompts"),
+    shell:
+        "{params.command} --pool {input:q} --shuffle-seed None --skip 0 --take None"
+        " --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule generate_evaluation:
+    input:
+        prompts=rules.select_evaluation_prompts.output,
+        policy=lambda wildcards: policy(wildcards.policy),
+    output:
+        f"{RUN}/evaluation/{{set}}/{{policy}}/images/shard-{{shard}}.parquet",
+    log:
+        f"{LOGS}/evaluation/{{set}}/{{policy}}/generate_evaluation-{{shard}}.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+    params:
+        code=code_version("stages.generate_evaluation"),
+        command=stage("generate_evaluation"),
+        policy=lambda wildcards, input: folder(input.get("policy", "")),
+        shard=lambda wildcards: int(wildcards.shard),
+        flags=flags(
+            {
+                **MODEL,
+                "seed": config["evaluation"]["seed"],
+                "images_per_prompt": config["evaluation"]["images_per_prompt"],
+                "num_shards": len(EVALUATION_SHARDS),
+            }
+        ),
+        settings=flags(config["sampling"], "settings"),
+    shell:
+        "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
+        " --shard {params.shard} {params.flags} {params.settings}"
+        " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule score_metric:
+    input:
+        lambda wildcards: evaluation_images(wildcards.set, wildcards.policy),
+    output:
+        f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet",
+    log:
+        f"{LOGS}/evaluation/{{set}}/{{policy}}/score_metric-{{metric}}.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.score_metric"),
+        command=stage("score_metric"),
+    shell:
+        "{params.command} --images {input:q} --metric {wildcards.metric:q}"
+        " --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule score_holdout:
+    input:
+        preferences=f"{RUN}/seed/holdout.parquet",
+        latents=f"{RUN}/seed/holdout_latents.parquet",
+        policy=lambda wildcards: policy(wildcards.policy),
+    output:
+        f"{RUN}/evaluation/holdout/{{policy}}.parquet",
+    log:
+        f"{LOGS}/evaluation/score_holdout-{{policy}}.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+    params:
+        code=code_version("stages.score_holdout"),
+        command=stage("score_holdout"),
+        policy=lambda wildcards, input: folder(input.get("policy", "")),
+        flags=flags(
+            {
+                **MODEL,
+                "seed": config["evaluation"]["seed"],
+                "num_draws": config["evaluation"]["holdout_draws"],
+                "reference": "base",
+                "dpo_beta": config["update_policy"]["dpo_beta"],
+            }
+        ),
+    shell:
+        "{params.command} --preferences {input.preferences:q} --latents {input.latents:q}"
+        " --policy {params.policy:q} {params.flags}"
+        " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule summarise_evaluation:
+    input:
+        expand(
+            f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet",
+            set=PROMPT_SETS,
+            policy=POLICY_NAMES,
+            metric=METRICS,
+        ),
+    output:
+        f"{RUN}/evaluation/summary.parquet",
+    log:
+        f"{LOGS}/evaluation/summarise_evaluation.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.summarise_evaluation"),
+        command=stage("summarise_evaluation"),
+        flags=flags(
+            {
+                "scores": [
+                    word
+                    for prompt_set in PROMPT_SETS
+                    for name in POLICY_NAMES
+                    for metric in METRICS
+                    for word in (
+                        prompt_set,
+                        name,
+                        f"{RUN}/evaluation/{prompt_set}/{name}/scores/{metric}.parquet",
+                    )
+                ]
+            }
+        ),
+    shell:
+        "{params.command} {params.flags} --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule summarise_guards:
+    input:
+        holdout=expand(
+            f"{RUN}/evaluation/holdout/{{policy}}.parquet", policy=POLICY_NAMES[1:]
+        ),
+        images=[
+            path
+            for name in POLICY_NAMES[1:]
+            for path in evaluation_images(PRIMARY_SET, name)
+        ],
+        pairs=expand(f"{RUN}/iter{{i:02d}}/pairs.parquet", i=ITERATIONS),
+        rewards=expand(
+            f"{RUN}/iter{{i:02d}}/scores/shard-{{shard}}.parquet",
+            i=ITERATIONS,
+            shard=SHARDS,
+        ),
+        candidate_scores=(
+            expand(
+                f"{RUN}/iter{{i:02d}}/candidate_scores/{CANDIDATE_METRIC}.parquet",
+                i=ITERATIONS,
+            )
+            if CANDIDATE_METRIC
+            else []
+        ),
+    output:
+        f"{RUN}/evaluation/guards.parquet",
+    log:
+        f"{LOGS}/evaluation/summarise_guards.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.summarise_guards"),
+        command=stage("summarise_guards"),
+        images=flags(
+            {
+                "images": [
+                    word
+                    for i in [0, *ITERATIONS]
+                    for path in evaluation_images(PRIMARY_SET, f"iter{i:02d}")
+                    for word in (i, path)
+                ]
+            }
+        ),
+        rewards=of_iterations(
+            f"{RUN}/iter{{i:02d}}/scores/shard-{{shard}}.parquet", ITERATIONS, "rewards"
+        ),
+        candidate_scores=of_iterations(
+            f"{RUN}/iter{{i:02d}}/candidate_scores/{CANDIDATE_METRIC}.parquet",
+            ITERATIONS if CANDIDATE_METRIC else [],
+            "candidate_scores",
+        ),
+    shell:
+        "{params.command} --holdout {input.holdout:q} --pairs {input.pairs:q}"
+        " {params.images} {params.rewards} {params.candidate_scores}"
+        " --output {output:q} 2>&1 | tee {log:q}"

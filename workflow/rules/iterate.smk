@@ -1,0 +1,274 @@
+# One round of self-improvement: policy i-1 samples, judges, and is trained into policy i.
+DATASETS = expand(
+    f"{RUN}/iter{{i:02d}}/{{table}}.parquet",
+    i=ITERATIONS,
+    table=["pairs", "preferences"],
+)
+POLICIES = expand(
+    f"{RUN}/iter{{i:02d}}/{{artifact}}",
+    i=ITERATIONS,
+    artifact=["policy/manifest.json", "training.parquet"],
+)
+PROMPT_POOL = (
+    f"{RUN}/world/pool.txt" if "shapes" in config else config["prompts"].get("pool", [])
+)
+RANKER = config["select_pairs"]["ranker"]
+
+
+def prompt_position(wildcards):
+    """Which block of the pool's order an iteration takes: after those of earlier ones."""
+    sizes, number = config["prompts"]["per_iteration"], int(wildcards.iter)
+    position = {"skip": sum(sizes[: number - 1]), "take": sizes[number - 1]}
+    return flags({"shuffle_seed": config["seed"], **position})
+
+
+def ranking(wildcards):
+    """Scores of the metric that ranks instead of the implicit reward."""
+    if RANKER == "self":
+        return []
+    return f"{RUN}/iter{wildcards.iter}/candidate_scores/{RANKER}.parquet"
+
+
+def shards(pattern, numbers):
+    """Input function: all shards of an artifact."""
+    return lambda wildcards: expand(pattern, shard=numbers, **dict(wildcards))
+
+
+rule select_prompts:
+    input:
+        pool=PROMPT_POOL,
+        exclude=[
+            f"{RUN}/seed/preferences.parquet",
+            f"{RUN}/seed/holdout.parquet",
+            *expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
+        ],
+    output:
+        f"{RUN}/prompts/iter{{iter}}.parquet",
+    log:
+        f"{LOGS}/iter{{iter}}/select_prompts.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    priority: 10
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.select_prompts"),
+        command=stage("select_prompts"),
+        flags=prompt_position,
+    shell:
+        "{params.command} --pool {input.pool:q} --exclude {input.exclude:q}"
+        " {params.flags} --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule sample_candidates:
+    input:
+        prompts=rules.select_prompts.output,
+        policy=previous_policy,
+    output:
+        f"{RUN}/iter{{iter}}/candidates/shard-{{shard}}.parquet",
+    log:
+        f"{LOGS}/iter{{iter}}/sample_candidates-{{shard}}.log",
+    benchmark:
+        f"{LOGS}/iter{{iter}}/sample_candidates-{{shard}}.tsv"
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    priority: 10
+    resources:
+        gpu=1,
+    params:
+        code=code_version("stages.sample_candidates"),
+        command=stage("sample_candidates"),
+        policy=lambda wildcards, input: folder(input.policy),
+        position=lambda wildcards: flags(
+            {
+                "iteration": int(wildcards.iter),
+                "shard": int(wildcards.shard),
+                "num_shards": len(SHARDS),
+            }
+        ),
+        flags=flags(
+            {
+                **MODEL,
+                "seed": config["seed"],
+                "candidates_per_prompt": config["sample_candidates"][
+                    "candidates_per_prompt"
+                ],
+            }
+        ),
+        settings=flags(config["sampling"], "settings"),
+    shell:
+        "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
+        " {params.position} {params.flags} {params.settings}"
+        " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule score_candidates:
+    input:
+        candidates=rules.sample_candidates.output,
+        policy=previous_policy,
+        reference=named_policy(config["score_candidates"]["reference"]),
+    output:
+        f"{RUN}/iter{{iter}}/scores/shard-{{shard}}.parquet",
+    log:
+        f"{LOGS}/iter{{iter}}/score_candidates-{{shard}}.log",
+    benchmark:
+        f"{LOGS}/iter{{iter}}/score_candidates-{{shard}}.tsv"
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    priority: 10
+    resources:
+        gpu=1,
+    params:
+        code=code_version("stages.score_candidates"),
+        command=stage("score_candidates"),
+        policy=lambda wildcards, input: folder(input.policy),
+        reference=lambda wildcards, input: folder(input.get("reference", "")),
+        iteration=lambda wildcards: int(wildcards.iter),
+        flags=flags(
+            {
+                **MODEL,
+                "seed": config["seed"],
+                "num_draws": config["score_candidates"]["num_draws"],
+                "reencode": config["score_candidates"]["reencode"],
+            }
+        ),
+    shell:
+        "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"
+        " --reference {params.reference:q} --iteration {params.iteration} {params.flags}"
+        " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule score_candidates_by_metric:
+    input:
+        shards(rules.sample_candidates.output[0], SHARDS),
+    output:
+        f"{RUN}/iter{{iter}}/candidate_scores/{{metric}}.parquet",
+    log:
+        f"{LOGS}/iter{{iter}}/score_metric-{{metric}}.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.score_metric"),
+        command=stage("score_metric"),
+    shell:
+        "{params.command} --images {input:q} --metric {wildcards.metric:q}"
+        " --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule select_pairs:
+    input:
+        candidates=shards(rules.sample_candidates.output[0], SHARDS),
+        rewards=shards(rules.score_candidates.output[0], SHARDS),
+        ranking=ranking,
+        policy=previous_policy,
+    output:
+        f"{RUN}/iter{{iter}}/pairs.parquet",
+    log:
+        f"{LOGS}/iter{{iter}}/select_pairs.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    priority: 10
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.select_pairs"),
+        command=stage("select_pairs"),
+        policy=lambda wildcards, input: folder(input.policy),
+        ranking=lambda wildcards, input: (
+            flags({"ranking": [input.ranking]}) if RANKER != "self" else ""
+        ),
+        iteration=lambda wildcards: int(wildcards.iter),
+        flags=flags(
+            {
+                "seed": config["seed"],
+                "strategy": config["select_pairs"]["strategy"],
+                "min_margin_in_standard_errors": config["select_pairs"][
+                    "min_margin_in_standard_errors"
+                ],
+                "candidates_per_prompt": config["sample_candidates"][
+                    "candidates_per_prompt"
+                ],
+                "dpo_beta": config["update_policy"]["dpo_beta"],
+            }
+        ),
+    shell:
+        "{params.command} --candidates {input.candidates:q} --rewards {input.rewards:q}"
+        " --policy {params.policy:q} {params.ranking} --iteration {params.iteration}"
+        " {params.flags} --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule mix_preferences:
+    input:
+        pairs=rules.select_pairs.output,
+        preferences=f"{RUN}/seed/preferences.parquet",
+        latents=f"{RUN}/seed/preferences_latents.parquet",
+    output:
+        f"{RUN}/iter{{iter}}/preferences.parquet",
+    log:
+        f"{LOGS}/iter{{iter}}/mix_preferences.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    priority: 10
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.mix_preferences"),
+        command=stage("mix_preferences"),
+        iteration=lambda wildcards: int(wildcards.iter),
+        flags=flags(
+            {
+                "seed": config["seed"],
+                "seed_fraction": config["mix_preferences"]["seed_fraction"],
+            }
+        ),
+    shell:
+        "{params.command} --pairs {input.pairs:q} --preferences {input.preferences:q}"
+        " --latents {input.latents:q} --iteration {params.iteration} {params.flags}"
+        " --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule update_policy:
+    input:
+        preferences=rules.mix_preferences.output,
+        policy=previous_policy,
+        reference=named_policy(config["update_policy"]["reference"]),
+    output:
+        policy=f"{RUN}/iter{{iter}}/policy/manifest.json",
+        training=f"{RUN}/iter{{iter}}/training.parquet",
+    log:
+        f"{LOGS}/iter{{iter}}/update_policy.log",
+    benchmark:
+        f"{LOGS}/iter{{iter}}/update_policy.tsv"
+    conda:
+        "../../envs/sail.yaml"
+    threads: 2
+    priority: 10
+    resources:
+        gpu=1,
+    params:
+        code=code_version("stages.update_policy"),
+        command=stage("update_policy"),
+        policy=lambda wildcards, input: folder(input.policy),
+        reference=lambda wildcards, input: folder(input.get("reference", "")),
+        folder=lambda wildcards: f"{RUN}/iter{wildcards.iter}/policy",
+        work=lambda wildcards: f"{WORK}/iter{wildcards.iter}",
+        iteration=lambda wildcards: int(wildcards.iter),
+        flags=flags({**MODEL, "seed": config["seed"]}),
+        settings=flags(
+            {k: v for k, v in config["update_policy"].items() if k != "reference"},
+            "settings",
+        ),
+    shell:
+        "{params.command} --preferences {input.preferences:q} --policy {params.policy:q}"
+        " --reference {params.reference:q} --iteration {params.iteration}"
+        " {params.flags} {params.settings} --output {params.folder:q}"
+        " --training {output.training:q} --work {params.work:q}"
+        " --threads {threads} 2>&1 | tee {log:q}"

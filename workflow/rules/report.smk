@@ -1,0 +1,49 @@
+# One page that shows what happened.
+import json
+
+REPORT = f"{RUN}/report.html"
+
+
+rule write_report:
+    input:
+        summary=f"{RUN}/evaluation/summary.parquet",
+        guards=f"{RUN}/evaluation/guards.parquet",
+        images=[
+            path
+            for name in POLICY_NAMES
+            for path in evaluation_images(PRIMARY_SET, name)[:1]
+        ],
+        pairs=expand(f"{RUN}/iter{{i:02d}}/pairs.parquet", i=ITERATIONS),
+        training=expand(
+            f"{RUN}/iter{{i:02d}}/training.parquet", i=[0, *ITERATIONS]
+        ),
+        import_summary=f"{RUN}/seed/import.json",
+    output:
+        report=REPORT,
+        config=f"{RUN}/config.json",
+    log:
+        f"{LOGS}/report.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.report"),
+        command=stage("report"),
+        config=json.dumps(config, sort_keys=True, indent=2),
+        flags=flags(
+            {
+                "run": config["run"],
+                "policies": POLICY_NAMES,
+                "primary_metric": config["evaluation"]["primary_metric"],
+                "primary_set": PRIMARY_SET,
+                **config["guards"],
+            }
+        ),
+    shell:
+        "printf '%s\\n' {params.config:q} > {output.config:q};"
+        " {params.command} --config {output.config:q} --summary {input.summary:q}"
+        " --guards {input.guards:q} --images {input.images:q} --pairs {input.pairs:q}"
+        " --training {input.training:q} --import-summary {input.import_summary:q}"
+        " {params.flags} --output {output.report:q} 2>&1 | tee {log:q}"

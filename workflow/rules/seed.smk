@@ -1,0 +1,98 @@
+# Human pairs -> seed pairs and held-out pairs -> latents -> policy 0.
+PREFERENCE_FILES = (
+    [f"{RUN}/world/preferences.parquet"]
+    if "shapes" in config
+    else config["preferences"]["files"]
+)
+
+SEED = [
+    f"{RUN}/seed/preferences.parquet",
+    f"{RUN}/seed/holdout.parquet",
+    f"{RUN}/seed/import.json",
+    f"{RUN}/iter00/policy/manifest.json",
+    f"{RUN}/iter00/training.parquet",
+]
+
+
+rule import_preferences:
+    input:
+        PREFERENCE_FILES,
+    output:
+        preferences=f"{RUN}/seed/preferences.parquet",
+        holdout=f"{RUN}/seed/holdout.parquet",
+        summary=f"{RUN}/seed/import.json",
+    log:
+        f"{LOGS}/seed/import_preferences.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    priority: 10
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.import_preferences"),
+        command=stage("import_preferences"),
+        flags=flags(
+            {
+                "seed": config["seed"],
+                "num_pairs": config["preferences"]["num_pairs"],
+                "num_holdout": config["preferences"]["num_holdout"],
+            }
+        ),
+    shell:
+        "{params.command} --files {input:q} {params.flags}"
+        " --preferences {output.preferences:q} --holdout {output.holdout:q}"
+        " --summary {output.summary:q} 2>&1 | tee {log:q}"
+
+
+rule encode_preferences:
+    input:
+        f"{RUN}/seed/{{part}}.parquet",
+    output:
+        f"{RUN}/seed/{{part}}_latents.parquet",
+    log:
+        f"{LOGS}/seed/encode_{{part}}.log",
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    priority: 10
+    resources:
+        gpu=1,
+    params:
+        code=code_version("stages.encode_preferences"),
+        command=stage("encode_preferences"),
+        flags=flags(MODEL),
+    shell:
+        "{params.command} --preferences {input:q} {params.flags}"
+        " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule train_seed:
+    input:
+        preferences=f"{RUN}/seed/preferences.parquet",
+        latents=f"{RUN}/seed/preferences_latents.parquet",
+    output:
+        policy=f"{RUN}/iter00/policy/manifest.json",
+        training=f"{RUN}/iter00/training.parquet",
+    log:
+        f"{LOGS}/iter00/train_seed.log",
+    benchmark:
+        f"{LOGS}/iter00/train_seed.tsv"
+    conda:
+        "../../envs/sail.yaml"
+    threads: 2
+    priority: 10
+    resources:
+        gpu=1,
+    params:
+        code=code_version("stages.train_seed"),
+        command=stage("train_seed"),
+        folder=f"{RUN}/iter00/policy",
+        work=f"{WORK}/iter00",
+        flags=flags({**MODEL, "seed": config["seed"]}),
+        settings=flags(config["train_seed"], "settings"),
+    shell:
+        "{params.command} --preferences {input.preferences:q} --latents {input.latents:q}"
+        " {params.flags} {params.settings} --output {params.folder:q}"
+        " --training {output.training:q} --work {params.work:q}"
+        " --threads {threads} 2>&1 | tee {log:q}"

@@ -1,0 +1,63 @@
+# The embedded world plays people and prompt collections: only with the config block 'shapes'.
+if "shapes" in config:
+
+    rule split_captions:
+        output:
+            seed_captions=f"{RUN}/world/seed_captions.txt",
+            pool=f"{RUN}/world/pool.txt",
+            evaluation=f"{RUN}/world/evaluation.txt",
+        log:
+            f"{LOGS}/world/split_captions.log",
+        conda:
+            "../../envs/sail.yaml"
+        threads: 1
+        resources:
+            gpu=0,
+        params:
+            code=code_version("stages.shapes.split_captions"),
+            command=stage("shapes.split_captions"),
+            flags=flags(
+                {
+                    "seed": config["seed"],
+                    "num_seed_captions": config["shapes"]["num_seed_captions"],
+                    "evaluation_fold": config["shapes"]["evaluation_fold"],
+                }
+            ),
+        shell:
+            "{params.command} {params.flags} --seed-captions {output.seed_captions:q}"
+            " --pool {output.pool:q} --evaluation {output.evaluation:q} 2>&1 | tee {log:q}"
+
+    rule make_preferences:
+        input:
+            rules.split_captions.output.seed_captions,
+        output:
+            f"{RUN}/world/preferences.parquet",
+        log:
+            f"{LOGS}/world/make_preferences.log",
+        conda:
+            "../../envs/sail.yaml"
+        threads: 2
+        priority: 10
+        resources:
+            gpu=1,
+        params:
+            code=code_version("stages.shapes.make_preferences"),
+            command=stage("shapes.make_preferences"),
+            flags=flags(
+                {
+                    **MODEL,
+                    "seed": config["seed"],
+                    **{
+                        key: config["shapes"][key]
+                        for key in (
+                            "pairs_per_caption",
+                            "label_temperature",
+                            "tie_below",
+                        )
+                    },
+                }
+            ),
+            settings=flags(config["sampling"], "settings"),
+        shell:
+            "{params.command} --captions {input:q} {params.flags} {params.settings}"
+            " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
