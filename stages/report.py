@@ -1,4 +1,4 @@
-"""All that a run measured in; one self-contained page out: did it help, can one trust it, and why.
+"""All that a run measured in; one self-contained page out: is each policy better, can one trust it.
 
 Example: paste the line from logs/<run>/report.log
 """
@@ -7,54 +7,38 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import tyro
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from stages.core.artifacts import read_metadata, read_table, write_text
 from stages.core.errors import UserError
-from stages.core.figures import LN_2, Series, histogram, series_panel, training_panel
 from stages.core.fingerprint import code_version
-from stages.core.guards import MEASURES, Field, Guard, Limits, Measure, seed_guard, warning
-from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import GUARDS, IMAGES, PREFERENCES, SUMMARY, TRAINING, Schema
-from stages.core.thumbnails import thumbnail
-from stages.core.verdicts import (
-    BASE,
-    DASH,
-    LABELS,
-    Comparison,
-    Evaluation,
-    number,
-    percent,
-    sides_sentence,
-    significant,
-    steps_sentence,
-    verdict,
+from stages.core.guards import Guard, Limits
+from stages.core.page import (
+    choose_shown,
+    guards_view,
+    headline,
+    metric_groups,
+    pairs_view,
+    render,
+    training_panels,
 )
+from stages.core.runtime import Run, log, run_stage, stage
+from stages.core.schemas import GUARDS, IMAGES, PREFERENCES, SUMMARY, TRAINING, Schema
+from stages.core.thumbnails import Thumbnail, thumbnail
+from stages.core.verdicts import BASE, Evaluation
 
 Row = dict[str, Any]
 
-MARKS = {"higher": "▲", "lower": "▼", "unclear": "◆"}
-NUM_FOR_AUDIT = 2
-"""Pairs of each iteration that are marked for audit: the least certain ones."""
 PAIR_COLUMNS = (
-    "pair_id",
-    "prompt",
-    "source",
-    "iteration",
-    "winner_score",
-    "loser_score",
-    "margin",
-    "margin_standard_error",
-    "probability",
-)
+    "pair_id", "prompt", "source", "iteration", "winner_score", "loser_score", "margin",
+    "margin_standard_error", "probability",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,130 +66,209 @@ class Args:
     images: tuple[Path, ...]
     """Images of one prompt set, one table per policy, in the order of --policies (schema images)."""
     policies: tuple[str, ...]
-    """Names of the policies: base iter00 iter01 ..."""
+    """Names of the policies, in the order they were made: base iter00 iter01 ..."""
     pairs: tuple[Path, ...] = ()
-    """Preference pairs of iterations 1, 2 ... (schema preferences or training_pairs)."""
+    """Pairs of iterations 1, 2 ... (schema training_pairs or preferences); human ones are passed over."""
     training: tuple[Path, ...]
     """Per-step measures of iterations 0, 1 ... (schema training)."""
     import_summary: Path
     """Counts of the human pairs that were read, dropped and kept (JSON)."""
     num_prompts_shown: int = 8
-    """Prompts in the before-and-after grid, and pairs of each iteration."""
+    """Prompts in the before-and-after grid, and pairs shown of each iteration."""
     output: Path
     """Where the page goes (HTML)."""
 
-    @property
-    def limits(self) -> Limits:
-        """Where a guard becomes a warning."""
-        return Limits(
-            min_reward_accuracy=self.min_reward_accuracy,
-            max_confident_share=self.max_confident_share,
-            min_diversity_share=self.min_diversity_share,
-        )
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure with its title and caption."""
-
-    title: str
-    svg: Markup
-    caption: str
-
 
 def main(args: Args) -> None:
-    """Read everything, put it into words and figures, and write the page."""
+    """Read everything, have it put into words and figures, and write the page."""
+    check(args)
     with stage("report") as run:
-        summary = read_table(args.summary, SUMMARY).to_pylist()
-        evaluation = read_evaluation(summary, args)
-        guards = read_guards(args.guards)
-        trainings = [read_table(path, TRAINING, ["loss", "implicit_accuracy"])
-                     for path in args.training]  # fmt: skip
-        iteration_pairs = [pairs_view(path, args.num_prompts_shown) for path in args.pairs]
-        context = {
-            "run": args.run,
-            "primary_set": args.primary_set,
-            "labels": LABELS,
-            "marks": MARKS,
-            **headline_view(evaluation, args),
-            **metrics_view(evaluation, args),
-            **guards_view(guards, args.limits),
-            **images_view(args),
-            "iteration_pairs": iteration_pairs,
-            "training_panels": training_panels(trainings, args.training),
-            **data_view(args),
-        }
-        page = environment().get_template("report.html.jinja").render(context)
+        evaluation = read_evaluation(run, args)
+        guards = [Guard(**row) for row in read(run, args.guards, GUARDS).to_pylist()]
+        limits = Limits(
+            min_reward_accuracy=args.min_reward_accuracy,
+            max_confident_share=args.max_confident_share,
+            min_diversity_share=args.min_diversity_share,
+        )
+        page = render(
+            {
+                "run": args.run,
+                "primary_set": args.primary_set,
+                "headline": headline(evaluation, args.primary_set, args.primary_metric),
+                "metric_groups": metric_groups(evaluation, args.primary_set, args.primary_metric),
+                **guards_view(sorted(guards, key=lambda guard: guard.iteration), limits),
+                "image_policies": args.policies,
+                "image_rows": read_grid(run, args),
+                "iteration_pairs": [read_pairs(run, path, args) for path in args.pairs],
+                "training_panels": training_panels(*read_training(run, args.training)),
+                "import_summary": facts(read_object(args.import_summary)),
+                "files": list(files(args)),
+                "commands": commands(args),
+                "config": json.dumps(read_object(args.config), indent=2, ensure_ascii=False),
+                "code": code_version("stages.report"),
+            }
+        )
         write_text(args.output, page)
-        run.rows_in = len(summary) + len(guards) + sum(map(len, trainings))
-        run.rows_in += sum(group["num_pairs"] for group in iteration_pairs)
         run.rows_out = 1
         log.info("report: %s, %.1f MB", args.output, len(page.encode()) / 1e6)
 
 
-def environment() -> Environment:
-    """Where the template is, escaping every text that comes from a table."""
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "core"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def check(args: Args) -> None:
+    """UserError for arguments that do not fit each other."""
+    if len(args.images) != len(args.policies):
+        raise UserError(
+            f"--images names {len(args.images)} files and --policies {len(args.policies)} "
+            "policies; give one file of images per policy, in the same order"
+        )
+    if not args.training:
+        raise UserError("--training names no file; give those of iterations 0, 1 ...")
+    if args.num_prompts_shown < 1:
+        raise UserError(f"--num-prompts-shown must be at least 1, found {args.num_prompts_shown}")
 
 
-def read_evaluation(rows: list[Row], args: Args) -> Evaluation:
-    """The summary, known to hold the primary set, the primary metric and base."""
-    evaluation = Evaluation(rows, args.policies)
+def read(run: Run, path: Path, schema: Schema, columns: tuple[str, ...] | None = None) -> pa.Table:
+    """A checked table, counted as rows in."""
+    table = read_table(path, schema, columns)
+    run.rows_in += len(table)
+    return table
+
+
+def read_evaluation(run: Run, args: Args) -> Evaluation:
+    """The summary, known to compare every policy with base on the primary set and metric."""
+    evaluation = Evaluation(read(run, args.summary, SUMMARY).to_pylist(), args.policies)
     for flag, wanted, found in (
-        ("primary-set", args.primary_set, evaluation.prompt_sets),
-        ("primary-metric", args.primary_metric, evaluation.metrics(args.primary_set)),
+        ("set", args.primary_set, evaluation.prompt_sets),
+        ("metric", args.primary_metric, evaluation.metrics(args.primary_set)),
     ):
         if wanted not in found:
             raise UserError(
-                f"--{flag} {wanted!r} is not in {args.summary} "
-                f"(found: {', '.join(found) or 'nothing'}). Name one of these."
+                f"--primary-{flag} {wanted!r} is not in {args.summary}; name one of what is "
+                f"there: {', '.join(found) or 'nothing'}"
             )
-    if BASE not in evaluation.policies:
-        raise UserError(
-            f"{args.summary} compares nothing with {BASE!r} (found: "
-            f"{', '.join(evaluation.policies)}). Evaluate the base model as well."
-        )
+    for policy in evaluation.policies:
+        row = evaluation.against(args.primary_set, args.primary_metric, policy, BASE)
+        if row is None and policy != BASE:
+            raise UserError(
+                f"{args.summary} does not compare {policy!r} with {BASE!r} on "
+                f"{args.primary_metric} of {args.primary_set}. Make the summary anew."
+            )
     return evaluation
 
 
-def read_guards(path: Path) -> list[Guard]:
-    """The guards by iteration, known to start with iteration 0."""
-    rows = read_table(path, GUARDS).to_pylist()
-    guards = sorted((Guard(**row) for row in rows), key=lambda guard: guard.iteration)
-    if seed_guard(guards) is None:
-        raise UserError(
-            f"{path} has no row of iteration 0, with which diversity is compared. Make it anew."
-        )
-    return guards
-
-
-def headline_view(evaluation: Evaluation, args: Args) -> Row:
-    """The verdicts on the primary metric: the last policy against base, each against the last."""
-    name, metric = args.primary_set, args.primary_metric
-    decimals = evaluation.decimals(name, metric)
-    last = evaluation.policies[-1]
-    overall = evaluation.against(name, metric, last, BASE)
-    steps = present(
-        evaluation.against(name, metric, policy, evaluation.previous(policy))
-        for policy in evaluation.policies
-    )
-    others = present(
-        evaluation.against(name, other, last, BASE)
-        for other in evaluation.metrics(name)
-        if other != metric
-    )
-    return {
-        "headline": {
-            "overall": overall and verdict(overall, decimals),
-            "steps": [verdict(step, decimals) for step in steps],
-            "steps_sentence": steps_sentence(steps) if steps else "",
-            "others_sentence": sides_sentence(others) if others else "",
-            "best_sentence": best_sentence(evaluation, name, metric),
+def read_grid(run: Run, args: Args) -> list[Row]:
+    """The first prompts with their image of each policy, known to start from the same noise."""
+    columns = ("prompt_id", "prompt", "candidate", "seed")
+    grid: list[Row] = []
+    for path in args.images:
+        table = read(run, path, IMAGES, columns)
+        places = {
+            row["prompt_id"]: (place, row)
+            for place, row in enumerate(table.to_pylist())
+            if row["candidate"] == 0
         }
+        if not grid:
+            first = list(places.values())[: args.num_prompts_shown]
+            grid = [{**row, "images": []} for _, row in first]
+        for row in grid:
+            place, found = places.get(row["prompt_id"], (-1, {"seed": None}))
+            if found["seed"] != row["seed"]:
+                raise UserError(
+                    f"{path}: candidate 0 of prompt {row['prompt_id']} has seed {found['seed']}, "
+                    f"in {args.images[0]} it has {row['seed']}. Sample the evaluation images of "
+                    "all policies for the same prompts from the same seeds."
+                )
+        chosen = [places[row["prompt_id"]][0] for row in grid]
+        for row, (image,) in zip(grid, read_images(path, IMAGES, ("image",), chosen), strict=True):
+            row["images"].append(image)
+    return grid
+
+
+def read_pairs(run: Run, path: Path, args: Args) -> Row:
+    """One iteration's generated pairs, with the images of those that are shown."""
+    rows = read(run, path, PREFERENCES, PAIR_COLUMNS).to_pylist()
+    generated = [place for place, row in enumerate(rows) if row["source"] == "generated"]
+    if not generated:
+        raise UserError(
+            f"{path} holds no generated pair (column 'source' is never 'generated'); --pairs "
+            "takes the pairs that iterations 1, 2 ... made"
+        )
+    pairs = [rows[place] for place in generated]
+    shown = choose_shown(pairs, args.num_prompts_shown)
+    places = [generated[i] for i in shown]
+    images = read_images(path, PREFERENCES, ("winner", "loser"), places)
+    return pairs_view(pairs, shown, [(winner, loser) for winner, loser in images])
+
+
+def read_images(
+    path: Path, schema: Schema, columns: tuple[str, ...], places: list[int]
+) -> list[tuple[Thumbnail, ...]]:
+    """The images in some rows of a table, column by column, ready for the page."""
+    table = read_table(path, schema, columns).take(places)
+    return [
+        tuple(
+            thumbnail(row[name]["bytes"], f"{path}, row {place}, column {name!r}")
+            for name in columns
+        )
+        for place, row in zip(places, table.to_pylist(), strict=True)
+    ]
+
+
+def read_training(run: Run, paths: tuple[Path, ...]) -> tuple[list[Any], list[Any]]:
+    """(losses, implicit accuracies) of each training. UserError names one without steps."""
+    tables = [read(run, path, TRAINING, ("loss", "implicit_accuracy")) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        if len(table) == 0:
+            raise UserError(f"{path} has no steps. Run the training that writes it again.")
+    return (
+        [table.column("loss").to_numpy() for table in tables],
+        [table.column("implicit_accuracy").to_numpy() for table in tables],
+    )
+
+
+def read_object(path: Path) -> Row:
+    """The JSON object in a file; UserError for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable JSON file: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def facts(values: Row) -> dict[str, str]:
+    """Names and values in words: 'rows read' and '12,000'."""
+    return {
+        key.replace("_", " "): f"{value:,}" if isinstance(value, int) else str(value)
+        for key, value in values.items()
     }
+
+
+def files(args: Args) -> Iterator[Row]:
+    """Every file the page is made from, with the stage and the code version that made it."""
+    policies, iterations = args.policies, range(max(len(args.pairs) + 1, len(args.training)))
+    tables = [
+        (args.summary, "paired comparisons of all policies"),
+        (args.guards, "guards of each iteration"),
+        *((path, f"images of {name}") for path, name in zip(args.images, policies, strict=True)),
+        *((path, f"pairs of iteration {i}") for path, i in zip(args.pairs, iterations[1:])),
+        *((path, f"training of iteration {i}") for path, i in zip(args.training, iterations)),
+    ]
+    for path, holds in tables:
+        made = read_metadata(path)
+        yield {"path": path, "holds": holds, "stage": made["stage"], "code": made["code"]}
+    yield {"path": args.import_summary, "holds": "counts of the human pairs"}
+    yield {"path": args.config, "holds": "configuration"}
+
+
+def commands(args: Args) -> str:
+    """What to type to make the run again, and to look into a table of pairs."""
+    lines = [f"snakemake --cores all --configfile {shlex.quote(str(args.config))}"]
+    if args.pairs:
+        code = f"import pandas; print(pandas.read_parquet({str(args.pairs[-1])!r}))"
+        lines.append(f"python -c {shlex.quote(code)}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stages.core.errors import UserError
 from stages.core.verdicts import percent
 
 Field = Literal[
@@ -100,9 +101,15 @@ MEASURES = (
 )
 
 
-def seed_guard(guards: Sequence[Guard]) -> Guard | None:
-    """The guard of iteration 0, with which diversity is compared; None if there is none."""
-    return next((guard for guard in guards if guard.iteration == 0), None)
+def seed_guard(guards: Sequence[Guard]) -> Guard:
+    """The guard of iteration 0, with which diversity is compared; UserError without it."""
+    for guard in guards:
+        if guard.iteration == 0:
+            return guard
+    raise UserError(
+        f"the guards are those of iterations {', '.join(str(g.iteration) for g in guards)}; "
+        "iteration 0 is needed, with which diversity is compared. Make the guards anew."
+    )
 
 
 def warning(guard: Guard, field: Field, seed: Guard, limits: Limits) -> str | None:

@@ -32,6 +32,7 @@ from stages.core.verdicts import (
 )
 
 Row = dict[str, Any]
+Steps = Float[NDArray[np.floating], " step"]
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MARKS = {"higher": "▲", "lower": "▼", "unclear": "◆"}
@@ -170,7 +171,10 @@ def guards_view(guards: Sequence[Guard], limits: Limits) -> Row:
             "iteration": guard.iteration,
             "policy": guard.policy,
             "cells": [
-                {**guard_cell(guard, measure), "turned": bool(warned[guard.iteration, measure.field])}
+                {
+                    **guard_cell(guard, measure),
+                    "turned": bool(warned[guard.iteration, measure.field]),
+                }
                 for measure in MEASURES
             ],
         }
@@ -288,3 +292,35 @@ def margins_sentence(rows: Sequence[Row]) -> str:
     if sure:
         parts.append(f"Half of the pairs have p(winner > loser) above {np.median(sure):.2f}.")
     return " ".join(parts)
+
+
+def _certainty(row: Row) -> float:
+    """What pairs are ordered by: the margin (p grows with it), else the difference in score."""
+    if row["margin"] is not None:
+        return float(row["margin"])
+    if None in (row["winner_score"], row["loser_score"]):
+        return 0.0
+    return float(row["winner_score"] - row["loser_score"])
+
+
+def _accuracy_interval(guard: Guard) -> tuple[float, float]:
+    return guard.reward_accuracy_low, guard.reward_accuracy_high
+
+
+def _reference_line(measure: Measure, seed: Guard, limits: Limits) -> tuple[float | None, str]:
+    """Where a measure's dashed line goes, and what it says."""
+    lines: dict[str, tuple[float, str]] = {
+        "reward_accuracy": (
+            limits.min_reward_accuracy,
+            "chance" if limits.min_reward_accuracy == 0.5 else "limit",
+        ),
+        "confident_share": (limits.max_confident_share, "limit"),
+        "diversity": (limits.min_diversity_share * seed.diversity, "limit"),
+        "best_beats_worst": (0.5, "chance"),
+        "rank_correlation": (0.0, "no relation"),
+    }
+    return lines.get(measure.field, (None, ""))
+
+
+def _present(rows: Iterable[Comparison | None]) -> list[Comparison]:
+    return [row for row in rows if row is not None]

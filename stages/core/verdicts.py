@@ -146,25 +146,40 @@ def verdict(row: Comparison, decimals: int) -> Verdict:
 
 
 def steps_sentence(steps: Sequence[Comparison]) -> str:
-    """How many of the given steps rose, fell, or are undecided; a step is 'policy over baseline'."""
+    """How many updates rose, fell, or are undecided; empty for a single one."""
+    if len(steps) < 2:
+        return ""
     counts = {name: sum(step.direction == name for step in steps) for name in LABELS}
-    parts = [
-        f"{counts['higher']} rose",
-        f"{counts['lower']} fell",
-        f"{counts['unclear']} made no clear difference",
-    ]
-    return f"Of {len(steps)} updates: {', '.join(parts)}."
+    return (
+        f"Of {len(steps)} updates in a row, {counts['higher']} rose over the policy before, "
+        f"{counts['lower']} fell, {counts['unclear']} made no clear difference."
+    )
 
 
 def sides_sentence(rows: Sequence[Comparison]) -> str:
-    """The same two policies on several metrics, in one sentence: what rose, what fell."""
+    """The same two policies on several metrics: what is higher, what is lower; empty for none."""
+    if not rows:
+        return ""
     parts = []
     for direction, label in LABELS.items():
         names = [row.metric for row in rows if row.direction == direction]
         if names:
             parts.append(f"{label} on {', '.join(names)}")
-    pair = f"{rows[0].policy} against {rows[0].baseline}"
-    return f"On the other metrics, {pair}: {'; '.join(parts)}."
+    return f"On the other metrics, {rows[0].policy} against {BASE}: {'; '.join(parts)}."
+
+
+def best_sentence(evaluation: Evaluation, prompt_set: str, metric: str) -> str:
+    """Which policy has the highest mean, if that is not the last one; otherwise empty."""
+    means = {
+        policy: mean
+        for policy in evaluation.policies
+        if (mean := evaluation.mean(prompt_set, metric, policy)) is not None
+    }
+    best = max(means, key=means.__getitem__)
+    if best == evaluation.policies[-1]:
+        return ""
+    value = number(means[best], evaluation.decimals(prompt_set, metric))
+    return f"The highest mean is that of {best}, {value}."
 
 
 def _position(name: str, order: Sequence[str]) -> int:
