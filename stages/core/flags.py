@@ -16,10 +16,7 @@ def flags(values: Mapping[str, Any], prefix: str = "") -> str:
     for name in sorted(values):
         flag = ".".join(filter(None, [prefix, name])).replace("_", "-")
         value = values[name]
-        if isinstance(value, bool):
-            head, _, last = flag.rpartition(".")
-            words.append(f"--{flag}" if value else f"--{head}{'.' if head else ''}no-{last}")
-        elif isinstance(value, list | tuple):
+        if isinstance(value, list | tuple):
             words += [f"--{flag}", *(shlex.quote(str(item)) for item in value)]
         else:
             words += [f"--{flag}", shlex.quote(str(value))]

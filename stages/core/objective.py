@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -16,7 +17,7 @@ def denoising_error(
     Differs from the paper: it writes a squared norm (a sum); the mean is what the Diffusion-DPO
     code takes and what dpo_beta = 5000 belongs to. Paper: SAIL Eq. 7.
     """
-    wide = prediction.double() if prediction.is_double() else prediction.float()
+    wide = prediction if prediction.dtype == torch.float64 else prediction.float()
     return (target.to(wide.dtype) - wide).square().flatten(start_dim=1).mean(dim=1)
 
 
