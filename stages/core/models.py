@@ -14,14 +14,18 @@ from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from stages.core.errors import UserError
 
-logging.getLogger("diffusers").setLevel(logging.ERROR)
+for library in (diffusers_logging, transformers_logging):
+    library.set_verbosity_error()
+    library.disable_progress_bar()
 log = logging.getLogger(__name__)
 
 Denoiser = UNet2DConditionModel

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import shlex
 import sys
 import time
 import warnings
@@ -56,10 +57,7 @@ class Run:
 @contextmanager
 def stage(name: str) -> Iterator[Run]:
     """Set up logging; end with rows in, rows out, seconds and peak memory."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-    )
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    _set_up_log()
     run = Run(name)
     yield run
     log.info(
@@ -70,6 +68,10 @@ def stage(name: str) -> Iterator[Run]:
 
 def run_stage(main: Callable[[Args], None], args: Args) -> None:
     """Call a stage's main; a mistake of the user's ends in a message, not in a traceback."""
+    _set_up_log()
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None:
+        log.info("python -m %s %s", spec.name, shlex.join(sys.argv[1:]))
     try:
         main(args)
     except UserError as error:
@@ -125,6 +127,13 @@ def _bar(items: Iterable[Item], what: str) -> Iterator[Item]:
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
         yield from bar.track(list(items))
+
+
+def _set_up_log() -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _peak_memory() -> str:
