@@ -8,6 +8,7 @@ A seed that has been run is not run again. Every seed that was asked for is in t
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def metric_table(metric: str, results: dict[int, tuple[list[Row], list[Row]]]) -
         of = {(r["policy"], r["baseline"]): r for r in rows if r["metric"] == metric}
         means = [next(r["mean"] for (p, _), r in of.items() if p == policy) for policy in policies]
         gain = of[last, "iter00"]
-        rises = all(after > before for before, after in zip(means, means[1:], strict=False))
+        rises = all(after > before for before, after in itertools.pairwise(means))
         lines.append(
             f"| {seed} | {' | '.join(f'{mean:.3f}' for mean in means)} | "
             f"{gain['difference']:+.3f} [{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}] | "

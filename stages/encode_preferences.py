@@ -1,4 +1,4 @@
-"""Imported preference pairs in; the VAE latents of their images out, so that training needs no VAE.
+r"""Imported preference pairs in; the VAE latents of their images out, so that training needs no VAE.
 
 Example:
     python -m stages.encode_preferences --preferences preferences.parquet \\

@@ -1,4 +1,4 @@
-"""Human preference pairs in the Pick-a-Pic v2 columns in; seed pairs and held-out pairs out.
+r"""Human preference pairs in the Pick-a-Pic v2 columns in; seed pairs and held-out pairs out.
 
 Ties and unlabelled rows are dropped and counted. Training and held-out pairs share no prompt.
 

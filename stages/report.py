@@ -170,7 +170,7 @@ def read_grid(run: Run, args: Args) -> list[Row]:
             first = list(places.values())[: args.num_prompts_shown]
             grid = [{**row, "images": []} for _, row in first]
         for row in grid:
-            place, found = places.get(row["prompt_id"], (-1, {"seed": None}))
+            _place, found = places.get(row["prompt_id"], (-1, {"seed": None}))
             if found["seed"] != row["seed"]:
                 raise UserError(
                     f"{path}: candidate 0 of prompt {row['prompt_id']} has seed {found['seed']}, "
@@ -251,8 +251,14 @@ def files(args: Args) -> Iterator[Row]:
         (args.summary, "paired comparisons of all policies"),
         (args.guards, "guards of each iteration"),
         *((path, f"images of {name}") for path, name in zip(args.images, policies, strict=True)),
-        *((path, f"pairs of iteration {i}") for path, i in zip(args.pairs, iterations[1:])),
-        *((path, f"training of iteration {i}") for path, i in zip(args.training, iterations)),
+        *(
+            (path, f"pairs of iteration {i}")
+            for path, i in zip(args.pairs, iterations[1:], strict=False)
+        ),
+        *(
+            (path, f"training of iteration {i}")
+            for path, i in zip(args.training, iterations, strict=False)
+        ),
     ]
     for path, holds in tables:
         made = read_metadata(path)

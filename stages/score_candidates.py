@@ -72,8 +72,8 @@ def score(model: StableDiffusion, table: pa.Table, args: Args) -> Iterator[dict[
     """One row of the rewards table for each candidate."""
     policy, reference = load_denoiser(model, args.policy), load_denoiser(model, args.reference)
     names = np.array(table.column("prompt_id").to_pylist())
-    starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else []
-    ends = [*starts[1:], len(names)]
+    starts = [row for row in range(len(names)) if row == 0 or names[row] != names[row - 1]]
+    ends = [*starts[1:], len(names)] if len(names) else []
     spans = list(zip(starts, ends, strict=True))
     per_prompt = len(names) // max(1, len(spans))
     for start, end in progress(spans, "scoring", "images", per_prompt):

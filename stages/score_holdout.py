@@ -89,7 +89,8 @@ def main(args: Args) -> None:
                     "drift": float(errors.drift.mean()),
                 }
             )
-        inputs = [args.preferences, args.latents, *policy_files(args.policy)]
+        files = {*policy_files(args.policy), *policy_files(args.reference)}
+        inputs = [args.preferences, args.latents, *sorted(files)]
         write_table(
             args.output, rows, HOLDOUT_REWARDS,
             stage="score_holdout", arguments=args, inputs=inputs,

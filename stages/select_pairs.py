@@ -58,7 +58,7 @@ def main(args: Args) -> None:
         rewards = by_prompt(read_tables(args.rewards, REWARDS).to_pylist())
         metric = by_prompt(read_tables(args.ranking, METRIC_SCORES).to_pylist()) if (
             args.ranking) else {}  # fmt: skip
-        chosen = {name: choose(name, rows, metric.get(name), args)
+        chosen = {name: choose(name, rows, metric.get(name, []) if args.ranking else None, args)
                   for name, rows in rewards.items()}  # fmt: skip
         kept = {name: pair for name, pair in chosen.items() if is_clear(pair, args)}
         if not kept:
@@ -72,7 +72,9 @@ def main(args: Args) -> None:
         rows = []
         for path in args.candidates:
             images = by_prompt(read_tables([path], CANDIDATES, columns).to_pylist())
-            rows += [to_row(images[name], kept[name], policy, args) for name in images if name in kept]
+            rows += [
+                to_row(images[name], kept[name], policy, args) for name in images if name in kept
+            ]
         log.info("select_pairs: %d of %d pairs kept", len(rows), len(chosen))
         rows.sort(key=lambda row: row["prompt_id"])
         write_table(
@@ -92,7 +94,7 @@ def by_prompt(rows: list[Row]) -> dict[str, list[Row]]:
 
 def choose(name: str, rewards: list[Row], metric: list[Row] | None, args: Args) -> Row:
     """The two candidates of one prompt, with margin, standard error and probability."""
-    ranking = [row["score"] for row in metric] if metric else [row["reward"] for row in rewards]
+    ranking = [r["reward"] for r in rewards] if metric is None else [r["score"] for r in metric]
     for what, count in (("rewards", len(rewards)), ("scores", len(ranking))):
         if count != args.candidates_per_prompt:
             raise UserError(

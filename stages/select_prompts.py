@@ -1,4 +1,4 @@
-"""A pool of prompts in; one set out that shares no prompt with any other set of the run.
+r"""A pool of prompts in; one set out that shares no prompt with any other set of the run.
 
 Example:
     python -m stages.select_prompts --pool prompts.txt --exclude preferences.parquet \\

@@ -72,9 +72,7 @@ def read_prompt_means(path: Path) -> dict[str, PromptMeans]:
     }
 
 
-def compare_all(
-    policies: dict[str, PromptMeans], where: str
-) -> list[tuple[str, str, Comparison]]:
+def compare_all(policies: dict[str, PromptMeans], where: str) -> list[tuple[str, str, Comparison]]:
     """(policy, baseline, comparison): the first with itself, then each with every earlier one.
 
     UserError if two policies were not scored on the same prompts.

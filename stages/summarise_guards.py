@@ -122,9 +122,7 @@ def by_candidate(
     groups: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
         groups[row["prompt_id"]].append((row["candidate"], row[column]))
-    return {
-        name: np.array([value for _, value in sorted(group)]) for name, group in groups.items()
-    }
+    return {name: np.array([value for _, value in sorted(group)]) for name, group in groups.items()}
 
 
 def diversity(paths: list[Path]) -> float:

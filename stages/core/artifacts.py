@@ -98,7 +98,7 @@ def write_table(
         for field in layout:
             if not field.nullable and table.column(field.name).null_count:
                 raise pa.ArrowInvalid(f"column {field.name!r} has nulls")
-    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
+    except (ValueError, pa.ArrowTypeError, KeyError) as error:
         raise ArtifactError(f"{path}: rows do not fit the {schema.name} schema: {error}") from error
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd", row_group_size=ROW_GROUP_ROWS)
@@ -207,7 +207,8 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def _maybe_json(value: Any) -> Any:
-    if not isinstance(value, str):
+    # Only blocks and lists: a code version such as 12e3 would be read as a number.
+    if not isinstance(value, str) or value[:1] not in ("{", "["):
         return value
     try:
         return json.loads(value)

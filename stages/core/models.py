@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
@@ -28,7 +28,7 @@ for library in (diffusers_logging, transformers_logging):
     library.disable_progress_bar()
 log = logging.getLogger(__name__)
 
-Denoiser = UNet2DConditionModel
+Denoiser: TypeAlias = UNet2DConditionModel
 """The network that is trained; the rest of a model stays frozen."""
 
 SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}
@@ -162,9 +162,7 @@ class StableDiffusion:
         context: Conditioning,
     ) -> Float[Tensor, "row channel height width"]:
         """The noise that the denoiser sees in the latents."""
-        return cast(
-            Tensor, denoiser(latents, timesteps, encoder_hidden_states=context.text).sample
-        )
+        return cast(Tensor, denoiser(latents, timesteps, encoder_hidden_states=context.text).sample)
 
     def sampler(self, name: str) -> DDPMScheduler | DDIMScheduler:
         """A fresh sampler, on this model's noise schedule. ValueError for an unknown name."""

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 
 def denoising_error(
-    prediction: Float[Tensor, "batch *channel_height_width"],
-    target: Float[Tensor, "batch *channel_height_width"],
+    prediction: Float[Tensor, "batch ..."],
+    target: Float[Tensor, "batch ..."],
 ) -> Float[Tensor, " batch"]:
     """Mean over channel and space of (target - prediction)^2, in float32 at least.
 

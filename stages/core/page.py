@@ -146,7 +146,7 @@ def metric_panel(evaluation: Evaluation, prompt_set: str, metric: str) -> Panel:
         labels=policies,
         values=[evaluation.mean(prompt_set, metric, policy) for policy in policies],
         intervals=[
-            row and (row.baseline_mean + row.ci_low, row.baseline_mean + row.ci_high)
+            (row.baseline_mean + row.ci_low, row.baseline_mean + row.ci_high) if row else None
             for row in rows
         ],
         line=evaluation.mean(prompt_set, metric, BASE),

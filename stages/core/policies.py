@@ -21,6 +21,7 @@ from stages.core.models import Denoiser, StableDiffusion
 from stages.core.schemas import TRAINING
 from stages.core.training import EncodedPairs, TrainingSettings, train_dpo
 
+
 def load_denoiser(model: StableDiffusion, policy: str) -> Denoiser:
     """The denoiser of a finished policy folder, or the base model's for 'base'."""
     if policy == BASE:

@@ -40,7 +40,10 @@ def read_prompts(path: Path) -> list[str]:
             raise UserError(f"{path}: the prompt in row {row} is empty")
     if not prompts:
         raise UserError(f"{path} holds no prompts; expected one a line")
-    return list({prompt_id(prompt): prompt for prompt in reversed(prompts)}.values())[::-1]
+    different: dict[str, str] = {}
+    for prompt in prompts:
+        different.setdefault(prompt_id(prompt), prompt)
+    return list(different.values())
 
 
 def select_prompts(
@@ -57,7 +60,7 @@ def select_prompts(
         order = np.random.default_rng(shuffle_seed).permutation(len(free))
         free = [free[index] for index in order]
     chosen = free[skip : skip + take]
-    if len(chosen) < take:
+    if take < 1 or len(chosen) < take:
         raise UserError(
             f"{take} prompts were asked for after the first {skip}, but the pool has only "
             f"{len(free)} that no other set uses. Ask for fewer or give more prompts."

@@ -133,9 +133,12 @@ def train_dpo(
         speed = len(rows) / (time.monotonic() - started)
         steps.append(
             Step(
-                step=number, gradient_norm=float(norm), learning_rate=rate,
-                pairs_per_second=speed, **values,
-            )  # fmt: skip
+                step=number,
+                gradient_norm=float(norm),
+                learning_rate=rate,
+                pairs_per_second=speed,
+                **values,
+            )
         )
         if number % save_every == 0 and number < total:
             state.save(steps)

@@ -27,7 +27,7 @@ def score(
             f"found {images.shape[2]} x {images.shape[1]}"
         )
     try:
-        return ORACLES[name](images.astype(np.float32) / 255, prompts)
+        return ORACLES[name]((images / 255).astype(np.float32), prompts)
     except ValueError as error:
         raise UserError(f"metric {name!r}: {error}") from error
 

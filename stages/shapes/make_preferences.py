@@ -103,8 +103,8 @@ def main(args: Args) -> None:
         )
         data = [row["image"]["bytes"] for row in images]  # type: ignore[index]
         prompts = [str(row["prompt"]) for row in images]
-        pixels = np.stack([np.asarray(decode_image(item), np.float32) / 255 for item in data])
-        taste = total(pixels, prompts).astype(np.float64)
+        pixels = np.stack([np.asarray(decode_image(item)) for item in data])
+        taste = total((pixels / 255).astype(np.float32), prompts).astype(np.float64)
         labels, is_wrong = label(taste[0::2], taste[1::2], args)
         is_tie = labels == 0.5
         log.info(

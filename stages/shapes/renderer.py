@@ -37,7 +37,8 @@ def draw(drawings: Sequence[Drawing]) -> Images:
     colour = np.array([COLOURS[d.scene.colour] for d in drawings], np.float32) / 255
     strength = np.array([d.strength for d in drawings], np.float32)[:, None]
     ink = background + strength * (colour - background)
-    return background[:, None, None] * (1 - cover) + ink[:, None, None] * cover
+    images = background[:, None, None] * (1 - cover) + ink[:, None, None] * cover
+    return images.astype(np.float32)
 
 
 def masks(drawings: Sequence[Drawing]) -> Masks:

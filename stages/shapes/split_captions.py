@@ -1,4 +1,4 @@
-"""The captions of the embedded world out, split into seed, training and evaluation sets.
+r"""The captions of the embedded world out, split into seed, training and evaluation sets.
 
 The evaluation folds are the same for every seed: 'tuning' is for finding settings, 'report' for
 what is reported. Example:
@@ -48,7 +48,10 @@ def main(args: Args) -> None:
     with stage("split_captions") as run:
         captions = [str(scene) for scene in all_scenes()]
         order = [captions[i] for i in np.random.default_rng(20_260_205).permutation(len(captions))]
-        folds = {"report": order[:FOLD_CAPTIONS], "tuning": order[FOLD_CAPTIONS:2 * FOLD_CAPTIONS]}
+        folds = {
+            "report": order[:FOLD_CAPTIONS],
+            "tuning": order[FOLD_CAPTIONS : 2 * FOLD_CAPTIONS],
+        }
         rest = order[2 * FOLD_CAPTIONS :]
         if not 0 < args.num_seed_captions < len(rest):
             raise UserError(

@@ -29,7 +29,6 @@ from diffusers import (
 from jaxtyping import Float
 from tokenizers import CharBPETokenizer
 from torch import Tensor
-from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from stages.shapes.captions import IMAGE_SIZE, all_scenes
@@ -235,7 +234,7 @@ def train_denoiser(
             pad_token_id=tokenizer.pad_token_id,
         )
     ).to(device)
-    average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)  # type: ignore[no-untyped-call]
     averaged = [
         torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=average, use_buffers=True)
         for module in (unet, text_encoder)
@@ -246,9 +245,7 @@ def train_denoiser(
         optimizer, max_lr=1.5e-3, total_steps=args.denoiser_steps, pct_start=0.1
     )
     modules: list[torch.nn.Module] = [unet, text_encoder, *averaged]
-    loop = Loop(
-        args.work / "denoiser.pt", args, args.denoiser_steps, modules, optimizer, schedule
-    )
+    loop = Loop(args.work / "denoiser.pt", args, args.denoiser_steps, modules, optimizer, schedule)
     noising = noise_schedule()
     tokens = tokenizer(
         [*captions[: len(all_scenes())], ""],

@@ -1,0 +1,37 @@
+# Two commands set everything up on a machine with Python 3.11 and pip.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+CORES ?= all
+BIN := .venv/bin
+
+.PHONY: help demo test lint clean
+help: ## say what can be done
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+demo: .venv/installed ## set up, run the whole pipeline on the embedded world, say where the report is
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES) --quiet rules
+	@echo
+	@echo "The report: $(CURDIR)/results/shapes/report.html"
+
+test: .venv/installed-test ## set up, pass the tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+lint: .venv/installed-test ## check style, types and rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+
+clean: ## remove the environment; results stay
+	rm -rf .venv
+
+.venv/installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install -q "$(TORCH)"
+	@$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	@$(BIN)/python -m pip install -q -e ".[test]"
+	@touch $@

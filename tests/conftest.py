@@ -1,0 +1,78 @@
+"""Fixtures of the whole suite; shapes in signatures of `stages.core` are checked while it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jaxtyping
+import pytest
+import torch
+
+torch.set_num_threads(1)
+CHECKED = jaxtyping.install_import_hook("stages.core", "beartype.beartype")
+
+from stages.core.artifacts import write_manifest
+from stages.core.models import Denoiser, StableDiffusion, load_model
+from stages.core.noising import generator
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_base() -> str:
+    """The committed pipeline: 64 x 64 pictures, 8 x 8 latents, milliseconds a prediction."""
+    return str(ROOT / "stages" / "shapes" / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def model(tiny_base: str) -> StableDiffusion:
+    """The adapter of the committed pipeline, on the CPU in float32."""
+    return load_model(tiny_base, device=torch.device("cpu"), dtype="float32")
+
+
+@pytest.fixture
+def base_denoiser(model: StableDiffusion) -> Denoiser:
+    """The base's own denoiser, a fresh copy."""
+    return model.load_denoiser()
+
+
+@pytest.fixture
+def other_denoiser(model: StableDiffusion) -> Denoiser:
+    """A denoiser that predicts visibly, not wildly, differently from the base's."""
+    return perturbed(model)
+
+
+@pytest.fixture(scope="session")
+def other_policy(model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished policy folder that holds `other_denoiser`."""
+    folder = tmp_path_factory.mktemp("policy") / "other"
+    perturbed(model).save_pretrained(folder / "unet", safe_serialization=True)
+    write_manifest(folder, stage="train_seed", arguments={}, inputs=[], facts={"num_steps": 1})
+    return folder
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """For tests of our own messages about shapes, which the checks would come before."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A stage sets the number of threads for its whole process; give the next test one."""
+    yield
+    torch.set_num_threads(1)
+
+
+def perturbed(model: StableDiffusion) -> Denoiser:
+    denoiser, rng = model.load_denoiser(), generator(7)
+    with torch.no_grad():
+        for weight in denoiser.parameters():
+            weight.add_(0.02 * weight.std(correction=0) * torch.randn(weight.shape, generator=rng))
+    return denoiser

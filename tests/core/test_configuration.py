@@ -1,0 +1,159 @@
+"""The config's checks: what passes, and what each mistake is told."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.core.configuration import Config, ConfigError, check_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config() -> Config:
+    """The repository's own config."""
+    values: Config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    return values
+
+
+def change(config: Config, key: str, value: object) -> Config:
+    *path, last = key.split(".")
+    node: Any = config
+    for part in path:
+        node = node[part]
+    node[last] = value
+    return config
+
+
+def remove(config: Config, key: str) -> Config:
+    *path, last = key.split(".")
+    node: Any = config
+    for part in path:
+        node = node[part]
+    del node[last]
+    return config
+
+
+def complaint(config: Config) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_config(config)
+    return str(caught.value)
+
+
+def test_the_repositorys_config_passes_and_is_left_as_it_was(config: Config) -> None:
+    before = copy.deepcopy(config)
+    assert check_config(config) == before
+    assert config == before
+
+
+def test_every_config_of_the_repository_is_an_overlay_or_passes(config: Config) -> None:
+    paths = sorted((ROOT / "config").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        values = yaml.safe_load(path.read_text())
+        if "model" in values and "base" in values["model"] and "evaluation" in values:
+            check_config(values)
+
+
+def test_defaults_are_filled_in(config: Config) -> None:
+    del config["guards"]
+    del config["evaluation"]["candidate_metric"]
+    found = check_config(config)
+    assert found["guards"] == {
+        "min_reward_accuracy": 0.5, "max_confident_share": 0.9, "min_diversity_share": 0.6
+    }  # fmt: skip
+    assert found["evaluation"]["candidate_metric"] is None
+    assert "guards" not in config
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("iteration", "iterations"),
+        ("sampling.guidance", "guidance_scale"),
+        ("train_seed.learningrate", "learning_rate"),
+        ("update_policy.refrence", "reference"),
+        ("update_policy.dpo_betas", "dpo_beta"),
+        ("evaluation.metric", "metrics"),
+        ("guards.min_diversity", "min_diversity_share"),
+    ],
+)
+def test_a_misspelt_key_is_named_with_the_nearest_right_one(
+    config: Config, key: str, nearest: str
+) -> None:
+    assert f"unknown key '{key}'; did you mean '{nearest}'?" in complaint(change(config, key, 1))
+
+
+def test_a_key_like_no_other_is_told_the_known_ones(config: Config) -> None:
+    text = complaint(change(config, "mix_preferences.xyz", 1))
+    assert "unknown key 'mix_preferences.xyz'; known keys here are seed_fraction" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("iterations", "three", "'iterations' is 'three' (text); expected integer"),
+        ("iterations", True, "'iterations' is True (true/false); expected integer"),
+        ("sampling", [1], "'sampling' is [1] (a list); expected object"),
+        ("train_seed.learning_rate", "1e-6", "write a dot and a sign, as in 1.0e-06"),
+        ("train_seed.learning_rate", "1e-6", "'train_seed.learning_rate' is '1e-6' (text)"),
+        ("update_policy.dpo_beta", None, "(nothing); expected number"),
+        ("score_candidates.reencode", "no", "'score_candidates.reencode' is 'no' (text)"),
+        ("sampling.sampler", "euler", "'sampling.sampler' is 'euler'; expected one of ddpm, ddim"),
+        ("mix_preferences.seed_fraction", 1.0, "'mix_preferences.seed_fraction' is 1.0"),
+        ("run", "a/b", "'run' is 'a/b'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(
+    config: Config, key: str, value: object, words: str
+) -> None:
+    assert words in complaint(change(config, key, value))
+
+
+@pytest.mark.parametrize(
+    "key", ["seed", "model.base", "update_policy.reference", "train_seed.passes"]
+)
+def test_a_missing_key_is_named(config: Config, key: str) -> None:
+    assert f"key '{key}' is missing" in complaint(remove(config, key))
+
+
+def test_all_mistakes_are_listed_at_once(config: Config) -> None:
+    text = complaint(remove(change(change(config, "sede", 1), "iterations", -1), "model.dtype"))
+    for words in ("unknown key 'sede'", "'iterations' is -1", "key 'model.dtype' is missing"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("prompts.per_iteration", [256], "lists 1 sizes, but 'iterations' is 3"),
+        (
+            "preferences.files",
+            ["a.parquet"],
+            "'preferences.files' is given beside the block 'shapes'",
+        ),
+        ("prompts.pool", "pool.txt", "'prompts.pool' is given beside the block 'shapes'"),
+        ("evaluation.prompt_sets", {"mine": "a.txt"}, "'evaluation.prompt_sets' is given beside"),
+        ("evaluation.primary_metric", "beauty", "'evaluation.metrics' does not list (total, "),
+    ],
+)
+def test_keys_that_contradict_each_other_are_told(
+    config: Config, key: str, value: object, words: str
+) -> None:
+    assert words in complaint(change(config, key, value))
+
+
+def test_without_the_shapes_block_a_run_names_its_own_data(config: Config) -> None:
+    del config["shapes"]
+    text = complaint(config)
+    for key in ("preferences.files", "prompts.pool", "evaluation.prompt_sets"):
+        assert f"key '{key}' is missing" in text
+    change(config, "preferences.files", ["a.parquet"])
+    change(config, "evaluation.prompt_sets", {"mine": "a.txt"})
+    change(config, "iterations", 0)
+    check_config(config)  # a plain Diffusion-DPO training needs no pool

@@ -1,0 +1,28 @@
+"""Flags survive the shell: splitting them as it does gives back every value."""
+
+from __future__ import annotations
+
+import shlex
+
+from stages.core.flags import flags
+
+HOSTILE = ["a b", "$HOME", "`id`", "it's", '"quoted"', "; rm -rf /", "é\n*", "", "{x}", "\\"]
+
+
+def test_hostile_values_come_back_from_the_shells_words() -> None:
+    for value in HOSTILE:
+        assert shlex.split(flags({"name": value})) == ["--name", value]
+
+
+def test_a_list_is_one_flag_with_one_word_a_value() -> None:
+    assert shlex.split(flags({"files": HOSTILE})) == ["--files", *HOSTILE]
+    assert flags({"files": []}) == "--files"
+
+
+def test_names_are_sorted_dashed_and_nested_under_the_prefix() -> None:
+    values = {"num_draws": 10, "dpo_beta": 5000.0, "reencode": False, "take": None}
+    assert flags(values, "my_settings") == (
+        "--my-settings.dpo-beta 5000.0 --my-settings.num-draws 10 "
+        "--my-settings.reencode False --my-settings.take None"
+    )
+    assert flags({"num_draws": 10}) == "--num-draws 10"
