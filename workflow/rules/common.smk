@@ -1,5 +1,6 @@
-# What every rule shares: the checked config, where things lie, and how a stage is called.
+# Shared by all rules; the checked config, where things lie, and how a stage is called.
 import sys
+from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
@@ -26,7 +27,9 @@ METRICS = config["evaluation"]["metrics"]
 PROMPT_SETS = (
     ["shapes"] if "shapes" in config else sorted(config["evaluation"]["prompt_sets"])
 )
+RANKER = config["select_pairs"]["ranker"]
 MODEL = {"base": config["model"]["base"], "dtype": config["model"]["dtype"]}
+
 
 wildcard_constraints:
     iter=r"(?!00)\d\d",
@@ -72,4 +75,48 @@ def named_policy(kind):
 
 def folder(manifest):
     """How a stage is told of a policy: its folder, or 'base'."""
-    return str(manifest).removesuffix("/manifest.json") if manifest else "base"
+    return str(Path(str(manifest)).parent) if manifest else "base"
+
+
+def prompt_position(wildcards):
+    """Which block of the pool's order an iteration takes: after those of earlier ones."""
+    sizes, number = config["prompts"]["per_iteration"], int(wildcards.iter)
+    position = {"skip": sum(sizes[: number - 1]), "take": sizes[number - 1]}
+    return flags({"shuffle_seed": config["seed"], **position})
+
+
+def ranking(wildcards):
+    """Scores of the metric that ranks instead of the implicit reward."""
+    if RANKER == "self":
+        return []
+    return f"{RUN}/iter{wildcards.iter}/candidate_scores/{RANKER}.parquet"
+
+
+def shards(pattern, numbers):
+    """Input function: all shards of an artifact."""
+    return lambda wildcards: expand(pattern, shard=numbers, **dict(wildcards))
+
+
+def prompt_set_file(wildcards):
+    if "shapes" in config:
+        return f"{RUN}/world/evaluation.txt"
+    return config["evaluation"]["prompt_sets"][wildcards.set]
+
+
+def evaluation_images(prompt_set, name):
+    """All shards of a policy's images of a prompt set."""
+    return expand(
+        f"{RUN}/evaluation/{prompt_set}/{name}/images/shard-{{shard}}.parquet",
+        shard=EVALUATION_SHARDS,
+    )
+
+
+def of_iterations(pattern, numbers, flag):
+    """A repeated flag whose values are an iteration's number and a file of it."""
+    words = [
+        word
+        for i in numbers
+        for path in expand(pattern, i=i, shard=SHARDS)
+        for word in (i, path)
+    ]
+    return flags({flag: words}) if words else f"--{flag}".replace("_", "-")

@@ -13,31 +13,6 @@ CANDIDATE_METRIC = config["evaluation"]["candidate_metric"]
 PRIMARY_SET = PROMPT_SETS[0]
 
 
-def prompt_set_file(wildcards):
-    if "shapes" in config:
-        return f"{RUN}/world/evaluation.txt"
-    return config["evaluation"]["prompt_sets"][wildcards.set]
-
-
-def evaluation_images(prompt_set, name):
-    """All shards of a policy's images of a prompt set."""
-    return expand(
-        f"{RUN}/evaluation/{prompt_set}/{name}/images/shard-{{shard}}.parquet",
-        shard=EVALUATION_SHARDS,
-    )
-
-
-def of_iterations(pattern, numbers, flag):
-    """A repeated flag whose values are an iteration's number and a file of it."""
-    words = [
-        word
-        for i in numbers
-        for path in expand(pattern, i=i, shard=SHARDS)
-        for word in (i, path)
-    ]
-    return flags({flag: words}) if words else f"--{flag}".replace("_", "-")
-
-
 rule select_evaluation_prompts:
     input:
         prompt_set_file,
@@ -230,7 +205,9 @@ rule summarise_guards:
             }
         ),
         rewards=of_iterations(
-            f"{RUN}/iter{{i:02d}}/scores/shard-{{shard}}.parquet", ITERATIONS, "rewards"
+            f"{RUN}/iter{{i:02d}}/scores/shard-{{shard}}.parquet",
+            ITERATIONS,
+            "rewards",
         ),
         candidate_scores=of_iterations(
             f"{RUN}/iter{{i:02d}}/candidate_scores/{CANDIDATE_METRIC}.parquet",

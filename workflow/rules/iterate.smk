@@ -12,26 +12,6 @@ POLICIES = expand(
 PROMPT_POOL = (
     f"{RUN}/world/pool.txt" if "shapes" in config else config["prompts"].get("pool", [])
 )
-RANKER = config["select_pairs"]["ranker"]
-
-
-def prompt_position(wildcards):
-    """Which block of the pool's order an iteration takes: after those of earlier ones."""
-    sizes, number = config["prompts"]["per_iteration"], int(wildcards.iter)
-    position = {"skip": sum(sizes[: number - 1]), "take": sizes[number - 1]}
-    return flags({"shuffle_seed": config["seed"], **position})
-
-
-def ranking(wildcards):
-    """Scores of the metric that ranks instead of the implicit reward."""
-    if RANKER == "self":
-        return []
-    return f"{RUN}/iter{wildcards.iter}/candidate_scores/{RANKER}.parquet"
-
-
-def shards(pattern, numbers):
-    """Input function: all shards of an artifact."""
-    return lambda wildcards: expand(pattern, shard=numbers, **dict(wildcards))
 
 
 rule select_prompts:
@@ -46,10 +26,10 @@ rule select_prompts:
         f"{RUN}/prompts/iter{{iter}}.parquet",
     log:
         f"{LOGS}/iter{{iter}}/select_prompts.log",
+    priority: 10
     conda:
         "../../envs/sail.yaml"
     threads: 1
-    priority: 10
     resources:
         gpu=0,
     params:
@@ -71,10 +51,10 @@ rule sample_candidates:
         f"{LOGS}/iter{{iter}}/sample_candidates-{{shard}}.log",
     benchmark:
         f"{LOGS}/iter{{iter}}/sample_candidates-{{shard}}.tsv"
+    priority: 10
     conda:
         "../../envs/sail.yaml"
     threads: 1
-    priority: 10
     resources:
         gpu=1,
     params:
@@ -115,10 +95,10 @@ rule score_candidates:
         f"{LOGS}/iter{{iter}}/score_candidates-{{shard}}.log",
     benchmark:
         f"{LOGS}/iter{{iter}}/score_candidates-{{shard}}.tsv"
+    priority: 10
     conda:
         "../../envs/sail.yaml"
     threads: 1
-    priority: 10
     resources:
         gpu=1,
     params:
@@ -171,10 +151,10 @@ rule select_pairs:
         f"{RUN}/iter{{iter}}/pairs.parquet",
     log:
         f"{LOGS}/iter{{iter}}/select_pairs.log",
+    priority: 10
     conda:
         "../../envs/sail.yaml"
     threads: 1
-    priority: 10
     resources:
         gpu=0,
     params:
@@ -213,10 +193,10 @@ rule mix_preferences:
         f"{RUN}/iter{{iter}}/preferences.parquet",
     log:
         f"{LOGS}/iter{{iter}}/mix_preferences.log",
+    priority: 10
     conda:
         "../../envs/sail.yaml"
     threads: 1
-    priority: 10
     resources:
         gpu=0,
     params:
@@ -247,10 +227,10 @@ rule update_policy:
         f"{LOGS}/iter{{iter}}/update_policy.log",
     benchmark:
         f"{LOGS}/iter{{iter}}/update_policy.tsv"
+    priority: 10
     conda:
         "../../envs/sail.yaml"
     threads: 2
-    priority: 10
     resources:
         gpu=1,
     params:
@@ -258,7 +238,7 @@ rule update_policy:
         command=stage("update_policy"),
         policy=lambda wildcards, input: folder(input.policy),
         reference=lambda wildcards, input: folder(input.get("reference", "")),
-        folder=lambda wildcards: f"{RUN}/iter{wildcards.iter}/policy",
+        folder=lambda wildcards, output: folder(output.policy),
         work=lambda wildcards: f"{WORK}/iter{wildcards.iter}",
         iteration=lambda wildcards: int(wildcards.iter),
         flags=flags({**MODEL, "seed": config["seed"]}),

@@ -14,9 +14,7 @@ rule write_report:
             for path in evaluation_images(PRIMARY_SET, name)[:1]
         ],
         pairs=expand(f"{RUN}/iter{{i:02d}}/pairs.parquet", i=ITERATIONS),
-        training=expand(
-            f"{RUN}/iter{{i:02d}}/training.parquet", i=[0, *ITERATIONS]
-        ),
+        training=expand(f"{RUN}/iter{{i:02d}}/training.parquet", i=[0, *ITERATIONS]),
         import_summary=f"{RUN}/seed/import.json",
     output:
         report=REPORT,

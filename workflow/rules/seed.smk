@@ -23,10 +23,10 @@ rule import_preferences:
         summary=f"{RUN}/seed/import.json",
     log:
         f"{LOGS}/seed/import_preferences.log",
+    priority: 10
     conda:
         "../../envs/sail.yaml"
     threads: 1
-    priority: 10
     resources:
         gpu=0,
     params:
@@ -52,10 +52,10 @@ rule encode_preferences:
         f"{RUN}/seed/{{part}}_latents.parquet",
     log:
         f"{LOGS}/seed/encode_{{part}}.log",
+    priority: 10
     conda:
         "../../envs/sail.yaml"
     threads: 1
-    priority: 10
     resources:
         gpu=1,
     params:
@@ -78,16 +78,16 @@ rule train_seed:
         f"{LOGS}/iter00/train_seed.log",
     benchmark:
         f"{LOGS}/iter00/train_seed.tsv"
+    priority: 10
     conda:
         "../../envs/sail.yaml"
     threads: 2
-    priority: 10
     resources:
         gpu=1,
     params:
         code=code_version("stages.train_seed"),
         command=stage("train_seed"),
-        folder=f"{RUN}/iter00/policy",
+        folder=lambda wildcards, output: folder(output.policy),
         work=f"{WORK}/iter00",
         flags=flags({**MODEL, "seed": config["seed"]}),
         settings=flags(config["train_seed"], "settings"),

@@ -34,10 +34,10 @@ if "shapes" in config:
             f"{RUN}/world/preferences.parquet",
         log:
             f"{LOGS}/world/make_preferences.log",
+        priority: 10
         conda:
             "../../envs/sail.yaml"
         threads: 2
-        priority: 10
         resources:
             gpu=1,
         params:
