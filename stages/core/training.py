@@ -222,7 +222,7 @@ def _refuse_not_finite(step: int, loss: Tensor, norm: Tensor, state: _State) -> 
     if state.saved_step == 0:
         kept = "no state had been saved yet"
     raise TrainingError(
-        f"training stopped at step {step}: loss {float(loss)}, gradient norm {float(norm)}. "
+        f"training stopped at step {step}: loss {float(loss.detach())}, gradient norm {float(norm)}. "
         f"No policy was written; {kept}. Lower learning_rate or dpo_beta, or use dtype float32, "
         "then run again."
     )

@@ -40,7 +40,12 @@ wildcard_constraints:
     part="preferences|holdout",
 
 
-shell.prefix(f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}'; ")
+# A stage's output goes to its log and to the terminal, which is spared the command line. Braces of
+# the prefix are formatted once more by Snakemake, hence two.
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}'; "
+    'record() {{ tee "$1" | sed -u "/ python -m stages[.]/d"; }}; '
+)
 
 
 def stage(name):

@@ -30,7 +30,7 @@ rule select_evaluation_prompts:
         command=stage("select_prompts"),
     shell:
         "{params.command} --pool {input:q} --shuffle-seed None --skip 0 --take None"
-        " --output {output:q} 2>&1 | tee {log:q}"
+        " --output {output:q} 2>&1 | record {log:q}"
 
 
 rule generate_evaluation:
@@ -63,7 +63,7 @@ rule generate_evaluation:
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
         " --shard {params.shard} {params.flags} {params.settings}"
-        " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule score_metric:
@@ -83,7 +83,7 @@ rule score_metric:
         command=stage("score_metric"),
     shell:
         "{params.command} --images {input:q} --metric {wildcards.metric:q}"
-        " --output {output:q} 2>&1 | tee {log:q}"
+        " --output {output:q} 2>&1 | record {log:q}"
 
 
 rule score_holdout:
@@ -116,7 +116,7 @@ rule score_holdout:
     shell:
         "{params.command} --preferences {input.preferences:q} --latents {input.latents:q}"
         " --policy {params.policy:q} {params.flags}"
-        " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule summarise_evaluation:
@@ -155,7 +155,7 @@ rule summarise_evaluation:
             }
         ),
     shell:
-        "{params.command} {params.flags} --output {output:q} 2>&1 | tee {log:q}"
+        "{params.command} {params.flags} --output {output:q} 2>&1 | record {log:q}"
 
 
 rule summarise_guards:
@@ -217,4 +217,4 @@ rule summarise_guards:
     shell:
         "{params.command} --holdout {input.holdout:q} --pairs {input.pairs:q}"
         " {params.images} {params.rewards} {params.candidate_scores}"
-        " --output {output:q} 2>&1 | tee {log:q}"
+        " --output {output:q} 2>&1 | record {log:q}"

@@ -38,7 +38,7 @@ rule select_prompts:
         flags=prompt_position,
     shell:
         "{params.command} --pool {input.pool:q} --exclude {input.exclude:q}"
-        " {params.flags} --output {output:q} 2>&1 | tee {log:q}"
+        " {params.flags} --output {output:q} 2>&1 | record {log:q}"
 
 
 rule sample_candidates:
@@ -81,7 +81,7 @@ rule sample_candidates:
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
         " {params.position} {params.flags} {params.settings}"
-        " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule score_candidates:
@@ -118,7 +118,7 @@ rule score_candidates:
     shell:
         "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"
         " --reference {params.reference:q} --iteration {params.iteration} {params.flags}"
-        " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule score_candidates_by_metric:
@@ -138,7 +138,7 @@ rule score_candidates_by_metric:
         command=stage("score_metric"),
     shell:
         "{params.command} --images {input:q} --metric {wildcards.metric:q}"
-        " --output {output:q} 2>&1 | tee {log:q}"
+        " --output {output:q} 2>&1 | record {log:q}"
 
 
 rule select_pairs:
@@ -181,7 +181,7 @@ rule select_pairs:
     shell:
         "{params.command} --candidates {input.candidates:q} --rewards {input.rewards:q}"
         " --policy {params.policy:q} {params.ranking} --iteration {params.iteration}"
-        " {params.flags} --output {output:q} 2>&1 | tee {log:q}"
+        " {params.flags} --output {output:q} 2>&1 | record {log:q}"
 
 
 rule mix_preferences:
@@ -212,7 +212,7 @@ rule mix_preferences:
     shell:
         "{params.command} --pairs {input.pairs:q} --preferences {input.preferences:q}"
         " --latents {input.latents:q} --iteration {params.iteration} {params.flags}"
-        " --output {output:q} 2>&1 | tee {log:q}"
+        " --output {output:q} 2>&1 | record {log:q}"
 
 
 rule update_policy:
@@ -251,4 +251,4 @@ rule update_policy:
         " --reference {params.reference:q} --iteration {params.iteration}"
         " {params.flags} {params.settings} --output {params.folder:q}"
         " --training {output.training:q} --work {params.work:q}"
-        " --threads {threads} 2>&1 | tee {log:q}"
+        " --threads {threads} 2>&1 | record {log:q}"

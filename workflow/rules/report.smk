@@ -44,4 +44,4 @@ rule write_report:
         " {params.command} --config {output.config:q} --summary {input.summary:q}"
         " --guards {input.guards:q} --images {input.images:q} --pairs {input.pairs:q}"
         " --training {input.training:q} --import-summary {input.import_summary:q}"
-        " {params.flags} --output {output.report:q} 2>&1 | tee {log:q}"
+        " {params.flags} --output {output.report:q} 2>&1 | record {log:q}"

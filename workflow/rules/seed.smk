@@ -42,7 +42,7 @@ rule import_preferences:
     shell:
         "{params.command} --files {input:q} {params.flags}"
         " --preferences {output.preferences:q} --holdout {output.holdout:q}"
-        " --summary {output.summary:q} 2>&1 | tee {log:q}"
+        " --summary {output.summary:q} 2>&1 | record {log:q}"
 
 
 rule encode_preferences:
@@ -64,7 +64,7 @@ rule encode_preferences:
         flags=flags(MODEL),
     shell:
         "{params.command} --preferences {input:q} {params.flags}"
-        " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule train_seed:
@@ -95,4 +95,4 @@ rule train_seed:
         "{params.command} --preferences {input.preferences:q} --latents {input.latents:q}"
         " {params.flags} {params.settings} --output {params.folder:q}"
         " --training {output.training:q} --work {params.work:q}"
-        " --threads {threads} 2>&1 | tee {log:q}"
+        " --threads {threads} 2>&1 | record {log:q}"

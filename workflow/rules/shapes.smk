@@ -25,7 +25,7 @@ if "shapes" in config:
             ),
         shell:
             "{params.command} {params.flags} --seed-captions {output.seed_captions:q}"
-            " --pool {output.pool:q} --evaluation {output.evaluation:q} 2>&1 | tee {log:q}"
+            " --pool {output.pool:q} --evaluation {output.evaluation:q} 2>&1 | record {log:q}"
 
     rule make_preferences:
         input:
@@ -60,4 +60,4 @@ if "shapes" in config:
             settings=flags(config["sampling"], "settings"),
         shell:
             "{params.command} --captions {input:q} {params.flags} {params.settings}"
-            " --output {output:q} --threads {threads} 2>&1 | tee {log:q}"
+            " --output {output:q} --threads {threads} 2>&1 | record {log:q}"

@@ -1,0 +1,100 @@
+"""Denoising errors of two models: exactly equal for one model, the same in any batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stages.core.models import Conditioning, Denoiser, StableDiffusion, load_model
+from stages.core.noising import Draws, generator, reward_draws
+from stages.core.rewards import implicit_reward
+from stages.core.scoring import draw_errors
+from tests.builders import CAPTIONS
+
+
+@pytest.fixture(scope="module")
+def draws(model: StableDiffusion) -> Draws:
+    """Four draws of the committed pipeline's shape."""
+    return reward_draws(
+        5, num_draws=4, num_timesteps=model.num_timesteps, latents_shape=model.latents_shape
+    )
+
+
+@pytest.fixture(scope="module")
+def latents(model: StableDiffusion) -> torch.Tensor:
+    """Latents of three images."""
+    return torch.randn((3, *model.latents_shape), generator=generator(1))
+
+
+@pytest.fixture(scope="module")
+def text(model: StableDiffusion) -> Conditioning:
+    """One prompt."""
+    return model.encode_text([CAPTIONS[0]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_policy_equal_to_reference_has_reward_exactly_0(
+    tiny_base: str, latents: torch.Tensor, draws: Draws, dtype: str
+) -> None:
+    model = load_model(tiny_base, device=torch.device("cpu"), dtype=dtype)
+    text = model.encode_text([CAPTIONS[0]])
+    errors = draw_errors(
+        model, model.load_denoiser(), model.load_denoiser(), latents, text, draws
+    )
+    assert errors.policy.dtype == torch.float32
+    reward = implicit_reward(
+        policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()
+    )
+    assert (reward.reward == 0.0).all()
+    assert (errors.drift == 0.0).all()
+    assert (errors.policy > 0).all()
+
+
+def test_errors_do_not_depend_on_which_candidates_are_scored_together(
+    model: StableDiffusion, base_denoiser: Denoiser, other_denoiser: Denoiser,
+    latents: torch.Tensor, text: Conditioning, draws: Draws,
+) -> None:  # fmt: skip
+    together = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
+    for rows in ([0], [2], [1, 0]):
+        found = draw_errors(model, other_denoiser, base_denoiser, latents[rows], text, draws)
+        for name in ("policy", "reference", "drift"):
+            torch.testing.assert_close(
+                getattr(found, name), getattr(together, name)[rows], atol=1e-6, rtol=1e-5
+            )
+
+
+def test_both_models_see_the_same_draws(
+    model: StableDiffusion, base_denoiser: Denoiser, other_denoiser: Denoiser,
+    latents: torch.Tensor, text: Conditioning, draws: Draws,
+) -> None:  # fmt: skip
+    one = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
+    turned = draw_errors(model, base_denoiser, other_denoiser, latents, text, draws)
+    assert torch.equal(one.policy, turned.reference)
+    assert torch.equal(one.reference, turned.policy)
+    assert torch.equal(one.drift, turned.drift)
+    assert not torch.equal(one.policy, one.reference)
+
+
+def test_errors_and_drift_equal_a_loop_over_images_and_draws(
+    model: StableDiffusion, base_denoiser: Denoiser, other_denoiser: Denoiser,
+    latents: torch.Tensor, text: Conditioning, draws: Draws,
+) -> None:  # fmt: skip
+    found = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
+    alphas = model.sampler("ddpm").alphas_cumprod.double().numpy()
+    for image in range(3):
+        for draw in range(4):
+            noise, step = draws.noise[draw].double().numpy(), int(draws.timesteps[draw])
+            noised = np.sqrt(alphas[step]) * latents[image].double().numpy()
+            noised = noised + np.sqrt(1 - alphas[step]) * noise
+            row = torch.tensor(noised, dtype=torch.float32)[None]
+            with torch.no_grad():
+                policy, reference = (
+                    unet(row, step, encoder_hidden_states=text.text).sample[0].double().numpy()
+                    for unet in (other_denoiser, base_denoiser)
+                )
+            expected = (((noise - p) ** 2).mean() for p in (policy, reference))
+            assert found.policy[image, draw].item() == pytest.approx(next(expected), rel=1e-4)
+            assert found.reference[image, draw].item() == pytest.approx(next(expected), rel=1e-4)
+            drift = ((policy - reference) ** 2).mean()
+            assert found.drift[image, draw].item() == pytest.approx(drift, rel=1e-3)
