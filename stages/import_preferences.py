@@ -10,7 +10,7 @@ Example:
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,7 @@ class Label:
 def main(args: Args) -> None:
     """Read labels first, choose by prompt, then read only the chosen rows' images."""
     with stage("import_preferences") as run:
+        check_names(args.files)
         counts = {"rows_read": 0, "unlabelled_dropped": 0, "ties_dropped": 0}
         labels = [label for file in args.files for label in read_labels(file, counts)]
         chosen, holdout = split(labels, args)
@@ -100,6 +101,16 @@ def main(args: Args) -> None:
         write_json(args.summary, counts)
 
 
+def check_names(files: tuple[Path, ...]) -> None:
+    """UserError if two files have one name, from which the names of their pairs come."""
+    for name, count in Counter(file.stem for file in files).items():
+        if count > 1:
+            raise UserError(
+                f"{count} of the files are called {name!r}; the pairs are named after their file. "
+                "Give each file once, under a name of its own."
+            )
+
+
 def read_labels(file: Path, counts: dict[str, int]) -> Iterator[Label]:
     """The file's rows with a winner; ties and unlabelled rows are counted and left out.
 
@@ -117,8 +128,8 @@ def read_labels(file: Path, counts: dict[str, int]) -> Iterator[Label]:
                 counts["unlabelled_dropped"] += 1
                 continue
             caption, label = values["caption"], (values["label_0"], values["label_1"])
-            if caption is None or not normalise(caption):
-                found = "null" if caption is None else "empty"
+            if not isinstance(caption, str) or not normalise(caption):
+                found = {None: "null", "": "empty"}.get(caption, f"{caption!r}")
                 raise UserError(
                     f"{file}, row {row}: the caption is {found}; every pair needs its prompt. "
                     "Fill it in or remove the row."
@@ -186,9 +197,9 @@ def read_images(file: Path, rows: set[int]) -> Iterator[tuple[int, tuple[bytes, 
             pair = []
             for name in IMAGE_COLUMNS:
                 value: Any = batch.column(name)[row - start].as_py()
-                data = value["bytes"] if isinstance(value, dict) else value
+                data = value.get("bytes") if isinstance(value, dict) else value
                 try:
-                    decode_image(data)
+                    decode_image(data if isinstance(data, bytes) else None)
                 except ImageError as error:
                     raise UserError(
                         f"{file}, row {row}, column {name!r}: {error}. Repair or remove the row."

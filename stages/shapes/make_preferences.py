@@ -129,7 +129,7 @@ def label(
     """label_0 of each pair (1 the first image wins, 0 the second, 0.5 a tie), and which err."""
     gap = first - second
     rng = np.random.default_rng(seed_of(args.seed, "label"))
-    probability = 1 / (1 + np.exp(-gap / max(args.label_temperature, 1e-9)))
+    probability = np.exp(-np.logaddexp(0.0, -gap / max(args.label_temperature, 1e-9)))
     label_0 = (rng.random(len(gap)) < probability).astype(np.float64)
     is_wrong = (label_0 == 1) != (gap > 0)
     return np.where(np.abs(gap) < args.tie_below, 0.5, label_0), is_wrong

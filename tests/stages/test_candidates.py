@@ -1,0 +1,244 @@
+"""sample_candidates, score_candidates and select_pairs: from prompts to pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import sample_candidates, score_candidates, score_metric, select_pairs, select_prompts
+from stages.core.artifacts import policy_digest, read_metadata
+from stages.core.errors import UserError
+from stages.core.rewards import preference_probability
+from stages.core.seeding import seed_of
+from tests.builders import pixels_of, read_rows
+
+Row = dict[str, Any]
+
+
+def keyed(paths: Sequence[Path]) -> dict[tuple[str, int], Row]:
+    return {
+        (row["prompt_id"], row["candidate"]): row for path in paths for row in read_rows(path)
+    }
+
+
+def assert_same_images(first: dict[tuple[str, int], Row], second: dict[tuple[str, int], Row]) -> None:
+    assert set(first) == set(second)
+    for key, row in first.items():
+        other = second[key]
+        assert row["seed"] == other["seed"]
+        np.testing.assert_allclose(row["latents"], other["latents"], atol=1e-4)
+        change = pixels_of(row["image"]).astype(int) - pixels_of(other["image"])
+        assert np.abs(change).max() <= 1
+
+
+def test_shards_share_the_prompts_and_every_image_has_its_own_seed(
+    sampled: list[sample_candidates.Args], prompts: select_prompts.Args
+) -> None:
+    tables = [read_rows(args.output) for args in sampled]
+    assert [len(table) for table in tables] == [6, 6]
+    rows = tables[0] + tables[1]
+    names = {row["prompt_id"] for row in read_rows(prompts.output)}
+    assert {(r["prompt_id"], r["candidate"]) for r in rows} == {
+        (name, number) for name in names for number in range(3)
+    }
+    for row in rows:
+        parts = (0, "sample_candidates", 1, row["prompt_id"], row["candidate"])
+        assert row["seed"] == seed_of(*parts)
+        assert pixels_of(row["image"]).shape == (64, 64, 3)
+        assert len(row["latents"]) == 4 * 8 * 8
+
+
+def test_one_shard_and_other_batches_give_the_same_images_as_two_shards(
+    sampled: list[sample_candidates.Args], tmp_path: Path
+) -> None:
+    one = replace(
+        sampled[0], shard=0, num_shards=1, prompts_per_batch=3, output=tmp_path / "one.parquet"
+    )
+    sample_candidates.main(one)
+    assert_same_images(keyed([args.output for args in sampled]), keyed([one.output]))
+
+
+def test_another_iteration_gives_other_images(
+    sampled: list[sample_candidates.Args], tmp_path: Path
+) -> None:
+    other = replace(sampled[0], iteration=2, output=tmp_path / "other.parquet")
+    sample_candidates.main(other)
+    ours, theirs = keyed([sampled[0].output]), keyed([other.output])
+    assert all(ours[key]["latents"] != theirs[key]["latents"] for key in ours)
+
+
+def test_a_shard_that_does_not_exist_is_refused(sampled: list[sample_candidates.Args]) -> None:
+    with pytest.raises(UserError, match="--shard must be between 0 and 1, found 2"):
+        sample_candidates.main(replace(sampled[0], shard=2))
+
+
+def test_more_shards_than_prompts_give_empty_tables_that_later_stages_read(
+    sampled: list[sample_candidates.Args], scored: list[score_candidates.Args], tmp_path: Path
+) -> None:
+    empty = replace(sampled[0], shard=8, num_shards=9, output=tmp_path / "candidates.parquet")
+    sample_candidates.main(empty)
+    assert read_rows(empty.output) == []
+    rewards = replace(scored[0], candidates=empty.output, output=tmp_path / "rewards.parquet")
+    score_candidates.main(rewards)
+    assert read_rows(rewards.output) == []
+
+
+def test_rewards_are_the_mean_gap_of_the_errors_kept_with_them(
+    scored: list[score_candidates.Args],
+) -> None:
+    rows = [row for args in scored for row in read_rows(args.output)]
+    assert len(rows) == 12
+    for row in rows:
+        gain = np.array(row["reference_errors"]) - np.array(row["policy_errors"])
+        assert row["reward"] == pytest.approx(gain.mean(), abs=1e-8)
+        assert row["standard_error"] == pytest.approx(gain.std(ddof=1) / 2, abs=1e-8)
+        assert row["reward"] != 0
+        assert row["draw_seed"] == seed_of(0, "score_candidates", 1, row["prompt_id"])
+        assert [step // 250 for step in row["timesteps"]] == [0, 1, 2, 3]
+
+
+def test_candidates_of_a_prompt_share_their_draws_and_prompts_do_not(
+    scored: list[score_candidates.Args],
+) -> None:
+    rows = [row for args in scored for row in read_rows(args.output)]
+    draws = {(row["prompt_id"], tuple(row["timesteps"]), row["draw_seed"]) for row in rows}
+    assert len(draws) == 4
+
+
+def test_a_policy_judged_against_itself_has_reward_exactly_0(
+    scored: list[score_candidates.Args], tmp_path: Path
+) -> None:
+    args = replace(scored[0], reference=scored[0].policy, output=tmp_path / "rewards.parquet")
+    score_candidates.main(args)
+    assert [row["reward"] for row in read_rows(args.output)] == [0.0] * 6
+
+
+def test_reencoded_images_have_nearly_the_rewards_of_the_samplers_latents(
+    scored: list[score_candidates.Args], tmp_path: Path
+) -> None:
+    args = replace(scored[0], reencode=True, output=tmp_path / "rewards.parquet")
+    score_candidates.main(args)
+    ours, theirs = keyed([scored[0].output]), keyed([args.output])
+    errors = np.array([[rows[key]["policy_errors"] for key in ours] for rows in (ours, theirs)])
+    assert not np.array_equal(errors[0], errors[1])
+    assert np.corrcoef(errors.reshape(2, -1))[0, 1] > 0.9
+
+
+def test_one_draw_has_no_standard_error(
+    scored: list[score_candidates.Args], tmp_path: Path
+) -> None:
+    args = replace(scored[0], num_draws=1, output=tmp_path / "rewards.parquet")
+    score_candidates.main(args)
+    assert {row["standard_error"] for row in read_rows(args.output)} == {None}
+
+
+def test_pairs_are_the_best_and_the_worst_with_all_that_is_known_of_them(
+    selected: select_pairs.Args, sampled: list[sample_candidates.Args],
+    scored: list[score_candidates.Args],
+) -> None:  # fmt: skip
+    candidates = keyed([args.output for args in sampled])
+    rewards = keyed([args.output for args in scored])
+    rows = read_rows(selected.output)
+    names = [row["prompt_id"] for row in rows]
+    assert names == sorted({name for name, _ in candidates})
+    for row in rows:
+        name = row["prompt_id"]
+        own = [rewards[name, number]["reward"] for number in range(3)]
+        assert row["winner_candidate"] == int(np.argmax(own))
+        assert row["loser_candidate"] == int(np.argmin(own))
+        assert row["margin"] == pytest.approx(max(own) - min(own), rel=1e-5)
+        assert row["probability"] == pytest.approx(
+            preference_probability(row["margin"], 5000.0), rel=1e-4
+        )
+        for side in ("winner", "loser"):
+            candidate = candidates[name, row[f"{side}_candidate"]]
+            assert row[side] == candidate["image"]
+            assert row[f"{side}_latents"] == candidate["latents"]
+            assert row[f"{side}_seed"] == candidate["seed"]
+        gains = [
+            np.array(rewards[name, row[f"{side}_candidate"]]["reference_errors"])
+            - np.array(rewards[name, row[f"{side}_candidate"]]["policy_errors"])
+            for side in ("winner", "loser")
+        ]
+        error = (gains[0] - gains[1]).std(ddof=1) / 2
+        assert row["margin_standard_error"] == pytest.approx(error, rel=1e-4)
+        assert row["pair_id"] == f"iter01-{name}"
+        assert (row["source"], row["iteration"]) == ("generated", 1)
+        assert row["policy_digest"] == policy_digest(Path(selected.policy))
+
+
+def test_random_pairs_are_ordered_by_reward_and_not_always_the_extremes(
+    selected: select_pairs.Args, tmp_path: Path
+) -> None:
+    found = set()
+    for seed in range(6):
+        args = replace(selected, strategy="random", seed=seed, output=tmp_path / "pairs.parquet")
+        select_pairs.main(args)
+        rows = read_rows(args.output)
+        assert len(rows) == 4
+        assert all(row["margin"] >= 0 for row in rows)
+        found.add(tuple((row["winner_candidate"], row["loser_candidate"]) for row in rows))
+    assert len(found) > 1
+
+
+def test_a_metric_that_ranks_decides_winner_and_loser(
+    selected: select_pairs.Args, candidate_scores: score_metric.Args, tmp_path: Path
+) -> None:
+    args = replace(
+        selected, ranking=(candidate_scores.output,), output=tmp_path / "pairs.parquet"
+    )
+    select_pairs.main(args)
+    scores = keyed([candidate_scores.output])
+    for row in read_rows(args.output):
+        own = [scores[row["prompt_id"], number]["score"] for number in range(3)]
+        assert (row["winner_score"], row["loser_score"]) == (max(own), min(own))
+
+
+def test_a_ranking_that_lacks_a_prompt_is_refused(
+    selected: select_pairs.Args, sampled: list[sample_candidates.Args],
+    candidate_scores: score_metric.Args, tmp_path: Path,
+) -> None:  # fmt: skip
+    half = replace(
+        candidate_scores, images=(sampled[0].output,), output=tmp_path / "half.parquet"
+    )
+    score_metric.main(half)
+    args = replace(selected, ranking=(half.output,), output=tmp_path / "pairs.parquet")
+    with pytest.raises(UserError, match="has 0 scores, expected candidates_per_prompt = 3"):
+        select_pairs.main(args)
+
+
+def test_another_number_of_candidates_is_refused_with_prompt_and_numbers(
+    selected: select_pairs.Args, tmp_path: Path
+) -> None:
+    args = replace(selected, candidates_per_prompt=5, output=tmp_path / "pairs.parquet")
+    with pytest.raises(UserError, match="prompt [0-9a-f]{16} has 3 rewards, expected .* = 5"):
+        select_pairs.main(args)
+    assert not args.output.exists()
+
+
+def test_pairs_within_their_noise_are_left_out_and_none_left_is_refused(
+    selected: select_pairs.Args, tmp_path: Path
+) -> None:
+    rows = read_rows(selected.output)
+    ratios = sorted(row["margin"] / row["margin_standard_error"] for row in rows)
+    args = replace(
+        selected, output=tmp_path / "pairs.parquet",
+        min_margin_in_standard_errors=(ratios[1] + ratios[2]) / 2,
+    )  # fmt: skip
+    select_pairs.main(args)
+    assert len(read_rows(args.output)) == 2
+    with pytest.raises(UserError, match="none of 4 pairs has a margin of at least 1000000.0"):
+        select_pairs.main(replace(args, min_margin_in_standard_errors=1e6))
+
+
+def test_tables_say_which_policy_and_inputs_made_them(
+    selected: select_pairs.Args, scored: list[score_candidates.Args]
+) -> None:
+    manifest = str(Path(selected.policy) / "manifest.json")
+    for path in (selected.output, scored[0].output, scored[0].candidates):
+        assert manifest in read_metadata(path)["inputs"]

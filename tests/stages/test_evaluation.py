@@ -1,0 +1,266 @@
+"""generate_evaluation, score_metric, score_holdout and the two summaries."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import (
+    generate_evaluation,
+    sample_candidates,
+    score_candidates,
+    score_holdout,
+    score_metric,
+    select_pairs,
+    summarise_evaluation,
+    summarise_guards,
+)
+from stages.core.artifacts import read_metadata, write_table
+from stages.core.errors import UserError
+from stages.core.rewards import preference_probability
+from stages.core.schemas import METRIC_SCORES
+from stages.core.seeding import seed_of
+from stages.shapes.oracle import ORACLES
+from tests.builders import (
+    CAPTIONS,
+    encoded as encoded_image,
+    image_value,
+    picture,
+    pixels_of,
+    prompt_row,
+    read_rows,
+)
+
+Row = dict[str, Any]
+
+
+def test_every_policy_draws_the_same_prompts_from_the_same_noise(
+    evaluated: dict[str, generate_evaluation.Args],
+) -> None:
+    tables = {name: read_rows(args.output) for name, args in evaluated.items()}
+    keys = [
+        [(row["prompt_id"], row["candidate"], row["seed"]) for row in table]
+        for table in tables.values()
+    ]
+    assert keys[0] == keys[1] == keys[2]
+    assert len(keys[0]) == 8
+    name, number, seed = keys[0][3]
+    assert seed == seed_of(1234, "generate_evaluation", name, number)
+    images = [[row["image"]["bytes"] for row in table] for table in tables.values()]
+    assert images[0] != images[1] != images[2]
+    assert "latents" not in tables["base"][0]
+
+
+def test_evaluation_shards_give_the_same_images(
+    evaluated: dict[str, generate_evaluation.Args], tmp_path: Path
+) -> None:
+    found: dict[tuple[str, int], Row] = {}
+    for shard in range(3):
+        args = replace(
+            evaluated["base"], shard=shard, num_shards=3, output=tmp_path / f"{shard}.parquet"
+        )
+        generate_evaluation.main(args)
+        found |= {(row["prompt_id"], row["candidate"]): row for row in read_rows(args.output)}
+    expected = read_rows(evaluated["base"].output)
+    assert len(found) == len(expected)
+    for row in expected:
+        other = pixels_of(found[row["prompt_id"], row["candidate"]]["image"])
+        assert np.abs(pixels_of(row["image"]).astype(int) - other).max() <= 1
+
+
+@pytest.mark.parametrize("metric", sorted(ORACLES))
+def test_scores_are_the_oracles_of_the_decoded_pictures(
+    sampled: list[sample_candidates.Args], tmp_path: Path, metric: str
+) -> None:
+    args = score_metric.Args(
+        images=tuple(shard.output for shard in sampled), metric=metric,
+        output=tmp_path / "scores.parquet",
+    )  # fmt: skip
+    score_metric.main(args)
+    images = [row for shard in sampled for row in read_rows(shard.output)]
+    pixels = np.stack([pixels_of(row["image"]) for row in images]).astype(np.float32) / 255
+    expected = ORACLES[metric](pixels, [row["prompt"] for row in images])
+    rows = read_rows(args.output)
+    assert [row["prompt_id"] for row in rows] == [row["prompt_id"] for row in images]
+    assert {row["metric"] for row in rows} == {metric}
+    np.testing.assert_allclose([row["score"] for row in rows], expected, rtol=1e-6)
+
+
+def images_table(path: Path, rows: list[Row]) -> Path:
+    from stages.core.schemas import IMAGES
+
+    write_table(path, rows, IMAGES, stage="generate_evaluation", arguments={})
+    return path
+
+
+def image_row(prompt: str, pixels: np.ndarray) -> Row:
+    image = image_value(encoded_image(pixels, "PNG"))
+    return {**prompt_row(prompt), "candidate": 0, "seed": 0, "image": image}
+
+
+@pytest.mark.parametrize(
+    ("metric", "prompt", "size", "reason"),
+    [
+        ("beauty", CAPTIONS[0], 64, "no metric 'beauty'; expected one of total"),
+        ("total", "a photo of a cat", 64, "'a photo of a cat' is not a caption"),
+        ("total", CAPTIONS[0], 32, "64 x 64 pictures of the embedded world, found 32 x 32"),
+    ],
+)
+def test_what_a_metric_cannot_score_is_refused(
+    tmp_path: Path, metric: str, prompt: str, size: int, reason: str
+) -> None:
+    row = image_row(prompt, picture(CAPTIONS[0])[:size, :size])
+    path = images_table(tmp_path / "images.parquet", [row])
+    args = score_metric.Args(images=(path,), metric=metric, output=tmp_path / "s.parquet")
+    with pytest.raises(UserError, match=reason):
+        score_metric.main(args)
+    assert not args.output.exists()
+
+
+def test_held_out_rewards_are_judged_with_the_same_draws_for_every_policy(
+    judged: list[score_holdout.Args],
+) -> None:
+    tables = [read_rows(args.output) for args in judged]
+    assert [row["pair_id"] for row in tables[0]] == [row["pair_id"] for row in tables[1]]
+    for row in tables[0] + tables[1]:
+        margin = row["winner_reward"] - row["loser_reward"]
+        assert row["probability"] == pytest.approx(preference_probability(margin, 5000.0), rel=1e-3)
+        assert row["drift"] > 0
+    assert tables[0][0]["winner_reward"] != tables[1][0]["winner_reward"]
+
+
+def test_the_base_judges_held_out_pairs_with_reward_0_and_no_drift(
+    judged: list[score_holdout.Args], tmp_path: Path
+) -> None:
+    args = replace(judged[0], policy="base", output=tmp_path / "holdout.parquet")
+    score_holdout.main(args)
+    for row in read_rows(args.output):
+        assert (row["winner_reward"], row["loser_reward"], row["drift"]) == (0, 0, 0)
+        assert row["probability"] == 0.5
+
+
+def test_held_out_rewards_tell_both_policies_that_made_them(
+    judged: list[score_holdout.Args], tmp_path: Path
+) -> None:
+    args = replace(
+        judged[0], reference=judged[1].policy, output=tmp_path / "holdout.parquet"
+    )
+    score_holdout.main(args)
+    inputs = read_metadata(args.output)["inputs"]
+    assert {f"{run.policy}/manifest.json" for run in judged} <= set(inputs)
+
+
+def scores_table(path: Path, scores: dict[str, list[float]], metric: str = "total") -> Path:
+    rows = [
+        {"prompt_id": name, "candidate": number, "metric": metric, "score": value}
+        for name, values in scores.items()
+        for number, value in enumerate(values)
+    ]
+    write_table(path, rows, METRIC_SCORES, stage="score_metric", arguments={})
+    return path
+
+
+def test_a_summary_compares_each_policy_with_each_earlier_one_by_prompt(tmp_path: Path) -> None:
+    scores = {
+        "base": {"a": [1.0, 3.0], "b": [2.0, 2.0], "c": [0.0, 0.0]},
+        "iter00": {"b": [3.0, 4.0], "a": [2.0, 2.0], "c": [1.0, 0.0]},
+        "iter01": {"c": [5.0, 5.0], "a": [1.0, 0.0], "b": [2.0, 3.0]},
+    }
+    files = [
+        ("mine", name, scores_table(tmp_path / f"{name}.parquet", values))
+        for name, values in scores.items()
+    ]
+    args = summarise_evaluation.Args(scores=tuple(files), output=tmp_path / "summary.parquet")
+    summarise_evaluation.main(args)
+    rows = {(row["policy"], row["baseline"]): row for row in read_rows(args.output)}
+    assert list(rows) == [
+        ("base", "base"), ("iter00", "base"), ("iter01", "base"), ("iter01", "iter00")
+    ]  # fmt: skip
+    first = rows["iter00", "base"]  # prompts' means 2, 3.5, 0.5 against 2, 2, 0
+    assert (first["mean"], first["baseline_mean"]) == (pytest.approx(2.0), pytest.approx(4 / 3))
+    assert first["difference"] == pytest.approx(2 / 3)
+    assert first["win_rate"] == pytest.approx(2.5 / 3)
+    assert first["ci_low"] <= first["difference"] <= first["ci_high"]
+    assert (first["prompt_set"], first["metric"], first["num_prompts"]) == ("mine", "total", 3)
+    last = rows["iter01", "iter00"]  # 0.5, 2.5, 5 against 2, 3.5, 0.5
+    assert last["difference"] == pytest.approx((-1.5 - 1 + 4.5) / 3)
+    assert last["win_rate"] == pytest.approx(1 / 3)
+    same = rows["base", "base"]
+    assert (same["difference"], same["win_rate"]) == (0, 0.5)
+
+
+def test_policies_scored_on_other_prompts_are_not_compared(tmp_path: Path) -> None:
+    files = (
+        ("mine", "base", scores_table(tmp_path / "a.parquet", {"a": [1.0], "b": [2.0]})),
+        ("mine", "iter00", scores_table(tmp_path / "b.parquet", {"a": [1.0], "c": [2.0]})),
+    )
+    args = summarise_evaluation.Args(scores=files, output=tmp_path / "summary.parquet")
+    with pytest.raises(UserError, match="iter00 was scored on 2 prompts.*not the same"):
+        summarise_evaluation.main(args)
+    assert not args.output.exists()
+
+
+@pytest.fixture
+def guards(
+    judged: list[score_holdout.Args], evaluated: dict[str, generate_evaluation.Args],
+    selected: select_pairs.Args, scored: list[score_candidates.Args],
+    candidate_scores: score_metric.Args, tmp_path: Path,
+) -> summarise_guards.Args:  # fmt: skip
+    """Guards of iterations 0 and 1."""
+    return summarise_guards.Args(
+        holdout=tuple(args.output for args in judged),
+        images=((0, evaluated["iter00"].output), (1, evaluated["iter01"].output)),
+        pairs=(selected.output,),
+        rewards=tuple((1, args.output) for args in scored),
+        candidate_scores=((1, candidate_scores.output),),
+        output=tmp_path / "guards.parquet",
+    )
+
+
+def test_guards_are_what_the_tables_of_their_iteration_give_by_brute_force(
+    guards: summarise_guards.Args,
+) -> None:
+    summarise_guards.main(guards)
+    rows = read_rows(guards.output)
+    assert [(row["iteration"], row["policy"]) for row in rows] == [(0, "iter00"), (1, "iter01")]
+    for row, path in zip(rows, guards.holdout, strict=True):
+        judged = read_rows(path)
+        right = [pair["winner_reward"] > pair["loser_reward"] for pair in judged]
+        assert row["reward_accuracy"] == np.mean(right)
+        assert row["num_holdout_pairs"] == 2
+        assert row["reward_accuracy_low"] <= row["reward_accuracy"] <= row["reward_accuracy_high"]
+        assert row["drift"] == pytest.approx(np.mean([pair["drift"] for pair in judged]))
+    for row, (_, path) in zip(rows, guards.images, strict=True):
+        by_prompt: dict[str, list[np.ndarray]] = {}
+        for image in read_rows(path):
+            by_prompt.setdefault(image["prompt_id"], []).append(pixels_of(image["image"]) / 255.0)
+        gaps = [np.sqrt(((a - b) ** 2).mean()) for a, b in by_prompt.values()]
+        assert row["diversity"] == pytest.approx(np.mean(gaps))
+    names = ("rank_correlation", "best_beats_worst", "confident_share")
+    assert [rows[0][name] for name in names] == [None, None, None]
+    pairs = read_rows(guards.pairs[0])
+    scores = {
+        (row["prompt_id"], row["candidate"]): row["score"]
+        for row in read_rows(guards.candidate_scores[0][1])
+    }
+    wins = [
+        scores[p["prompt_id"], p["winner_candidate"]] > scores[p["prompt_id"], p["loser_candidate"]]
+        for p in pairs
+    ]
+    assert rows[1]["best_beats_worst"] == np.mean(wins)
+    assert rows[1]["confident_share"] == np.mean([pair["probability"] > 0.9 for pair in pairs])
+    assert -1 <= rows[1]["rank_correlation"] <= 1
+
+
+def test_guards_without_a_candidate_metric_leave_its_measures_out(
+    guards: summarise_guards.Args,
+) -> None:
+    args = replace(guards, candidate_scores=())
+    summarise_guards.main(args)
+    row = read_rows(args.output)[1]
+    assert (row["rank_correlation"], row["best_beats_worst"]) == (None, None)
+    assert row["confident_share"] is not None

@@ -1,0 +1,67 @@
+"""select_prompts keeps sets apart; encode_preferences gives each image its own latents."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages import encode_preferences, import_preferences, select_prompts
+from stages.core.errors import UserError
+from stages.core.images import decode_image, to_model_input
+from stages.core.models import StableDiffusion
+from stages.core.prompts import prompt_id
+from tests.builders import CAPTIONS, read_rows
+
+
+def test_chosen_prompts_share_none_with_the_excluded_and_carry_their_ids(
+    prompts: select_prompts.Args,
+) -> None:
+    rows = read_rows(prompts.output)
+    assert len(rows) == 4
+    assert all(row["prompt_id"] == prompt_id(row["prompt"]) for row in rows)
+    assert not {row["prompt"] for row in rows} & set(CAPTIONS[:8])
+
+
+def test_preferences_tables_can_be_excluded(
+    prompts: select_prompts.Args, imported: import_preferences.Args, tmp_path: Path
+) -> None:
+    args = replace(
+        prompts, exclude=(imported.preferences, imported.holdout), take=None,
+        output=tmp_path / "prompts.parquet",
+    )  # fmt: skip
+    select_prompts.main(args)
+    used = {row["prompt"] for path in args.exclude for row in read_rows(path)}
+    assert {row["prompt"] for row in read_rows(args.output)} == set(CAPTIONS) - used
+
+
+def test_iterations_take_disjoint_blocks(prompts: select_prompts.Args, tmp_path: Path) -> None:
+    found = []
+    for skip in (0, 4, 8):
+        args = replace(prompts, skip=skip, output=tmp_path / f"{skip}.parquet")
+        select_prompts.main(args)
+        found += [row["prompt_id"] for row in read_rows(args.output)]
+    assert len(set(found)) == len(found) == 12
+
+
+def test_a_pool_that_is_used_up_is_refused(prompts: select_prompts.Args, tmp_path: Path) -> None:
+    args = replace(prompts, exclude=(prompts.pool,), take=None, output=tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="the pool has only 0 that no other set uses"):
+        select_prompts.main(args)
+    assert not args.output.exists()
+
+
+def test_latents_are_those_of_each_image_alone(
+    imported: import_preferences.Args, encoded: encode_preferences.Args, model: StableDiffusion
+) -> None:
+    pairs, latents = read_rows(imported.preferences), read_rows(encoded.output)
+    assert [row["pair_id"] for row in latents] == [row["pair_id"] for row in pairs]
+    for pair, row in zip(pairs, latents, strict=True):
+        for side in ("winner", "loser"):
+            image = decode_image(pair[side]["bytes"])
+            alone = model.encode_images(torch.from_numpy(to_model_input([image], 64)))
+            found = np.array(row[f"{side}_latents"], np.float32)
+            np.testing.assert_allclose(found, alone.flatten().numpy(), atol=1e-4)

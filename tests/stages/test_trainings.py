@@ -1,0 +1,145 @@
+"""train_seed and update_policy: what they write, when they write nothing, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages import encode_preferences, import_preferences, mix_preferences, train_seed, update_policy
+from stages.core.artifacts import ArtifactError, policy_digest
+from stages.core.errors import UserError
+from stages.core.models import StableDiffusion
+from stages.core.training import TrainingError
+from tests.builders import read_rows
+
+
+def elsewhere(args: train_seed.Args, folder: Path) -> train_seed.Args:
+    return replace(
+        args, output=folder / "policy", training=folder / "training.parquet", work=folder / "work"
+    )
+
+
+def test_seed_training_writes_a_finished_policy_and_one_row_a_step(
+    seed_trained: train_seed.Args, model: StableDiffusion
+) -> None:
+    manifest = json.loads((seed_trained.output / "manifest.json").read_text())
+    assert (manifest["num_pairs"], manifest["num_steps"]) == (4, 2)
+    assert sorted(manifest["files"]) == [
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
+    ]  # fmt: skip
+    assert len(policy_digest(seed_trained.output)) == 16
+    rows = read_rows(seed_trained.training)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert rows[-1]["loss"] == pytest.approx(manifest["last_loss"])
+    assert not seed_trained.work.exists()
+    trained, base = model.load_denoiser(seed_trained.output), model.load_denoiser()
+    changes = [
+        (a - b).abs().max().item()
+        for a, b in zip(trained.parameters(), base.parameters(), strict=True)
+    ]
+    assert 0 < max(changes) < 1e-3
+
+
+def test_seed_training_run_again_has_the_same_weights(
+    seed_trained: train_seed.Args, tmp_path: Path
+) -> None:
+    again = elsewhere(seed_trained, tmp_path)
+    train_seed.main(again)
+    assert policy_digest(again.output) == policy_digest(seed_trained.output)
+
+
+def test_an_update_starts_from_its_policy_and_leaves_it_untouched(
+    updated: update_policy.Args, seed_trained: train_seed.Args
+) -> None:
+    rows = read_rows(updated.training)
+    assert [row["step"] for row in rows] == [1, 2, 3]  # 5 pairs, 2 a step
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    names = {policy_digest(seed_trained.output), policy_digest(updated.output)}
+    assert len(names) == 2
+    manifest = json.loads((updated.output / "manifest.json").read_text())
+    assert set(manifest["sail_inputs"]) == {
+        str(updated.preferences), str(seed_trained.output / "manifest.json")
+    }  # fmt: skip
+
+
+def test_an_update_against_base_starts_with_another_loss(
+    updated: update_policy.Args, tmp_path: Path
+) -> None:
+    args = replace(
+        updated, reference="base", output=tmp_path / "policy", work=tmp_path / "work",
+        training=tmp_path / "training.parquet",
+    )  # fmt: skip
+    update_policy.main(args)
+    assert read_rows(args.training)[0]["winner_error"] != 0
+
+
+def test_a_training_that_diverges_writes_no_policy_and_keeps_its_state(
+    seed_trained: train_seed.Args, tmp_path: Path
+) -> None:
+    settings = replace(seed_trained.settings, learning_rate=1e30)
+    args = replace(elsewhere(seed_trained, tmp_path), settings=settings, save_every=1)
+    with pytest.raises(TrainingError, match="stopped at step 2: loss nan"):
+        train_seed.main(args)
+    assert not args.output.exists()
+    assert not args.training.exists()
+    assert (args.work / "state.json").is_file()
+
+
+def test_latents_of_other_pairs_are_refused(
+    seed_trained: train_seed.Args, imported: import_preferences.Args, tmp_path: Path
+) -> None:
+    args = replace(elsewhere(seed_trained, tmp_path), preferences=imported.holdout)
+    with pytest.raises(UserError, match="does not list the same pairs.*run encode_preferences"):
+        train_seed.main(args)
+
+
+def test_an_unfinished_policy_is_refused(
+    updated: update_policy.Args, seed_trained: train_seed.Args, tmp_path: Path
+) -> None:
+    (tmp_path / "half" / "unet").mkdir(parents=True)
+    args = replace(updated, policy=str(tmp_path / "half"), output=tmp_path / "policy")
+    with pytest.raises(ArtifactError, match="manifest.json"):
+        update_policy.main(args)
+
+
+def test_a_single_pair_is_refused(
+    updated: update_policy.Args, mixed: mix_preferences.Args, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    one = tmp_path / "one.parquet"
+    pq.write_table(pq.read_table(mixed.output).slice(0, 1), one)
+    args = replace(
+        updated, preferences=one, output=tmp_path / "policy", work=tmp_path / "work",
+        training=tmp_path / "training.parquet",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="at least 2 preference pairs, found 1"):
+        update_policy.main(args)
+    assert not args.output.exists()
+
+
+def test_latents_of_another_base_are_refused(
+    seed_trained: train_seed.Args, encoded: encode_preferences.Args, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(encoded.output)
+    short = pa.array([[0.0] * 16] * len(table), table.schema.field("winner_latents").type)
+    column = table.schema.get_field_index("winner_latents")
+    table = table.set_column(column, table.schema.field(column), short)
+    pq.write_table(table, tmp_path / "latents.parquet")
+    args = replace(elsewhere(seed_trained, tmp_path), latents=tmp_path / "latents.parquet")
+    with pytest.raises(UserError, match="made with another base model"):
+        train_seed.main(args)
+
+
+def test_the_stages_threads_are_set(seed_trained: train_seed.Args) -> None:
+    assert seed_trained.threads == 1
+    assert torch.get_num_threads() == 1
