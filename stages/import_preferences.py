@@ -197,7 +197,7 @@ def read_images(file: Path, rows: set[int]) -> Iterator[tuple[int, tuple[bytes, 
             pair = []
             for name in IMAGE_COLUMNS:
                 value: Any = batch.column(name)[row - start].as_py()
-                data = value.get("bytes") if isinstance(value, dict) else value
+                data: Any = value.get("bytes") if isinstance(value, dict) else value
                 try:
                     decode_image(data if isinstance(data, bytes) else None)
                 except ImageError as error:

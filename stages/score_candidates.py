@@ -15,6 +15,7 @@ import torch
 import tyro
 
 from stages.core.artifacts import policy_files, read_table, write_table
+from stages.core.errors import UserError
 from stages.core.images import decode_image, to_model_input
 from stages.core.models import StableDiffusion, load_model
 from stages.core.noising import reward_draws
@@ -90,6 +91,11 @@ def score(model: StableDiffusion, table: pa.Table, args: Args) -> Iterator[dict[
                              text, draws)  # fmt: skip
         policy_errors, reference_errors = errors.policy.numpy(), errors.reference.numpy()
         result = implicit_reward(policy_errors=policy_errors, reference_errors=reference_errors)
+        if not np.isfinite(result.reward).all():
+            raise UserError(
+                f"the rewards of prompt {names[start]} are not finite: {result.reward.tolist()}. "
+                f"{args.policy} or {args.reference} has diverged, or {args.dtype} is too narrow."
+            )
         for index, candidate in enumerate(group.column("candidate").to_pylist()):
             has_error = np.isfinite(result.standard_error[index])
             yield {

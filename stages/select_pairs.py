@@ -75,6 +75,11 @@ def main(args: Args) -> None:
             rows += [
                 to_row(images[name], kept[name], policy, args) for name in images if name in kept
             ]
+        if len(rows) != len(kept):
+            raise UserError(
+                f"the candidates hold {len(rows)} of the {len(kept)} prompts that the rewards have. "
+                f"Run sample_candidates and score_candidates again for iteration {args.iteration}."
+            )
         log.info("select_pairs: %d of %d pairs kept", len(rows), len(chosen))
         rows.sort(key=lambda row: row["prompt_id"])
         write_table(

@@ -139,7 +139,12 @@ def policy_digest(folder: Path) -> str:
             f"{folder} is no finished policy: it has no manifest.json. Run the stage that trains "
             "it to its end (snakemake continues an interrupted training)."
         )
-    files: dict[str, str] = json.loads(path.read_text())["files"]
+    try:
+        files: dict[str, str] = json.loads(path.read_text())["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} is no readable manifest ({error}). Delete it and run snakemake again."
+        ) from error
     for name, expected in files.items():
         file = folder / name
         if not file.is_file() or digest(file) != expected:

@@ -59,7 +59,7 @@ class Args:
     """Updates of UNet and text encoder, 64 latents each."""
     save_every: int = 500
     """Steps between two saved training states."""
-    threads: int = 2
+    threads: int = 1
     """CPU threads."""
 
 

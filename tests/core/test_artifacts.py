@@ -214,6 +214,14 @@ def test_a_policy_without_manifest_is_refused_as_unfinished(tmp_path: Path) -> N
         policy_digest(folder)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"files": '])
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    folder = policy(tmp_path / "one")
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match="manifest.json is no readable manifest"):
+        policy_digest(folder)
+
+
 @pytest.mark.parametrize("damage", ["change", "remove"])
 def test_a_policy_whose_weights_are_damaged_is_refused_with_the_file(
     tmp_path: Path, damage: str

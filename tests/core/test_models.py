@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stages.core.images import to_model_input
 from stages.core.models import ModelError, StableDiffusion, load_model
@@ -36,8 +37,6 @@ def test_sizes_are_those_of_the_committed_pipeline(model: StableDiffusion) -> No
 
 
 def test_decoding_what_was_encoded_gives_nearly_the_picture(model: StableDiffusion) -> None:
-    from PIL import Image
-
     pixels = np.stack([picture(caption) for caption in CAPTIONS[:4]])
     inputs = torch.from_numpy(to_model_input([Image.fromarray(p) for p in pixels], 64))
     latents = model.encode_images(inputs)
@@ -79,7 +78,9 @@ def test_a_policy_of_another_base_is_refused(
 
 def test_a_folder_without_a_part_is_named_with_what_it_holds(copy: Path) -> None:
     shutil.rmtree(copy / "unet")
-    with pytest.raises(ModelError, match="no folder 'unet' .found: model_index.json, scheduler") as e:
+    with pytest.raises(
+        ModelError, match="no folder 'unet' .found: model_index.json, scheduler"
+    ) as e:
         load_model(str(copy), device=CPU, dtype="float32").load_denoiser()
     assert str(copy) in str(e.value)
 

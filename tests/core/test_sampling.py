@@ -30,9 +30,7 @@ class Case:
 CASES = [Case("ddim", 3.0), Case("ddim", 1.0), Case("ddpm", 3.0), Case("ddpm", 1.0)]
 
 
-def ours(
-    model: StableDiffusion, denoiser: Denoiser, case: Case, rows: list[int]
-) -> Tensor:
+def ours(model: StableDiffusion, denoiser: Denoiser, case: Case, rows: list[int]) -> Tensor:
     return sample_latents(
         model,
         denoiser,

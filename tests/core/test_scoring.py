@@ -39,9 +39,7 @@ def test_policy_equal_to_reference_has_reward_exactly_0(
 ) -> None:
     model = load_model(tiny_base, device=torch.device("cpu"), dtype=dtype)
     text = model.encode_text([CAPTIONS[0]])
-    errors = draw_errors(
-        model, model.load_denoiser(), model.load_denoiser(), latents, text, draws
-    )
+    errors = draw_errors(model, model.load_denoiser(), model.load_denoiser(), latents, text, draws)
     assert errors.policy.dtype == torch.float32
     reward = implicit_reward(
         policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()

@@ -113,9 +113,7 @@ def test_batch_loss_equals_the_equation_on_the_networks_predictions_in_float64(
     model: StableDiffusion, base_denoiser: Denoiser, other_denoiser: Denoiser, pairs: EncodedPairs
 ) -> None:
     rows = torch.tensor([4, 1, 3])
-    draws = training_draws(
-        8, num_pairs=3, num_timesteps=1000, latents_shape=model.latents_shape
-    )
+    draws = training_draws(8, num_pairs=3, num_timesteps=1000, latents_shape=model.latents_shape)
     found = batch_loss(
         model, other_denoiser, base_denoiser, pairs, rows, draws, SETTINGS, dropout_seed=0
     )
@@ -157,9 +155,7 @@ def test_first_step_from_the_reference_has_loss_ln_2_and_moves_only_the_policy(
 def test_training_on_few_pairs_for_long_makes_it_prefer_the_winners(
     model: StableDiffusion, pairs: EncodedPairs, tmp_path: Path
 ) -> None:
-    settings = replace(
-        SETTINGS, learning_rate=3e-4, passes=12.0, batch_pairs=6, dpo_beta=1000.0
-    )
+    settings = replace(SETTINGS, learning_rate=3e-4, passes=12.0, batch_pairs=6, dpo_beta=1000.0)
     steps, _ = train(model, pairs, tmp_path / "work", settings=settings)
     assert np.mean([step.loss for step in steps[-4:]]) < 0.8 * math.log(2)
     assert np.mean([step.implicit_accuracy for step in steps[-4:]]) > 0.7

@@ -52,10 +52,14 @@ def test_what_it_writes_can_be_imported(args: make_preferences.Args, tmp_path: P
     make_preferences.main(args)
     import_preferences.main(
         import_preferences.Args(
-            files=(args.output,), num_pairs=None, num_holdout=1, seed=0,
-            preferences=tmp_path / "p.parquet", holdout=tmp_path / "h.parquet",
+            files=(args.output,),
+            num_pairs=None,
+            num_holdout=1,
+            seed=0,
+            preferences=tmp_path / "p.parquet",
+            holdout=tmp_path / "h.parquet",
             summary=tmp_path / "s.json",
-        )  # fmt: skip
+        )
     )
     assert pq.read_metadata(tmp_path / "p.parquet").num_rows == 4
 

@@ -63,7 +63,9 @@ def imported(made: Path) -> import_preferences.Args:
 
 
 @pytest.fixture(scope="session")
-def encoded(imported: import_preferences.Args, tiny_base: str, made: Path) -> encode_preferences.Args:
+def encoded(
+    imported: import_preferences.Args, tiny_base: str, made: Path
+) -> encode_preferences.Args:
     """Latents of the seed pairs."""
     args = encode_preferences.Args(
         preferences=imported.preferences,
@@ -102,14 +104,15 @@ def prompts(imported: import_preferences.Args, made: Path) -> select_prompts.Arg
     """Four prompts that no human pair has."""
     pool = made / "pool.txt"
     pool.write_text("\n".join(CAPTIONS) + "\n")
-    exclude = [
-        write_rows(made / f"{name}_prompts.parquet", [prompt_row(c) for c in CAPTIONS[:8]])
-        for name in ("seed",)
-    ]
+    used = write_rows(made / "used.parquet", [prompt_row(caption) for caption in CAPTIONS[:8]])
     args = select_prompts.Args(
-        pool=pool, exclude=tuple(exclude), shuffle_seed=0, skip=0, take=4,
+        pool=pool,
+        exclude=(used,),
+        shuffle_seed=0,
+        skip=0,
+        take=4,
         output=made / "iter01" / "prompts.parquet",
-    )  # fmt: skip
+    )
     select_prompts.main(args)
     return args
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from stages import sample_candidates, score_candidates, score_metric, select_pairs, select_prompts
-from stages.core.artifacts import policy_digest, read_metadata
+from stages.core.artifacts import policy_digest, read_metadata, write_manifest
 from stages.core.errors import UserError
+from stages.core.models import StableDiffusion
 from stages.core.rewards import preference_probability
 from stages.core.seeding import seed_of
 from tests.builders import pixels_of, read_rows
@@ -21,12 +23,12 @@ Row = dict[str, Any]
 
 
 def keyed(paths: Sequence[Path]) -> dict[tuple[str, int], Row]:
-    return {
-        (row["prompt_id"], row["candidate"]): row for path in paths for row in read_rows(path)
-    }
+    return {(row["prompt_id"], row["candidate"]): row for path in paths for row in read_rows(path)}
 
 
-def assert_same_images(first: dict[tuple[str, int], Row], second: dict[tuple[str, int], Row]) -> None:
+def assert_same_images(
+    first: dict[tuple[str, int], Row], second: dict[tuple[str, int], Row]
+) -> None:
     assert set(first) == set(second)
     for key, row in first.items():
         other = second[key]
@@ -137,6 +139,20 @@ def test_one_draw_has_no_standard_error(
     assert {row["standard_error"] for row in read_rows(args.output)} == {None}
 
 
+def test_a_policy_that_has_diverged_is_refused_as_a_judge(
+    scored: list[score_candidates.Args], model: StableDiffusion, tmp_path: Path
+) -> None:
+    broken = model.load_denoiser()
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "policy" / "unet")
+    write_manifest(tmp_path / "policy", stage="train_seed", arguments={}, inputs=[], facts={})
+    args = replace(scored[0], policy=str(tmp_path / "policy"), output=tmp_path / "rewards.parquet")
+    with pytest.raises(UserError, match="not finite: .nan, nan, nan.*policy or base has diverged"):
+        score_candidates.main(args)
+    assert not args.output.exists()
+
+
 def test_pairs_are_the_best_and_the_worst_with_all_that_is_known_of_them(
     selected: select_pairs.Args, sampled: list[sample_candidates.Args],
     scored: list[score_candidates.Args],
@@ -189,9 +205,7 @@ def test_random_pairs_are_ordered_by_reward_and_not_always_the_extremes(
 def test_a_metric_that_ranks_decides_winner_and_loser(
     selected: select_pairs.Args, candidate_scores: score_metric.Args, tmp_path: Path
 ) -> None:
-    args = replace(
-        selected, ranking=(candidate_scores.output,), output=tmp_path / "pairs.parquet"
-    )
+    args = replace(selected, ranking=(candidate_scores.output,), output=tmp_path / "pairs.parquet")
     select_pairs.main(args)
     scores = keyed([candidate_scores.output])
     for row in read_rows(args.output):
@@ -203,9 +217,7 @@ def test_a_ranking_that_lacks_a_prompt_is_refused(
     selected: select_pairs.Args, sampled: list[sample_candidates.Args],
     candidate_scores: score_metric.Args, tmp_path: Path,
 ) -> None:  # fmt: skip
-    half = replace(
-        candidate_scores, images=(sampled[0].output,), output=tmp_path / "half.parquet"
-    )
+    half = replace(candidate_scores, images=(sampled[0].output,), output=tmp_path / "half.parquet")
     score_metric.main(half)
     args = replace(selected, ranking=(half.output,), output=tmp_path / "pairs.parquet")
     with pytest.raises(UserError, match="has 0 scores, expected candidates_per_prompt = 3"):
@@ -219,6 +231,14 @@ def test_another_number_of_candidates_is_refused_with_prompt_and_numbers(
     with pytest.raises(UserError, match="prompt [0-9a-f]{16} has 3 rewards, expected .* = 5"):
         select_pairs.main(args)
     assert not args.output.exists()
+
+
+def test_candidates_that_lack_a_prompt_are_refused(
+    selected: select_pairs.Args, tmp_path: Path
+) -> None:
+    args = replace(selected, candidates=selected.candidates[:1], output=tmp_path / "pairs.parquet")
+    with pytest.raises(UserError, match="the candidates hold 2 of the 4 prompts"):
+        select_pairs.main(args)
 
 
 def test_pairs_within_their_noise_are_left_out_and_none_left_is_refused(

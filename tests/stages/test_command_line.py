@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +66,6 @@ def select(tmp_path: Path, take: int) -> subprocess.CompletedProcess[str]:
         "pool": tmp_path / "pool with space.txt", "shuffle_seed": None, "skip": 0, "take": take,
         "output": tmp_path / "prompts.parquet",
     }  # fmt: skip
-    import shlex
-
     return run("stages.select_prompts", *shlex.split(flags(values)))
 
 

@@ -22,17 +22,19 @@ from stages import (
 from stages.core.artifacts import read_metadata, write_table
 from stages.core.errors import UserError
 from stages.core.rewards import preference_probability
-from stages.core.schemas import METRIC_SCORES
+from stages.core.schemas import IMAGES, METRIC_SCORES
 from stages.core.seeding import seed_of
 from stages.shapes.oracle import ORACLES
 from tests.builders import (
     CAPTIONS,
-    encoded as encoded_image,
     image_value,
     picture,
     pixels_of,
     prompt_row,
     read_rows,
+)
+from tests.builders import (
+    encoded as encoded_image,
 )
 
 Row = dict[str, Any]
@@ -91,8 +93,6 @@ def test_scores_are_the_oracles_of_the_decoded_pictures(
 
 
 def images_table(path: Path, rows: list[Row]) -> Path:
-    from stages.core.schemas import IMAGES
-
     write_table(path, rows, IMAGES, stage="generate_evaluation", arguments={})
     return path
 
@@ -146,9 +146,7 @@ def test_the_base_judges_held_out_pairs_with_reward_0_and_no_drift(
 def test_held_out_rewards_tell_both_policies_that_made_them(
     judged: list[score_holdout.Args], tmp_path: Path
 ) -> None:
-    args = replace(
-        judged[0], reference=judged[1].policy, output=tmp_path / "holdout.parquet"
-    )
+    args = replace(judged[0], reference=judged[1].policy, output=tmp_path / "holdout.parquet")
     score_holdout.main(args)
     inputs = read_metadata(args.output)["inputs"]
     assert {f"{run.policy}/manifest.json" for run in judged} <= set(inputs)

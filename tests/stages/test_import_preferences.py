@@ -80,7 +80,7 @@ def test_winner_and_loser_are_the_bytes_that_the_label_says(imported: Args) -> N
 
 
 def test_held_out_pairs_share_no_prompt_with_the_seed_pairs(args_for: Run, rows: Rows) -> None:
-    variants = [human_row(f"  {caption.upper()} ") for caption in CAPTIONS[:6]]
+    variants = [{**human_row(c), "caption": f"  {c.upper()} "} for c in CAPTIONS[:6]]
     for seed in range(5):
         args = args_for(rows + variants, num_holdout=3, seed=seed)
         main(args)
@@ -127,7 +127,9 @@ def test_several_files_are_read_as_one(args_for: Run, rows: Rows, tmp_path: Path
 def test_two_files_of_one_name_are_refused(args_for: Run, rows: Rows, tmp_path: Path) -> None:
     twin = write_rows(tmp_path / "twin" / "human.parquet", rows)
     args = args_for(rows)
-    assert "2 of the files are called 'human'" in complaint(replace(args, files=(*args.files, twin)))
+    assert "2 of the files are called 'human'" in complaint(
+        replace(args, files=(*args.files, twin))
+    )
 
 
 def test_a_missing_file_is_named(args_for: Run, rows: Rows, tmp_path: Path) -> None:

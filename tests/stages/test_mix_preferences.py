@@ -17,9 +17,7 @@ def sources(path: Path) -> Counter[str]:
     return Counter(row["source"] for row in read_rows(path))
 
 
-@pytest.mark.parametrize(
-    ("seed_fraction", "num_human"), [(0.0, 0), (0.25, 1), (0.5, 4), (0.9, 4)]
-)
+@pytest.mark.parametrize(("seed_fraction", "num_human"), [(0.0, 0), (0.25, 1), (0.5, 4), (0.9, 4)])
 def test_all_generated_pairs_are_kept_and_the_share_of_human_ones_is_asked_for(
     mixed: mix_preferences.Args, tmp_path: Path, seed_fraction: float, num_human: int
 ) -> None:

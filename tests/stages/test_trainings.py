@@ -7,10 +7,18 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages import encode_preferences, import_preferences, mix_preferences, train_seed, update_policy
+from stages import (
+    encode_preferences,
+    import_preferences,
+    mix_preferences,
+    train_seed,
+    update_policy,
+)
 from stages.core.artifacts import ArtifactError, policy_digest
 from stages.core.errors import UserError
 from stages.core.models import StableDiffusion
@@ -111,8 +119,6 @@ def test_an_unfinished_policy_is_refused(
 def test_a_single_pair_is_refused(
     updated: update_policy.Args, mixed: mix_preferences.Args, tmp_path: Path
 ) -> None:
-    import pyarrow.parquet as pq
-
     one = tmp_path / "one.parquet"
     pq.write_table(pq.read_table(mixed.output).slice(0, 1), one)
     args = replace(
@@ -127,9 +133,6 @@ def test_a_single_pair_is_refused(
 def test_latents_of_another_base_are_refused(
     seed_trained: train_seed.Args, encoded: encode_preferences.Args, tmp_path: Path
 ) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     table = pq.read_table(encoded.output)
     short = pa.array([[0.0] * 16] * len(table), table.schema.field("winner_latents").type)
     column = table.schema.get_field_index("winner_latents")
