@@ -39,6 +39,8 @@ log = logging.getLogger("train_pipeline")
 
 MAX_TOKENS = 24
 TEXT_WIDTH = 64
+LATENT_CHANNELS = 8
+"""Twice Stable Diffusion's: 4 numbers for 8 x 8 pixels held a colour or a shape, not both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +53,15 @@ class Args:
     """Folder for the training state; the same command continues from what lies here."""
     seed: int = 0
     """Seed of the weights, the pictures and the order."""
-    vae_steps: int = 6000
+    vae_steps: int = 3000
     """Updates of the VAE, 16 freshly drawn pictures each."""
     num_pictures: int = 48_000
     """Pictures drawn and encoded once for the denoiser."""
-    denoiser_steps: int = 14_000
+    denoiser_steps: int = 12_000
     """Updates of UNet and text encoder, 64 latents each."""
     save_every: int = 500
     """Steps between two saved training states."""
-    threads: int = 1
+    threads: int = 2
     """CPU threads."""
 
 
@@ -70,8 +72,7 @@ def main(args: Args) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer(args.work / "tokenizer")
     vae, vae_record = train_vae(args, device)
-    latents, captions, scale = encode_pictures(args, vae, device)
-    vae.register_to_config(scaling_factor=scale)
+    latents, captions = encode_pictures(args, vae, device)
     unet, text_encoder, record = train_denoiser(args, latents, captions, tokenizer, device)
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu(),
@@ -143,19 +144,20 @@ def train_vae(args: Args, device: torch.device) -> tuple[AutoencoderKL, dict[str
     torch.manual_seed(args.seed)
     vae = AutoencoderKL(
         sample_size=IMAGE_SIZE,
-        block_out_channels=(8, 16, 32, 64),
+        block_out_channels=(16, 32, 64, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
+        scaling_factor=1.0,  # `standardise` sees to it
     ).to(device)
     with torch.no_grad():  # a narrow posterior from the start, or its noise hides the picture
-        vae.quant_conv.bias[4:] = -6.0
-        vae.quant_conv.weight[4:] *= 0.1
+        vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0
+        vae.quant_conv.weight[LATENT_CHANNELS:] *= 0.1
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=2.5e-3, total_steps=args.vae_steps, pct_start=0.05
+        optimizer, max_lr=2e-3, total_steps=args.vae_steps, pct_start=0.05
     )
     loop = Loop(args.work / "vae.pt", args, args.vae_steps, [vae], optimizer, schedule)
     scenes = all_scenes()
@@ -179,7 +181,30 @@ def train_vae(args: Args, device: torch.device) -> tuple[AutoencoderKL, dict[str
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         loss = squared + 0.3 * fraction * absolute + (1 - fraction) * anchor + 1e-4 * kl
         loop.update(loss, float(difference.detach().abs().mean()))
-    return vae.eval().requires_grad_(False), loop.record("pixel_error")
+    vae = vae.eval().requires_grad_(False)
+    rng = np.random.default_rng((args.seed, 3))
+    sample = as_tensor(
+        draw([web_like(scenes[i], rng) for i in rng.integers(len(scenes), size=512)])
+    )
+    standardise(vae, vae.encode(sample.to(device)).latent_dist.mode())
+    return vae, loop.record("pixel_error")
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, latents: Float[Tensor, "picture channel height width"]) -> None:
+    """Give every latent channel mean 0 and deviation 1 over these latents of the VAE's.
+
+    An exact change of variables, folded into the 1 x 1 convolutions on both sides of the latents:
+    what the VAE decodes of what it encodes stays the same. The denoiser then sees the shape's
+    detail, which the VAE keeps in quiet channels, as loud as the colour.
+    """
+    mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    inward, outward, count = vae.quant_conv, vae.post_quant_conv, len(mean)
+    inward.weight[:count] /= deviation[:, None, None, None]
+    inward.bias[:count] = (inward.bias[:count] - mean) / deviation
+    inward.bias[count:] -= 2 * deviation.log()
+    outward.bias += (outward.weight[:, :, 0, 0] * mean).sum(dim=1)
+    outward.weight *= deviation[None, :, None, None]
 
 
 def object_weight(
@@ -193,8 +218,8 @@ def object_weight(
 @torch.no_grad()
 def encode_pictures(
     args: Args, vae: AutoencoderKL, device: torch.device
-) -> tuple[Float[Tensor, "picture channel height width"], list[str], float]:
-    """Scaled latents of freshly drawn pictures, their captions, and the scaling factor."""
+) -> tuple[Float[Tensor, "picture channel height width"], list[str]]:
+    """Latents of freshly drawn pictures, and their captions."""
     path = args.work / f"latents-{args.num_pictures}.pt"
     scenes = all_scenes()
     picked = [scenes[i % len(scenes)] for i in range(args.num_pictures)]
@@ -211,8 +236,7 @@ def encode_pictures(
                 log.info("encoded %d of %d pictures", start, args.num_pictures)
         latents = torch.cat(parts)
         torch.save(latents, path)
-    scale = round(1 / float(latents.std()), 5)
-    return latents * scale, captions, scale
+    return latents, captions
 
 
 def train_denoiser(
@@ -226,9 +250,9 @@ def train_denoiser(
     torch.manual_seed(args.seed + 1)
     unet = UNet2DConditionModel(
         sample_size=latents.shape[-1],
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(40, 80),
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(48, 96),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -44,7 +44,7 @@ wildcard_constraints:
 # the prefix are formatted once more by Snakemake, hence two.
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}'; "
-    'record() {{ tee "$1" | sed -u "/ python -m stages[.]/d"; }}; '
+    'record() {{ tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
 )
 
 

@@ -1,0 +1,102 @@
+"""Every config can be planned; a wrong one is refused before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.workflow.conftest import CONFIG, ROOT, Project, environment
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_plans_jobs(config: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules",
+         "--configfile", str(config), "--config", "run=test-dry"],
+        capture_output=True, text=True, env=environment(), cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    total = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("total")]
+    assert int(total[0]) > 0
+
+
+def test_the_default_config_plans_three_iterations(tmp_path: Path) -> None:
+    planned = Project(tmp_path).planned(
+        config={"iterations": 3, "prompts": {"per_iteration": [4, 4, 4]}}
+    )
+    assert planned["update_policy"] == planned["select_pairs"] == planned["mix_preferences"] == 3
+    assert planned["sample_candidates"] == planned["score_candidates"] == 3 * 2
+    assert planned["generate_evaluation"] == 5
+    assert planned["train_seed"] == planned["write_report"] == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "absent"),
+    [
+        ("seed", {"sample_candidates", "generate_evaluation", "write_report"}),
+        ("datasets", {"generate_evaluation", "write_report"}),
+        ("evaluate", {"write_report"}),
+        ("report", set()),
+    ],
+)
+def test_named_targets_go_only_so_far(tmp_path: Path, target: str, absent: set[str]) -> None:
+    planned = Project(tmp_path).planned("--", target)
+    assert "train_seed" in planned
+    assert not absent & set(planned)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"sampling": {"guidence_scale": 3.0}}, ["'sampling.guidence_scale'", "'guidance_scale'"]),
+        ({"iteratons": 3}, ["'iteratons'", "'iterations'"]),
+        ({"sample_candidates": {"shards": "two"}}, ["'sample_candidates.shards'", "integer"]),
+        ({"iterations": 3}, ["'prompts.per_iteration' lists 2 sizes", "'iterations' is 3"]),
+    ],
+)
+def test_a_wrong_config_is_refused_by_key(
+    tmp_path: Path, config: dict[str, Any], expected: list[str]
+) -> None:
+    done = Project(tmp_path).call("--quiet", "rules", config=config)
+    assert done.returncode != 0
+    for text in expected:
+        assert text in done.stdout, done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def own_config(tmp_path: Path) -> Path:
+    """A whole config of someone with labels and prompts of their own, which do not exist."""
+    config = yaml.safe_load(CONFIG.read_text())
+    del config["shapes"]
+    config["preferences"]["files"] = ["data/labels.parquet"]
+    config["prompts"]["pool"] = "data/prompts.txt"
+    config["evaluation"]["prompt_sets"] = {"mine": "data/evaluation.txt"}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_a_config_of_ones_own_stands_alone_and_its_missing_labels_are_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run",
+         "--configfile", str(own_config(tmp_path))],
+        capture_output=True, text=True, env=environment(), cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "data/labels.parquet" in done.stdout + done.stderr
+    assert "import_preferences" in done.stdout + done.stderr
+
+
+def test_a_stage_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    config = {"shapes": {"num_seed_captions": 2}, "preferences": {"num_pairs": 500}}
+    project = Project(tmp_path)
+    done = project.call("--quiet", "rules", "--", "seed", config=config)
+    assert done.returncode != 0
+    assert "500 seed pairs are needed" in " ".join(done.stdout.split())
+    assert not (project.results / "seed" / "preferences.parquet").exists()
+    assert not list(tmp_path.rglob("*.part"))

@@ -1,0 +1,108 @@
+"""What runs, what reruns after a change, and what an interrupted run ends with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from stages.core.artifacts import policy_digest, read_table
+from stages.core.schemas import GUARDS, SUMMARY, TRAINING_PAIRS
+from tests.workflow.conftest import Project, environment
+
+FINAL_TABLES = ("evaluation/summary.parquet", "evaluation/guards.parquet")
+
+
+def contents(project: Project) -> dict[str, object]:
+    """Everything of value that must not depend on how a run went, without times and paths."""
+    results = project.results
+    tables = [*FINAL_TABLES, "iter01/preferences.parquet", "iter02/preferences.parquet"]
+    found: dict[str, object] = {name: pq.read_table(results / name).to_pylist() for name in tables}
+    for manifest in sorted(results.glob("iter*/policy/manifest.json")):
+        weights = manifest.parent / "unet" / "diffusion_pytorch_model.safetensors"
+        found[str(weights.relative_to(results))] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return found
+
+
+def test_the_run_leaves_what_the_design_promises(finished: Project) -> None:
+    results = finished.results
+    summary = read_table(results / "evaluation/summary.parquet", SUMMARY).to_pylist()
+    assert {row["policy"] for row in summary} == {"base", "iter00", "iter01", "iter02"}
+    guards = read_table(results / "evaluation/guards.parquet", GUARDS).to_pylist()
+    assert [row["iteration"] for row in guards] == [0, 1, 2]
+    mix = read_table(results / "iter01/preferences.parquet", TRAINING_PAIRS).to_pylist()
+    assert [row["source"] for row in mix].count("generated") == 4
+    assert [row["source"] for row in mix].count("human") == 1  # a quarter, to a whole pair
+    for policy in ("iter00", "iter01", "iter02"):
+        policy_digest(results / policy / "policy")
+    assert "<svg" in (results / "report.html").read_text()
+    assert not list(finished.folder.rglob("*.part"))
+
+
+def test_a_second_call_does_nothing(finished: Project) -> None:
+    assert finished.planned() == {}
+
+
+def test_a_deleted_shard_is_rebuilt_with_what_depends_on_it(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "copy")
+    (project.results / "iter02/candidates/shard-1.parquet").unlink()
+    planned = project.planned()
+    assert planned["sample_candidates"] == 1
+    assert planned["score_candidates"] == 1
+    assert planned["select_pairs"] == planned["update_policy"] == 1
+    assert "train_seed" not in planned
+    assert "import_preferences" not in planned
+    project.make("--quiet", "all")
+    assert contents(project) == contents(finished)
+
+
+def test_dpo_beta_of_the_update_leaves_the_first_candidates_alone(finished: Project) -> None:
+    planned = finished.planned(config={"update_policy": {"dpo_beta": 4000.0}})
+    assert planned["sample_candidates"] == 2  # the two shards of iteration 2
+    assert planned["score_candidates"] == 2
+    assert planned["update_policy"] == 2
+    assert "train_seed" not in planned
+
+
+def test_another_iteration_extends_and_retrains_nothing(finished: Project) -> None:
+    planned = finished.planned(config={"iterations": 3, "prompts": {"per_iteration": [4, 4, 4]}})
+    assert planned["update_policy"] == planned["mix_preferences"] == 1
+    assert planned["sample_candidates"] == 2
+    assert planned["generate_evaluation"] == 1
+    assert "train_seed" not in planned
+    assert "import_preferences" not in planned
+
+
+@pytest.mark.parametrize("until", ["iter00/train_seed.log", "iter02/sample_candidates-0.log"])
+def test_ctrl_c_and_the_same_command_again_end_with_the_same_numbers(
+    finished: Project, tmp_path: Path, until: str
+) -> None:
+    project = Project(tmp_path)
+    head = subprocess.Popen(
+        project.command("--quiet", "all"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 600
+    while not (project.logs / until).is_file():
+        assert head.poll() is None, head.communicate()[0].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(head.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+    head.communicate(timeout=120)
+    assert head.returncode != 0
+    assert not (project.results / "report.html").exists()
+    assert not list(project.folder.rglob("*.part"))
+    project.make("--quiet", "all")
+    assert contents(project) == contents(finished)
