@@ -2,7 +2,7 @@ r"""Imported preference pairs in; the VAE latents of their images out, so that t
 
 Example:
     python -m stages.encode_preferences --preferences preferences.parquet \\
-        --base stages/shapes/pipeline --dtype float32 --output latents.parquet
+        --model.base stages/shapes/pipeline --model.dtype float32 --output latents.parquet
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 import tyro
 
 from stages.core.artifacts import read_table, write_table
-from stages.core.images import decode_image, to_model_input
-from stages.core.models import load_model
+from stages.core.images import decode_image, geometry, to_model_input
+from stages.core.models import ModelSettings, load_model
 from stages.core.runtime import choose_device, progress, run_stage, stage
 from stages.core.schemas import PAIR_LATENTS, PREFERENCES
 
@@ -26,10 +26,8 @@ class Args:
 
     preferences: Path
     """Pairs with images (schema preferences)."""
-    base: str
-    """The base model: a folder in diffusers layout or a hub id."""
-    dtype: str
-    """Precision of the VAE: float32, bfloat16 or float16."""
+    model: ModelSettings
+    """The pretrained model."""
     output: Path
     """Where the latents go (schema pair_latents)."""
     batch: int = 16
@@ -43,7 +41,7 @@ def main(args: Args) -> None:
     with stage("encode_preferences") as run:
         table = read_table(args.preferences, PREFERENCES, ["pair_id", "winner", "loser"])
         pairs = table.to_pylist()
-        model = load_model(args.base, device=choose_device(args.threads), dtype=args.dtype)
+        model = load_model(args.model, device=choose_device(args.threads))
         rows = []
         starts = range(0, len(pairs), args.batch)
         for start in progress(starts, "encoding", "pairs", args.batch):
@@ -53,9 +51,16 @@ def main(args: Args) -> None:
             pixels = torch.from_numpy(to_model_input(images, model.image_size))
             latents = model.encode_images(pixels)
             flat = latents.float().cpu().flatten(start_dim=1).numpy()
-            for pair, winner, loser in zip(part, flat, flat[len(part) :], strict=False):
+            sizes = [geometry(image, model.image_size) for image in images]
+            for row, pair in enumerate(part):
                 rows.append(
-                    {"pair_id": pair["pair_id"], "winner_latents": winner, "loser_latents": loser}
+                    {
+                        "pair_id": pair["pair_id"],
+                        "winner_latents": flat[row],
+                        "loser_latents": flat[len(part) + row],
+                        "winner_geometry": sizes[row],
+                        "loser_geometry": sizes[len(part) + row],
+                    }
                 )
         write_table(
             args.output, rows, PAIR_LATENTS,

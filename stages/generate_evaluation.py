@@ -12,7 +12,7 @@ import tyro
 
 from stages.core.artifacts import policy_files, read_table, write_table
 from stages.core.generation import SamplingSettings, generate
-from stages.core.models import load_model
+from stages.core.models import ModelSettings, load_model
 from stages.core.policies import load_denoiser
 from stages.core.runtime import choose_device, run_stage, shard_of, stage
 from stages.core.schemas import IMAGES, PROMPTS
@@ -24,12 +24,10 @@ class Args:
 
     prompts: Path
     """The evaluation prompts (schema prompts)."""
-    base: str
-    """The base model: a folder in diffusers layout or a hub id."""
+    model: ModelSettings
+    """The pretrained model."""
     policy: str
     """Policy folder that samples, or 'base'."""
-    dtype: str
-    """Precision of the networks: float32, bfloat16 or float16."""
     settings: SamplingSettings
     """The sampler."""
     images_per_prompt: int
@@ -54,7 +52,7 @@ def main(args: Args) -> None:
         table = read_table(args.prompts, PROMPTS)
         names, prompts = (table.column(name).to_pylist() for name in ("prompt_id", "prompt"))
         part = shard_of(list(zip(names, prompts, strict=True)), args.shard, args.num_shards)
-        model = load_model(args.base, device=choose_device(args.threads), dtype=args.dtype)
+        model = load_model(args.model, device=choose_device(args.threads))
         rows = list(
             generate(
                 model,

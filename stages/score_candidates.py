@@ -17,9 +17,9 @@ import tyro
 from stages.core.artifacts import policy_files, read_table, write_table
 from stages.core.errors import UserError
 from stages.core.images import decode_image, to_model_input
-from stages.core.models import StableDiffusion, load_model
+from stages.core.models import DiffusionModel, ModelSettings, load_model
 from stages.core.noising import reward_draws
-from stages.core.policies import latents_tensor, load_denoiser
+from stages.core.policies import latents_tensor, load_denoisers
 from stages.core.rewards import implicit_reward
 from stages.core.runtime import choose_device, progress, run_stage, stage
 from stages.core.schemas import CANDIDATES, REWARDS
@@ -33,14 +33,12 @@ class Args:
 
     candidates: Path
     """A shard of candidates (schema candidates)."""
-    base: str
-    """The base model: a folder in diffusers layout or a hub id."""
+    model: ModelSettings
+    """The pretrained model."""
     policy: str
     """Policy folder that judges."""
     reference: str
     """Policy folder the reward compares with, or 'base' (Sec. 4.2)."""
-    dtype: str
-    """Precision of the networks: float32, bfloat16 or float16; errors are always float32."""
     num_draws: int
     """Draws of timestep and noise, shared by all candidates of a prompt (paper: 10)."""
     reencode: bool
@@ -60,7 +58,7 @@ def main(args: Args) -> None:
     with stage("score_candidates") as run:
         columns = ["prompt_id", "prompt", "candidate", "image" if args.reencode else "latents"]
         table = read_table(args.candidates, CANDIDATES, columns)
-        model = load_model(args.base, device=choose_device(args.threads), dtype=args.dtype)
+        model = load_model(args.model, device=choose_device(args.threads))
         rows = list(score(model, table, args))
         inputs = [args.candidates, *policy_files(args.policy), *policy_files(args.reference)]
         write_table(
@@ -69,9 +67,9 @@ def main(args: Args) -> None:
         run.rows_in, run.rows_out = len(table), len(rows)
 
 
-def score(model: StableDiffusion, table: pa.Table, args: Args) -> Iterator[dict[str, object]]:
+def score(model: DiffusionModel, table: pa.Table, args: Args) -> Iterator[dict[str, object]]:
     """One row of the rewards table for each candidate."""
-    policy, reference = load_denoiser(model, args.policy), load_denoiser(model, args.reference)
+    policy, reference = load_denoisers(model, args.policy, args.reference)
     names = np.array(table.column("prompt_id").to_pylist())
     starts = [row for row in range(len(names)) if row == 0 or names[row] != names[row - 1]]
     ends = [*starts[1:], len(names)] if len(names) else []
@@ -94,7 +92,7 @@ def score(model: StableDiffusion, table: pa.Table, args: Args) -> Iterator[dict[
         if not np.isfinite(result.reward).all():
             raise UserError(
                 f"the rewards of prompt {names[start]} are not finite: {result.reward.tolist()}. "
-                f"{args.policy} or {args.reference} has diverged, or {args.dtype} is too narrow."
+                f"{args.policy} or {args.reference} has diverged, or {args.model.dtype} is too narrow."
             )
         for index, candidate in enumerate(group.column("candidate").to_pylist()):
             has_error = np.isfinite(result.standard_error[index])
@@ -110,7 +108,7 @@ def score(model: StableDiffusion, table: pa.Table, args: Args) -> Iterator[dict[
             }
 
 
-def candidate_latents(model: StableDiffusion, group: pa.Table, args: Args) -> torch.Tensor:
+def candidate_latents(model: DiffusionModel, group: pa.Table, args: Args) -> torch.Tensor:
     """The sampler's latents of one prompt's candidates, or those of its decoded images.
 
     Differs from the paper: it does not say; the sampler's own latents are exact and cost nothing.

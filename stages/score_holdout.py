@@ -12,15 +12,17 @@ import torch
 import tyro
 
 from stages.core.artifacts import policy_files, read_table, write_table
-from stages.core.models import load_model
+from stages.core.models import ModelSettings, load_model
 from stages.core.noising import reward_draws
-from stages.core.policies import latents_tensor, load_denoiser
+from stages.core.policies import latents_tensor, load_denoisers
 from stages.core.rewards import implicit_reward, preference_probability
 from stages.core.runtime import choose_device, progress, run_stage, stage
 from stages.core.schemas import HOLDOUT_REWARDS, PAIR_LATENTS, PREFERENCES
 from stages.core.scoring import draw_errors
 from stages.core.seeding import seed_of
 from stages.core.tables import join_latents
+
+SIDES = ("winner", "loser")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +33,12 @@ class Args:
     """Held-out pairs (schema preferences)."""
     latents: Path
     """Their latents (schema pair_latents)."""
-    base: str
-    """The base model: a folder in diffusers layout or a hub id."""
+    model: ModelSettings
+    """The pretrained model."""
     policy: str
     """Policy folder that judges."""
     reference: str
     """Policy folder the reward compares with, or 'base'."""
-    dtype: str
-    """Precision of the networks: float32, bfloat16 or float16; errors are always float32."""
     num_draws: int
     """Draws of timestep and noise, shared by the two images of a pair."""
     dpo_beta: float
@@ -54,8 +54,8 @@ class Args:
 def main(args: Args) -> None:
     """Score winner and loser of every pair with the same draws for every policy."""
     with stage("score_holdout") as run:
-        model = load_model(args.base, device=choose_device(args.threads), dtype=args.dtype)
-        policy, reference = load_denoiser(model, args.policy), load_denoiser(model, args.reference)
+        model = load_model(args.model, device=choose_device(args.threads))
+        policy, reference = load_denoisers(model, args.policy, args.reference)
         pairs = join_latents(
             read_table(args.preferences, PREFERENCES, ["pair_id", "prompt"]),
             read_table(args.latents, PAIR_LATENTS),
@@ -63,7 +63,7 @@ def main(args: Args) -> None:
         )
         sides = [
             latents_tensor(pairs.column(name), model.latents_shape, str(args.latents))
-            for name in ("winner_latents", "loser_latents")
+            for name in (f"{side}_latents" for side in SIDES)
         ]
         rows = []
         for index in progress(range(len(pairs)), "scoring held-out pairs", "pairs"):
@@ -75,7 +75,8 @@ def main(args: Args) -> None:
                 latents_shape=model.latents_shape,
             )
             latents = torch.stack([side[index] for side in sides])
-            text = model.encode_text([prompt])
+            sizes = [pairs.column(f"{side}_geometry")[index].as_py() for side in SIDES]
+            text = model.place(model.encode_text([prompt]).repeat(2), torch.tensor(sizes))
             errors = draw_errors(model, policy, reference, latents, text, draws)
             reward = implicit_reward(
                 policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()

@@ -15,6 +15,7 @@ import tyro
 
 from stages.core.artifacts import policy_files, policy_name, read_tables, write_table
 from stages.core.errors import UserError
+from stages.core.images import image_size
 from stages.core.rewards import margin_standard_error, preference_probability
 from stages.core.runtime import log, run_stage, stage
 from stages.core.schemas import CANDIDATES, METRIC_SCORES, REWARDS, TRAINING_PAIRS
@@ -156,8 +157,16 @@ def to_row(images: list[Row], pair: Row, policy: str, args: Args) -> Row:
         "loser_seed": loser["seed"],
         "winner_latents": winner["latents"],
         "loser_latents": loser["latents"],
+        "winner_geometry": native_geometry(winner["image"]["bytes"]),
+        "loser_geometry": native_geometry(loser["image"]["bytes"]),
         **scores,
     }
+
+
+def native_geometry(data: bytes) -> list[int]:
+    """The geometry of an image that a model made: its own size, nothing cropped."""
+    width, height = image_size(data)
+    return [height, width, 0, 0, height, width]
 
 
 if __name__ == "__main__":

@@ -1,23 +1,26 @@
 """Human preference pairs in; policy 0 out, trained from the base model. Paper: SAIL Alg. 1, line 1.
 
+On several GPUs: accelerate launch --num_processes 4 -m stages.train_seed ... (or torchrun).
 Example: paste the line from logs/<run>/iter00/train_seed.log
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 
 from stages.core.artifacts import BASE, read_table
-from stages.core.models import load_model
-from stages.core.policies import encode_pairs, train_policy
+from stages.core.held_out import HeldOutFiles, read_held_out
+from stages.core.models import LoraSettings, ModelSettings, load_model
+from stages.core.policies import Outputs, Task, encode_pairs, train_policy
+from stages.core.processes import Processes
 from stages.core.runtime import choose_device, run_stage, stage
 from stages.core.schemas import PAIR_LATENTS, PREFERENCES
 from stages.core.seeding import seed_of
 from stages.core.tables import join_latents
-from stages.core.training import TrainingSettings
+from stages.core.training import Execution, TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +31,32 @@ class Args:
     """Seed pairs (schema preferences)."""
     latents: Path
     """Their latents (schema pair_latents)."""
-    base: str
-    """The base model: a folder in diffusers layout or a hub id."""
-    dtype: str
-    """Precision of the networks: float32, bfloat16 or float16; errors are always float32."""
+    policy: str = BASE
+    """Where to start from: 'base', or the policy folder of a DPO training done elsewhere (SAIL*)."""
+    model: ModelSettings
+    """The pretrained model."""
+    lora: LoraSettings
+    """Low-rank adapters, or a full fine-tune with rank 0."""
     settings: TrainingSettings
     """The optimisation."""
+    held_out: HeldOutFiles
+    """Human pairs that are scored on the way."""
     seed: int
     """Run seed: decides order, timesteps and noise."""
     output: Path
-    """Policy folder to write (unet/ and manifest.json)."""
+    """Policy folder to write (weights and manifest.json)."""
     training: Path
     """Where the per-step measures go (schema training)."""
+    held_out_curve: Path
+    """Where the held-out measures go (schema held_out_curve)."""
     work: Path
     """Folder for the training state; removed when the training has ended."""
-    save_every: int = 50
-    """Steps between two saved states."""
+    execution: Execution = field(default_factory=Execution)
+    """How it runs: micro-batches, gradient checkpointing, saved states."""
+    live_encoding: bool = False
+    """Encode the images again instead of reading their latents; the loss is the same."""
+    trackers: tuple[str, ...] = ()
+    """Where to send each step's measures besides the table: tensorboard, wandb."""
     threads: int = 2
     """CPU threads."""
 
@@ -51,28 +64,39 @@ class Args:
 def main(args: Args) -> None:
     """Join pairs and latents, then train with the base model as reference."""
     with stage("train_seed") as run:
-        device = choose_device(args.threads)
-        model = load_model(args.base, device=device, dtype=args.dtype)
+        processes = Processes(
+            choose_device(args.threads), trackers=args.trackers, folder=args.work / "trackers"
+        )
+        model = load_model(args.model, device=processes.device)
+        images = ["winner", "loser"] if args.live_encoding else []
         table = join_latents(
-            read_table(args.preferences, PREFERENCES, ["pair_id", "prompt"]),
+            read_table(args.preferences, PREFERENCES, ["pair_id", "prompt", *images]),
             read_table(args.latents, PAIR_LATENTS),
             args.latents,
         )
         run.rows_in = len(table)
         run.rows_out = train_policy(
             model,
-            encode_pairs(model, table, str(args.latents)),
+            encode_pairs(model, table, str(args.latents), is_live=args.live_encoding),
             args.settings,
-            stage="train_seed",
-            arguments=args,
-            inputs=[args.preferences, args.latents],
-            initial=BASE,
-            reference=BASE,
-            seed=seed_of(args.seed, "train_seed"),
-            output=args.output,
-            training=args.training,
-            work=args.work,
-            save_every=args.save_every,
+            Task(
+                stage="train_seed",
+                arguments=args,
+                inputs=[args.preferences, args.latents, *args.held_out.files],
+                initial=args.policy,
+                reference=args.policy,
+                lora=args.lora,
+                seed=seed_of(args.seed, "train_seed"),
+            ),
+            Outputs(
+                policy=args.output,
+                training=args.training,
+                held_out_curve=args.held_out_curve,
+                work=args.work,
+            ),
+            processes=processes,
+            execution=args.execution,
+            held_out=read_held_out(model, args.held_out, seed_of(args.seed, "held_out")),
         )
 
 

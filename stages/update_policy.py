@@ -1,22 +1,25 @@
 """Mixed preference pairs and a policy in; the next policy out. Paper: SAIL Alg. 1, last step.
 
+On several GPUs: accelerate launch --num_processes 4 -m stages.update_policy ... (or torchrun).
 Example: paste the line from logs/<run>/iter01/update_policy.log
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import policy_files, read_table
-from stages.core.models import load_model
-from stages.core.policies import encode_pairs, train_policy
+from stages.core.artifacts import read_table
+from stages.core.held_out import HeldOutFiles, read_held_out
+from stages.core.models import LoraSettings, ModelSettings, load_model
+from stages.core.policies import Outputs, Task, encode_pairs, train_policy
+from stages.core.processes import Processes
 from stages.core.runtime import choose_device, run_stage, stage
-from stages.core.schemas import TRAINING_PAIRS
+from stages.core.schemas import PAIR_LATENTS, TRAINING_PAIRS
 from stages.core.seeding import seed_of
-from stages.core.training import TrainingSettings
+from stages.core.training import Execution, TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,24 +32,33 @@ class Args:
     """Policy folder to start from."""
     reference: str
     """Policy folder the loss compares with, or 'base'."""
-    base: str
-    """The base model: a folder in diffusers layout or a hub id."""
-    dtype: str
-    """Precision of the networks: float32, bfloat16 or float16; errors are always float32."""
+    model: ModelSettings
+    """The pretrained model."""
+    lora: LoraSettings
+    """Low-rank adapters, or a full fine-tune with rank 0."""
     settings: TrainingSettings
     """The optimisation."""
+    held_out: HeldOutFiles
+    """Human pairs that are scored on the way."""
     seed: int
     """Run seed: decides order, timesteps and noise, together with the iteration."""
     iteration: int
     """Number of this iteration, from 1."""
     output: Path
-    """Policy folder to write (unet/ and manifest.json)."""
+    """Policy folder to write (weights and manifest.json)."""
     training: Path
     """Where the per-step measures go (schema training)."""
+    held_out_curve: Path
+    """Where the held-out measures go (schema held_out_curve)."""
     work: Path
     """Folder for the training state; removed when the training has ended."""
-    save_every: int = 50
-    """Steps between two saved states."""
+    execution: Execution = field(default_factory=Execution)
+    """How it runs: micro-batches, gradient checkpointing, saved states."""
+    live_encoding: bool = False
+    """Encode the images again instead of reading their latents (a generated image's latents are
+    the sampler's own, so its encoding differs a little)."""
+    trackers: tuple[str, ...] = ()
+    """Where to send each step's measures besides the table: tensorboard, wandb."""
     threads: int = 2
     """CPU threads."""
 
@@ -54,26 +66,36 @@ class Args:
 def main(args: Args) -> None:
     """Train on the mix from the current policy, with a fresh optimizer."""
     with stage("update_policy") as run:
-        device = choose_device(args.threads)
-        model = load_model(args.base, device=device, dtype=args.dtype)
-        columns = ["prompt", "winner_latents", "loser_latents"]
+        processes = Processes(
+            choose_device(args.threads), trackers=args.trackers, folder=args.work / "trackers"
+        )
+        model = load_model(args.model, device=processes.device)
+        images = ["winner", "loser"] if args.live_encoding else []
+        columns = ["prompt", *images, *PAIR_LATENTS.arrow.names[1:]]
         table = read_table(args.preferences, TRAINING_PAIRS, columns)
         run.rows_in = len(table)
-        files = {*policy_files(args.policy), *policy_files(args.reference)}
         run.rows_out = train_policy(
             model,
-            encode_pairs(model, table, str(args.preferences)),
+            encode_pairs(model, table, str(args.preferences), is_live=args.live_encoding),
             args.settings,
-            stage="update_policy",
-            arguments=args,
-            inputs=[args.preferences, *sorted(files)],
-            initial=args.policy,
-            reference=args.reference,
-            seed=seed_of(args.seed, "update_policy", args.iteration),
-            output=args.output,
-            training=args.training,
-            work=args.work,
-            save_every=args.save_every,
+            Task(
+                stage="update_policy",
+                arguments=args,
+                inputs=[args.preferences, *args.held_out.files],
+                initial=args.policy,
+                reference=args.reference,
+                lora=args.lora,
+                seed=seed_of(args.seed, "update_policy", args.iteration),
+            ),
+            Outputs(
+                policy=args.output,
+                training=args.training,
+                held_out_curve=args.held_out_curve,
+                work=args.work,
+            ),
+            processes=processes,
+            execution=args.execution,
+            held_out=read_held_out(model, args.held_out, seed_of(args.seed, "held_out")),
         )
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from stages.core.models import LoraSettings, ModelSettings
 from stages.core.prompts import prompt_id
 from stages.shapes.captions import all_scenes, parse_caption
 from stages.shapes.renderer import Drawing, draw
@@ -20,6 +21,16 @@ CAPTIONS = [str(scene) for scene in all_scenes()[::37]]
 """39 captions of the embedded world, all different."""
 
 Row = dict[str, Any]
+
+FULL = LoraSettings(rank=0, alpha=16.0, target_modules=("to_q",))
+"""A full fine-tune."""
+LORA = LoraSettings(rank=4, alpha=8.0, target_modules=("to_q", "to_k", "to_v", "to_out.0"))
+"""A small LoRA on the attention."""
+
+
+def settings(base: str | Path, dtype: Any = "float32", **changes: Any) -> ModelSettings:
+    """A model as the config names it."""
+    return ModelSettings(base=str(base), dtype=dtype, **changes)
 
 
 def picture(caption: str, *, strength: float = 1.0, edge_width: float = 1.0) -> np.ndarray:

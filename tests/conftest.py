@@ -16,8 +16,9 @@ torch.set_num_threads(1)
 CHECKED = jaxtyping.install_import_hook("stages.core", "beartype.beartype")
 
 from stages.core.artifacts import write_manifest
-from stages.core.models import Denoiser, StableDiffusion, load_model
+from stages.core.models import Denoiser, DiffusionModel, load_model
 from stages.core.noising import generator
+from tests.builders import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,28 +30,28 @@ def tiny_base() -> str:
 
 
 @pytest.fixture(scope="session")
-def model(tiny_base: str) -> StableDiffusion:
+def model(tiny_base: str) -> DiffusionModel:
     """The adapter of the committed pipeline, on the CPU in float32."""
-    return load_model(tiny_base, device=torch.device("cpu"), dtype="float32")
+    return load_model(settings(tiny_base), device=torch.device("cpu"))
 
 
 @pytest.fixture
-def base_denoiser(model: StableDiffusion) -> Denoiser:
+def base_denoiser(model: DiffusionModel) -> Denoiser:
     """The base's own denoiser, a fresh copy."""
     return model.load_denoiser()
 
 
 @pytest.fixture
-def other_denoiser(model: StableDiffusion) -> Denoiser:
+def other_denoiser(model: DiffusionModel) -> Denoiser:
     """A denoiser that predicts visibly, not wildly, differently from the base's."""
     return perturbed(model)
 
 
 @pytest.fixture(scope="session")
-def other_policy(model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_policy(model: DiffusionModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished policy folder that holds `other_denoiser`."""
     folder = tmp_path_factory.mktemp("policy") / "other"
-    perturbed(model).save_pretrained(folder / "unet", safe_serialization=True)
+    perturbed(model).save(folder, "unet")
     write_manifest(folder, stage="train_seed", arguments={}, inputs=[], facts={"num_steps": 1})
     return folder
 
@@ -70,7 +71,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-def perturbed(model: StableDiffusion) -> Denoiser:
+def perturbed(model: DiffusionModel) -> Denoiser:
     denoiser, rng = model.load_denoiser(), generator(7)
     with torch.no_grad():
         for weight in denoiser.parameters():

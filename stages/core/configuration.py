@@ -38,6 +38,20 @@ def check_config(config: Config) -> Config:
     return config
 
 
+def without_defaults(block: Config, name: str) -> Config:
+    """The keys of a top-level block that differ from the schema's defaults.
+
+    What is passed on to a stage without them stays the same when a new optional key appears.
+    """
+    schema = yaml.safe_load(SCHEMA.read_text())
+    known = known_keys(schema, [name])
+    return {
+        key: value
+        for key, value in block.items()
+        if "default" not in known.get(key, {}) or known[key]["default"] != value
+    }
+
+
 def known_keys(schema: dict[str, Any], path: list[str]) -> dict[str, Any]:
     """The properties that the schema knows at a path of keys."""
     node = schema

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stages.core.images import encode_png, to_pixels
-from stages.core.models import Conditioning, Denoiser, StableDiffusion
+from stages.core.models import Denoiser, DiffusionModel
 from stages.core.runtime import progress
 from stages.core.sampling import sample_latents
 from stages.core.seeding import seed_of
@@ -25,7 +25,7 @@ class SamplingSettings:
 
 
 def generate(
-    model: StableDiffusion,
+    model: DiffusionModel,
     denoiser: Denoiser,
     prompts: Sequence[tuple[str, str]],
     settings: SamplingSettings,
@@ -39,7 +39,7 @@ def generate(
 
     The seed of an image follows from `seed_parts`, its prompt and its number alone.
     """
-    empty = model.encode_text([""])
+    unconditional = model.unconditional()
     starts = range(0, len(prompts), prompts_per_batch)
     per_batch = images_per_prompt * prompts_per_batch
     for start in progress(starts, "sampling", "images", per_batch):
@@ -53,8 +53,8 @@ def generate(
         latents = sample_latents(
             model,
             denoiser,
-            text=Conditioning(text.text.repeat_interleave(images_per_prompt, dim=0)),
-            empty_text=empty,
+            text=text.repeat_each(images_per_prompt),
+            unconditional=unconditional,
             seeds=[seed for *_, seed in items],
             sampler=settings.sampler,
             num_inference_steps=settings.num_inference_steps,

@@ -33,6 +33,12 @@ def decode_image(data: bytes | None) -> Image.Image:
         raise ImageError(str(error)) from error
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of the image in some file's bytes; only its header is read."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
+
+
 def encode_png(pixels: Pixels) -> bytes:
     """A PNG file of the pixels."""
     buffer = io.BytesIO()
@@ -45,6 +51,16 @@ def to_pixels(images: Batch) -> list[Pixels]:
     return list((images * 255).round().astype(np.uint8).transpose(0, 2, 3, 1))
 
 
+def geometry(image: Image.Image, size: int) -> list[int]:
+    """What SDXL is told of an image that `to_model_input` fits to `size`, in pixels.
+
+    Original height and width, top and left of the crop in the resized image, target height and
+    width. Follows SDXL's micro-conditioning (Podell et al., Sec. 2.2).
+    """
+    _width, _height, left, top = _fit(image, size)
+    return [image.height, image.width, top, left, size, size]
+
+
 def to_model_input(images: Sequence[Image.Image], size: int) -> Batch:
     """Images in [-1, 1] at `size` x `size`: the short side is resized, the middle is kept."""
     arrays = [np.asarray(_centre_crop(image, size), np.float32) for image in images]
@@ -54,8 +70,13 @@ def to_model_input(images: Sequence[Image.Image], size: int) -> Batch:
 def _centre_crop(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
+    width, height, left, top = _fit(image, size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _fit(image: Image.Image, size: int) -> tuple[int, int, int, int]:
+    """(width, height) with a short side of `size`, and (left, top) of the middle square in it."""
     factor = size / min(image.size)
     width, height = (max(size, round(side * factor)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return width, height, (width - size) // 2, (height - size) // 2

@@ -1,11 +1,44 @@
-"""The Diffusion-DPO objective as functions of denoising errors."""
+"""The Diffusion-DPO objective and its variants, as functions of denoising errors."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+
+LossName = Literal["sigmoid", "ipo", "mapo"]
+
+MAPO_SNR = 0.5
+"""The constant in MaPO's odds (its published code)."""
+MAPO_WEIGHT = 0.1
+"""Weight of MaPO's ratio term (its published code)."""
+
+
+@dataclass(frozen=True)
+class PairErrors:
+    """Denoising errors of a batch of pairs; winner and loser share timestep and noise."""
+
+    policy_w: Float[Tensor, " pair"]
+    policy_l: Float[Tensor, " pair"]
+    reference_w: Float[Tensor, " pair"]
+    reference_l: Float[Tensor, " pair"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """What turns errors into a loss."""
+
+    dpo_beta: float
+    """Strength of the pull towards the reference, with mean errors (paper: 5000)."""
+    label_smoothing: float
+    """Share of labels taken to be wrong (cDPO); 0 trusts them all (paper)."""
+    num_timesteps: int
+    """Length of the noise schedule, which MaPO multiplies its margin by."""
 
 
 def denoising_error(
@@ -21,23 +54,60 @@ def denoising_error(
     return (target.to(wide.dtype) - wide).square().flatten(start_dim=1).mean(dim=1)
 
 
-def preference_logit(
-    *,
-    policy_error_w: Float[Tensor, " pair"],
-    policy_error_l: Float[Tensor, " pair"],
-    reference_error_w: Float[Tensor, " pair"],
-    reference_error_l: Float[Tensor, " pair"],
-    dpo_beta: float,
-) -> Float[Tensor, " pair"]:
+def preference_logit(errors: PairErrors, dpo_beta: float) -> Float[Tensor, " pair"]:
     """Log-odds, by the policy, that the winner is preferred; exchanging the images flips the sign.
 
     Paper: SAIL Eq. 9 (the argument of sigma), with the errors of `denoising_error`.
     """
-    gain_w = policy_error_w - reference_error_w
-    gain_l = policy_error_l - reference_error_l
+    gain_w = errors.policy_w - errors.reference_w
+    gain_l = errors.policy_l - errors.reference_l
     return -0.5 * dpo_beta * (gain_w - gain_l)
 
 
-def dpo_loss(logit: Float[Tensor, " pair"]) -> Float[Tensor, " pair"]:
-    """-log sigmoid(logit) of each pair; ln 2 where policy equals reference. Paper: SAIL Eq. 3."""
-    return -functional.logsigmoid(logit)
+def dpo_loss(errors: PairErrors, settings: LossSettings) -> Float[Tensor, " pair"]:
+    """-log sigmoid(logit) of each pair; ln 2 where policy equals reference. Paper: SAIL Eq. 3.
+
+    With label smoothing s, (1 - s) of it and s of the exchanged pair's: conservative DPO, Mitchell,
+    "A note on DPO with noisy preferences", Eq. 3.
+    """
+    logit, share = preference_logit(errors, settings.dpo_beta), settings.label_smoothing
+    if share == 0:
+        return -functional.logsigmoid(logit)
+    return -(1 - share) * functional.logsigmoid(logit) - share * functional.logsigmoid(-logit)
+
+
+def ipo_loss(errors: PairErrors, settings: LossSettings) -> Float[Tensor, " pair"]:
+    """(logit - 1/2)^2 of each pair, least where the logit is 1/2; 1/4 where policy equals reference.
+
+    Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences",
+    Eq. 17, (h - 1 / (2 tau))^2 with h = logit / dpo_beta and tau = dpo_beta, times dpo_beta^2: the
+    same minimum, and gradients as large as the sigmoid loss's instead of 1e-7 of them.
+    """
+    return (preference_logit(errors, settings.dpo_beta) - 0.5).square()
+
+
+def mapo_loss(errors: PairErrors, settings: LossSettings) -> Float[Tensor, " pair"]:
+    """Error of the winner, less a tenth of the log-sigmoid of a margin of odds; no reference.
+
+    Hong et al., "Margin-aware Preference Optimization for Aligning Diffusion Models without
+    Reference", with the constants of its published code: odds of an error e are u / (exp(u) - 1)
+    with u = e / 2, and their difference is multiplied by the number of timesteps.
+    """
+
+    def odds(error: Float[Tensor, " pair"]) -> Float[Tensor, " pair"]:
+        return MAPO_SNR * error / torch.expm1(MAPO_SNR * error)
+
+    margin = odds(errors.policy_w) - odds(errors.policy_l)
+    ratio = functional.logsigmoid(settings.num_timesteps * margin)
+    return errors.policy_w - MAPO_WEIGHT * ratio
+
+
+LOSSES: dict[LossName, Callable[[PairErrors, LossSettings], Float[Tensor, " pair"]]] = {
+    "sigmoid": dpo_loss,
+    "ipo": ipo_loss,
+    "mapo": mapo_loss,
+}
+"""The loss of each pair, by name."""
+
+WITHOUT_REFERENCE: tuple[LossName, ...] = ("mapo",)
+"""Losses that never look at the reference: it is not even loaded."""

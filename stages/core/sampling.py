@@ -12,16 +12,16 @@ from torch import Tensor
 from stages.core.noising import generator
 
 if TYPE_CHECKING:
-    from stages.core.models import Conditioning, Denoiser, StableDiffusion
+    from stages.core.models import Conditioning, Denoiser, DiffusionModel
 
 
 @torch.no_grad()
 def sample_latents(
-    model: StableDiffusion,
+    model: DiffusionModel,
     denoiser: Denoiser,
     *,
     text: Conditioning,
-    empty_text: Conditioning,
+    unconditional: Conditioning,
     seeds: Sequence[int],
     sampler: str,
     num_inference_steps: int,
@@ -31,7 +31,7 @@ def sample_latents(
 
     Equal to diffusers' own pipeline for the same seed, scheduler and guidance: the generator that
     draws an image's first noise also draws its sampler's noise, if the sampler has any.
-    `empty_text` is one row, used where guidance_scale is not 1.
+    `unconditional` is one row, used where guidance_scale is not 1.
     """
     scheduler = model.sampler(sampler)
     scheduler.set_timesteps(num_inference_steps, device=model.device)
@@ -39,14 +39,14 @@ def sample_latents(
     noise = torch.stack([torch.randn(model.latents_shape, generator=g) for g in generators])
     latents = noise.to(model.device, model.dtype) * scheduler.init_noise_sigma
     is_guided = guidance_scale != 1.0
-    context = empty_text.repeat(len(seeds)).join(text) if is_guided else text
+    context = unconditional.repeat(len(seeds)).join(text) if is_guided else text
     extra = model.step_arguments(scheduler, generators)
     for timestep in scheduler.timesteps:
         rows = torch.cat([latents, latents]) if is_guided else latents
         rows = scheduler.scale_model_input(rows, timestep)
         prediction = model.predict(denoiser, rows, timestep.expand(len(rows)), context)
         if is_guided:
-            unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + guidance_scale * (conditional - unconditional)
+            without, with_text = prediction.chunk(2)
+            prediction = without + guidance_scale * (with_text - without)
         latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
     return latents

@@ -13,6 +13,9 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 LATENTS = pa.list_(pa.float32())
 """Scaled VAE latents of one image, flattened from (channel, height, width)."""
 
+GEOMETRY = pa.list_(pa.int32())
+"""Original height and width, top and left of the crop, target height and width, in pixels."""
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -82,19 +85,21 @@ PREFERENCES = Schema("preferences", 1, pa.schema(_PREFERENCE))
 
 PAIR_LATENTS = Schema(
     "pair_latents",
-    1,
+    2,
     pa.schema(
         [
             _field("pair_id", pa.string(), "the pair"),
             _field("winner_latents", LATENTS, "latents of the winner"),
             _field("loser_latents", LATENTS, "latents of the loser"),
+            _field("winner_geometry", GEOMETRY, "sizes and crop of the winner, as SDXL is told"),
+            _field("loser_geometry", GEOMETRY, "sizes and crop of the loser, as SDXL is told"),
         ]
     ),
 )
 
 TRAINING_PAIRS = Schema(
     "training_pairs",
-    1,
+    2,
     pa.schema([*_PREFERENCE, *list(PAIR_LATENTS.arrow)[1:]]),
 )
 
@@ -175,6 +180,20 @@ TRAINING = Schema(
             _field("gradient_norm", pa.float32(), "before the clip"),
             _field("learning_rate", pa.float64(), "of this step"),
             _field("pairs_per_second", pa.float32(), "speed of this step"),
+        ]
+    ),
+)
+
+HELD_OUT_CURVE = Schema(
+    "held_out_curve",
+    1,
+    pa.schema(
+        [
+            _field("step", pa.int32(), "optimizer updates so far; 0 is before the first"),
+            _field("accuracy", pa.float32(), "share of held-out pairs ranked as people do"),
+            _field("logit", pa.float32(), "mean preference logit of the held-out pairs"),
+            _field("winner_error", pa.float32(), "policy minus reference error of the winners"),
+            _field("loser_error", pa.float32(), "policy minus reference error of the losers"),
         ]
     ),
 )

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.core.models import Conditioning, Denoiser, StableDiffusion
+from stages.core.models import Conditioning, Denoiser, DiffusionModel
 from stages.core.noising import Draws
 from stages.core.objective import denoising_error
 
@@ -25,27 +25,29 @@ class Errors:
 
 @torch.no_grad()
 def draw_errors(
-    model: StableDiffusion,
+    model: DiffusionModel,
     policy: Denoiser,
     reference: Denoiser,
     latents: Float[Tensor, "image channel height width"],
     text: Conditioning,
     draws: Draws,
 ) -> Errors:
-    """Errors of every image of one prompt (`text` is one row) at every draw, float32 on the CPU.
+    """Errors of every image of one prompt at every draw, float32 on the CPU.
 
-    Both models see the same noised rows, without guidance. Paper: SAIL Eq. 8.
+    `text` is one row for all images, or one for each. Both models see the same noised rows, without
+    guidance. Paper: SAIL Eq. 8.
     """
     num_images, num_draws = len(latents), len(draws.timesteps)
     timesteps = draws.timesteps.to(model.device).repeat(num_images)
     noise = draws.noise.to(model.device, model.dtype).repeat(num_images, 1, 1, 1)
     rows = latents.to(model.device, model.dtype).repeat_interleave(num_draws, dim=0)
     noised = model.add_noise(rows, noise, timesteps)
-    context = text.repeat(len(rows))
+    context = (text.repeat(num_images) if len(text) == 1 else text).repeat_each(num_draws)
     predictions = [
         model.predict(denoiser, noised, timesteps, context) for denoiser in (policy, reference)
     ]
-    policy_error, reference_error = (denoising_error(p, noise) for p in predictions)
+    target = model.target(rows, noise, timesteps)
+    policy_error, reference_error = (denoising_error(p, target) for p in predictions)
     drift = denoising_error(predictions[0], predictions[1])
     shape = (num_images, num_draws)
     return Errors(*(e.reshape(shape).cpu() for e in (policy_error, reference_error, drift)))

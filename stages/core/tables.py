@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from stages.core.errors import UserError
+from stages.core.schemas import PAIR_LATENTS
 
 
 def join_latents(pairs: pa.Table, latents: pa.Table, path: Path) -> pa.Table:
@@ -16,6 +17,6 @@ def join_latents(pairs: pa.Table, latents: pa.Table, path: Path) -> pa.Table:
             f"{path} does not list the same pairs as the preferences it belongs to; "
             "run encode_preferences again"
         )
-    for name in ("winner_latents", "loser_latents"):
+    for name in PAIR_LATENTS.arrow.names[1:]:
         pairs = pairs.append_column(name, latents.column(name))
     return pairs

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from diffusers.training_utils import EMAModel
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stages.core.errors import UserError
-from stages.core.models import Conditioning, Denoiser, StableDiffusion
+from stages.core.models import Conditioning, Denoiser, DiffusionModel
 from stages.core.noising import Draws, training_draws
-from stages.core.objective import denoising_error, dpo_loss, preference_logit
+from stages.core.objective import (
+    LOSSES,
+    WITHOUT_REFERENCE,
+    LossName,
+    LossSettings,
+    PairErrors,
+    denoising_error,
+    preference_logit,
+)
+from stages.core.optimizers import OptimizerName, make_optimizer
+from stages.core.processes import Processes
 from stages.core.runtime import progress
 from stages.core.seeding import seed_of
+from stages.core.training_state import TrainingState
 
 log = logging.getLogger(__name__)
+
+FIRST_SCALE = 1024.0
+"""Of float16's loss: dpo_beta makes gradients large already, so less than torch's 65536."""
 
 
 class TrainingError(UserError):
@@ -37,7 +51,7 @@ class TrainingSettings:
     dpo_beta: float
     """Strength of the pull towards the reference, with mean errors (paper: 5000)."""
     learning_rate: float
-    """Of AdamW, after the warmup."""
+    """Of the optimizer, after the warmup."""
     batch_pairs: int
     """Pairs per optimizer step."""
     passes: float
@@ -47,9 +61,29 @@ class TrainingSettings:
     gradient_clip: float
     """Largest norm of the gradient."""
     weight_decay: float
-    """Of AdamW."""
+    """Of the optimizer."""
     caption_dropout: float
     """Share of pairs that are trained on with an empty caption, the same for both images."""
+    loss: LossName = "sigmoid"
+    """'sigmoid' (paper), 'ipo', or 'mapo' (no reference; Table 1's baseline)."""
+    label_smoothing: float = 0.0
+    """Share of labels taken to be wrong (cDPO, with the sigmoid loss); 0 trusts them all (paper)."""
+    optimizer: OptimizerName = "adamw"
+    """'adamw' (paper, SD1.5), 'adafactor' (paper, SDXL) or 'adamw8bit' (bitsandbytes)."""
+    ema_decay: float = 0.0
+    """Decay of the average of the weights that becomes the policy; 0 takes the last ones (paper)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a training runs; changes its result by rounding at most."""
+
+    micro_batch_pairs: int | None = None
+    """Pairs that go through the network at once; gradients are accumulated over the batch."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
+    save_every: int = 50
+    """Steps between two saved states."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +96,10 @@ class EncodedPairs:
     """Row of `text`."""
     text: Conditioning
     """Conditioning of each different caption; the last row is the empty caption's."""
+    winner_geometry: Int[Tensor, "pair six"]
+    """Original height and width, top and left of the crop, target height and width, in pixels."""
+    loser_geometry: Int[Tensor, "pair six"]
+    """The loser's."""
 
     def __len__(self) -> int:
         return len(self.winner)
@@ -83,32 +121,49 @@ class Step:
 
 
 def train_dpo(
-    model: StableDiffusion,
+    model: DiffusionModel,
     policy: Denoiser,
-    reference: Denoiser,
+    reference: Denoiser | None,
     pairs: EncodedPairs,
     settings: TrainingSettings,
     *,
     seed: int,
     work: Path,
     identity: str,
-    save_every: int,
-) -> list[Step]:
-    """Train `policy` in place on the pairs; one record per step.
+    processes: Processes,
+    execution: Execution,
+    held_out: HeldOut | None = None,
+) -> tuple[list[Step], list[Progress]]:
+    """Train `policy` in place on the pairs; one record per step, and the held-out curve.
 
     The state is saved in `work` every `save_every` steps under `identity`: the same training,
     started again after an interruption, continues from there and ends with the same weights.
+    Several processes share each batch; what a pair draws does not depend on how many there are.
     TrainingError if the loss or the gradient stops being finite; the state then stays where it was.
     Paper: SAIL Alg. 1; Diffusion-DPO's loss on mean errors.
     """
     total = num_steps(len(pairs), settings)
-    policy.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    parameters = policy.trainable()
+    if execution.gradient_checkpointing:
+        policy.network.enable_gradient_checkpointing()
+    optimizer = make_optimizer(
+        settings.optimizer,
+        parameters,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
     )
-    state = _State(work, identity, policy, optimizer)
-    steps = state.restore()
+    average = EMAModel(parameters, decay=settings.ema_decay) if settings.ema_decay > 0 else None
+    scaler = torch.amp.GradScaler(
+        model.device.type, init_scale=FIRST_SCALE, enabled=model.dtype == torch.float16
+    )
+    state = TrainingState(work, identity, policy, optimizer, scaler, average)
+    records = state.restore()
+    steps = [Step(**step) for step in records["steps"]]
+    curve = [Progress(**point) for point in records["curve"]]
+    processes.wrap(policy)
     order = _order(len(pairs), total * settings.batch_pairs, seed)
+    if held_out is not None and not curve:
+        curve.append(held_out.score(model, policy, reference, settings, step=0))
     for number in progress(range(len(steps) + 1, total + 1), "training", "pairs",
                            settings.batch_pairs):  # fmt: skip
         started = time.monotonic()
@@ -117,81 +172,222 @@ def train_dpo(
             group["lr"] = rate
         rows = order[(number - 1) * settings.batch_pairs : number * settings.batch_pairs]
         step_seed = seed_of(seed, "draws", number)
-        draws = training_draws(
-            step_seed,
-            num_pairs=len(rows),
-            num_timesteps=model.num_timesteps,
-            latents_shape=tuple(pairs.winner.shape[1:]),
-        )
-        measures = batch_loss(model, policy, reference, pairs, rows, draws, settings, step_seed)
         optimizer.zero_grad(set_to_none=True)
-        measures["loss"].backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.gradient_clip)
-        _refuse_not_finite(number, measures["loss"], norm, state)
-        optimizer.step()
-        values = {name: float(value.detach()) for name, value in measures.items()}
+        values = processes.mean(
+            _accumulate(
+                model, policy, reference, pairs, rows, settings, step_seed,
+                processes, scaler, execution.micro_batch_pairs,
+            )
+        )  # fmt: skip
+        scaler.unscale_(optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip))
+        _refuse_not_finite(number, values["loss"], norm, scaler, state)
+        scaler.step(optimizer)
+        scaler.update()
+        if average is not None:
+            average.step(parameters)
         speed = len(rows) / (time.monotonic() - started)
         steps.append(
             Step(
                 step=number,
-                gradient_norm=float(norm),
+                gradient_norm=norm,
                 learning_rate=rate,
                 pairs_per_second=speed,
                 **values,
             )
         )
-        if number % save_every == 0 and number < total:
-            state.save(steps)
-    policy.eval().requires_grad_(False)
-    return steps
+        processes.track(asdict(steps[-1]), number)
+        if held_out is not None and (number % held_out.every_steps == 0 or number == total):
+            curve.append(held_out.score(model, policy, reference, settings, step=number))
+            processes.track({f"held_out/{k}": v for k, v in asdict(curve[-1]).items()}, number)
+        if number % execution.save_every == 0 and number < total:
+            if processes.is_main:
+                state.save([asdict(step) for step in steps], [asdict(p) for p in curve])
+            processes.wait()
+    processes.unwrap(policy)
+    if execution.gradient_checkpointing:
+        policy.network.disable_gradient_checkpointing()
+    if average is not None:
+        average.copy_to(parameters)
+    policy.freeze()
+    return steps, curve
+
+
+def _accumulate(
+    model: DiffusionModel,
+    policy: Denoiser,
+    reference: Denoiser | None,
+    pairs: EncodedPairs,
+    rows: Int[Tensor, " batch"],
+    settings: TrainingSettings,
+    step_seed: int,
+    processes: Processes,
+    scaler: torch.amp.GradScaler,
+    micro_batch_pairs: int | None,
+) -> dict[str, Tensor]:
+    """Gradients of the batch's mean loss, from this process's share of it; the share's measures.
+
+    All processes draw for the whole batch and take their part: no two pairs share a noise, and one
+    process alone would draw the same.
+    """
+    mine = processes.share(len(rows))
+    draws = training_draws(
+        step_seed,
+        num_pairs=len(rows),
+        num_timesteps=model.num_timesteps,
+        latents_shape=tuple(pairs.winner.shape[1:]),
+    )
+    dropped = _dropped(len(rows), settings.caption_dropout, step_seed)[mine]
+    rows, draws = rows[mine], Draws(draws.timesteps[mine], draws.noise[mine])
+    size = micro_batch_pairs or len(rows)
+    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+    sums: dict[str, Tensor] = {}
+    for part in parts:
+        some = Draws(draws.timesteps[part], draws.noise[part])
+        share = len(rows[part]) / len(rows)
+        with nullcontext() if part is parts[-1] else processes.without_averaging(policy):
+            with model.autocast():
+                measures = batch_loss(
+                    model, policy, reference, pairs, rows[part], some, settings, dropped[part]
+                )
+            scaler.scale(measures["loss"] * share).backward()  # type: ignore[no-untyped-call]
+        for name, value in measures.items():
+            sums[name] = sums.get(name, 0.0) + value.detach() * share
+    return sums
 
 
 def batch_loss(
-    model: StableDiffusion,
+    model: DiffusionModel,
     policy: Denoiser,
-    reference: Denoiser,
+    reference: Denoiser | None,
     pairs: EncodedPairs,
     rows: Int[Tensor, " chosen"],
     draws: Draws,
     settings: TrainingSettings,
-    dropout_seed: int,
+    dropped: Bool[Tensor, " chosen"],
 ) -> dict[str, Tensor]:
-    """The mean loss of some pairs and what is logged with it; winner and loser share their draw."""
-    captions = pairs.caption[rows]
-    if settings.caption_dropout > 0:
-        chance = torch.rand(
-            len(rows), generator=torch.Generator().manual_seed(seed_of(dropout_seed, "dropout"))
-        )
-        captions = torch.where(
-            chance < settings.caption_dropout, len(pairs.text.text) - 1, captions
-        )
-    context = pairs.text.rows(captions.to(pairs.text.text.device)).repeat(2)
-    device, dtype = model.device, model.dtype
+    """The mean loss of some pairs and what is logged with it; winner and loser share their draw.
+
+    Captions are left out where `dropped` is true. The reference predicts first: what is computed
+    twice by gradient checkpointing must see the policy's adapter.
+    """
+    errors = pair_errors(model, policy, reference, pairs, rows, draws, dropped)
+    logit = preference_logit(errors, settings.dpo_beta)
+    loss = LOSSES[settings.loss](
+        errors,
+        LossSettings(
+            dpo_beta=settings.dpo_beta,
+            label_smoothing=settings.label_smoothing,
+            num_timesteps=model.num_timesteps,
+        ),
+    )
+    return {
+        "loss": loss.mean(),
+        "implicit_accuracy": (logit > 0).float().mean(),
+        "logit": logit.mean(),
+        "winner_error": (errors.policy_w - errors.reference_w).mean(),
+        "loser_error": (errors.policy_l - errors.reference_l).mean(),
+    }
+
+
+def pair_errors(
+    model: DiffusionModel,
+    policy: Denoiser,
+    reference: Denoiser | None,
+    pairs: EncodedPairs,
+    rows: Int[Tensor, " chosen"],
+    draws: Draws,
+    dropped: Bool[Tensor, " chosen"],
+) -> PairErrors:
+    """Errors of policy and reference on both images of some pairs; a missing reference's are 0."""
+    device, dtype = model.device, pairs.winner.dtype
+    captions = torch.where(dropped, len(pairs.text) - 1, pairs.caption[rows])
+    geometry = torch.cat([pairs.winner_geometry[rows], pairs.loser_geometry[rows]])
+    context = model.place(pairs.text.rows(captions).to(device).repeat(2), geometry.to(device))
     noise = draws.noise.to(device, dtype).repeat(2, 1, 1, 1)
     timesteps = draws.timesteps.to(device).repeat(2)
     latents = torch.cat([pairs.winner[rows], pairs.loser[rows]]).to(device, dtype)
     noised = model.add_noise(latents, noise, timesteps)
-    policy_error = denoising_error(model.predict(policy, noised, timesteps, context), noise)
-    with torch.no_grad():
-        reference_error = denoising_error(
-            model.predict(reference, noised, timesteps, context), noise
+    target = model.target(latents, noise, timesteps)
+    if reference is None:
+        reference_error = torch.zeros(len(noised), device=device)
+    else:
+        with torch.no_grad():
+            prediction = model.predict(reference, noised, timesteps, context)
+            reference_error = denoising_error(prediction, target)
+    policy_error = denoising_error(model.predict(policy, noised, timesteps, context), target)
+    return PairErrors(*policy_error.chunk(2), *reference_error.chunk(2))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The held-out pairs as the policy judges them at one step; see schemas.HELD_OUT_CURVE."""
+
+    step: int
+    accuracy: float
+    logit: float
+    winner_error: float
+    loser_error: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Human pairs that are not trained on, with fixed draws: the same question at every step."""
+
+    pairs: EncodedPairs
+    num_draws: int
+    every_steps: int
+    seed: int
+    rows_per_batch: int = 32
+
+    @torch.no_grad()
+    def score(
+        self,
+        model: DiffusionModel,
+        policy: Denoiser,
+        reference: Denoiser | None,
+        settings: TrainingSettings,
+        *,
+        step: int,
+    ) -> Progress:
+        """Accuracy, mean logit, and how far winner and loser errors have moved from the reference.
+
+        The logit of a pair is its mean over the draws; an undecided pair counts half.
+        """
+        count = len(self.pairs)
+        rows = torch.arange(count).repeat(self.num_draws)
+        draws = training_draws(
+            self.seed,
+            num_pairs=len(rows),
+            num_timesteps=model.num_timesteps,
+            latents_shape=tuple(self.pairs.winner.shape[1:]),
         )
-    policy_error_w, policy_error_l = policy_error.chunk(2)
-    reference_error_w, reference_error_l = reference_error.chunk(2)
-    logit = preference_logit(
-        policy_error_w=policy_error_w,
-        policy_error_l=policy_error_l,
-        reference_error_w=reference_error_w,
-        reference_error_l=reference_error_l,
-        dpo_beta=settings.dpo_beta,
-    )
-    return {
-        "loss": dpo_loss(logit).mean(),
-        "implicit_accuracy": (logit > 0).float().mean(),
-        "logit": logit.mean(),
-        "winner_error": (policy_error_w - reference_error_w).mean(),
-        "loser_error": (policy_error_l - reference_error_l).mean(),
-    }
+        found: list[PairErrors] = []
+        for start in range(0, len(rows), self.rows_per_batch):
+            part = slice(start, start + self.rows_per_batch)
+            some = Draws(draws.timesteps[part], draws.noise[part])
+            with model.autocast():
+                found.append(
+                    pair_errors(
+                        model, policy, reference, self.pairs, rows[part], some,
+                        torch.zeros(len(rows[part]), dtype=torch.bool),
+                    )
+                )  # fmt: skip
+        logit = torch.cat([preference_logit(e, settings.dpo_beta) for e in found])
+        logit = logit.reshape(self.num_draws, count).mean(dim=0)
+        decided = (logit > 0).float() + 0.5 * (logit == 0).float()
+        return Progress(
+            step=step,
+            accuracy=float(decided.mean()),
+            logit=float(logit.mean()),
+            winner_error=float(torch.cat([e.policy_w - e.reference_w for e in found]).mean()),
+            loser_error=float(torch.cat([e.policy_l - e.reference_l for e in found]).mean()),
+        )
+
+
+def needs_reference(settings: TrainingSettings) -> bool:
+    """Whether the loss looks at the reference at all."""
+    return settings.loss not in WITHOUT_REFERENCE
 
 
 def num_steps(num_pairs: int, settings: TrainingSettings) -> int:
@@ -215,65 +411,34 @@ def _order(num_pairs: int, num_wanted: int, seed: int) -> Int[Tensor, " row"]:
     return torch.from_numpy(np.concatenate(list(shuffled_passes()))[:num_wanted])
 
 
-def _refuse_not_finite(step: int, loss: Tensor, norm: Tensor, state: _State) -> None:
-    if torch.isfinite(loss) and torch.isfinite(norm):
+def _dropped(count: int, share: float, step_seed: int) -> Bool[Tensor, " batch"]:
+    """Which pairs of a batch lose their caption, both images alike."""
+    if share == 0:
+        return torch.zeros(count, dtype=torch.bool)
+    rng = torch.Generator().manual_seed(seed_of(step_seed, "dropout"))
+    return torch.rand(count, generator=rng) < share
+
+
+def _refuse_not_finite(
+    step: int,
+    loss: float,
+    norm: float,
+    scaler: torch.amp.GradScaler,
+    state: TrainingState,
+) -> None:
+    """TrainingError unless loss and gradient are finite.
+
+    With float16 a gradient may overflow now and then: the scaler leaves that step out and scales
+    less; only when it cannot scale any less is it an error.
+    """
+    can_scale_less = scaler.is_enabled() and scaler.get_scale() > 1
+    if math.isfinite(loss) and (math.isfinite(norm) or can_scale_less):
         return
     kept = f"the state of step {state.saved_step} is kept in {state.folder}"
     if state.saved_step == 0:
         kept = "no state had been saved yet"
     raise TrainingError(
-        f"training stopped at step {step}: loss {float(loss.detach())}, gradient norm {float(norm)}. "
+        f"training stopped at step {step}: loss {loss}, gradient norm {norm}. "
         f"No policy was written; {kept}. Lower learning_rate or dpo_beta, or use dtype float32, "
         "then run again."
     )
-
-
-class _State:
-    """The training state on disk: outside any declared output, and only ever used by its owner."""
-
-    def __init__(
-        self, folder: Path, identity: str, policy: Denoiser, optimizer: torch.optim.Optimizer
-    ) -> None:
-        self.folder, self.identity = folder, identity
-        self.policy, self.optimizer = policy, optimizer
-        self.saved_step = 0
-
-    def restore(self) -> list[Step]:
-        """Load a saved state of the same identity; its records, or none."""
-        record = self.folder / "state.json"
-        if not record.is_file():
-            return []
-        saved = json.loads(record.read_text())
-        if saved["identity"] != self.identity:
-            log.info("%s holds the state of another training; starting afresh", self.folder)
-            shutil.rmtree(self.folder)
-            return []
-        state = torch.load(self.folder / saved["weights"], weights_only=True)
-        self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        steps = [Step(**step) for step in saved["steps"]]
-        self.saved_step = len(steps)
-        log.info("continuing from step %d (%s)", self.saved_step, self.folder)
-        return steps
-
-    def save(self, steps: Sequence[Step]) -> None:
-        """Save weights, optimizer and records; the record names the weights and comes last."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"step-{len(steps):06d}.pt"
-        torch.save(
-            {"policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict()},
-            self.folder / f"{name}.part",
-        )
-        (self.folder / f"{name}.part").replace(self.folder / name)
-        record = {
-            "identity": self.identity,
-            "weights": name,
-            "steps": [asdict(step) for step in steps],
-        }
-        part = self.folder / "state.json.part"
-        part.write_text(json.dumps(record))
-        part.replace(self.folder / "state.json")
-        for old in self.folder.glob("step-*.pt*"):
-            if old.name != name:
-                old.unlink()
-        self.saved_step = len(steps)

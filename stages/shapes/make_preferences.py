@@ -25,7 +25,7 @@ from PIL import Image
 from stages.core.artifacts import replacing
 from stages.core.generation import SamplingSettings, generate
 from stages.core.images import decode_image
-from stages.core.models import load_model
+from stages.core.models import ModelSettings, load_model
 from stages.core.prompts import prompt_id, read_prompts
 from stages.core.runtime import choose_device, log, run_stage, stage
 from stages.core.seeding import seed_of
@@ -62,10 +62,8 @@ class Args:
 
     captions: Path
     """Captions of the embedded world, one a line."""
-    base: str
-    """The base model that samples the images."""
-    dtype: str
-    """Precision of the networks."""
+    model: ModelSettings
+    """The pretrained model."""
     settings: SamplingSettings
     """The sampler."""
     pairs_per_caption: int
@@ -88,7 +86,7 @@ def main(args: Args) -> None:
     """Sample, let the taste and the coin decide, write."""
     with stage("make_preferences") as run:
         captions = read_prompts(args.captions)
-        model = load_model(args.base, device=choose_device(args.threads), dtype=args.dtype)
+        model = load_model(args.model, device=choose_device(args.threads))
         images = list(
             generate(
                 model,

@@ -57,7 +57,7 @@ class Args:
     """Updates of the VAE, 16 freshly drawn pictures each."""
     num_pictures: int = 48_000
     """Pictures drawn and encoded once for the denoiser."""
-    denoiser_steps: int = 12_000
+    denoiser_steps: int = 9_000
     """Updates of UNet and text encoder, 64 latents each."""
     save_every: int = 500
     """Steps between two saved training states."""

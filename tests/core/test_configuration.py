@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.core.configuration import Config, ConfigError, check_config
+from stages.core.configuration import Config, ConfigError, check_config, without_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,10 +45,21 @@ def complaint(config: Config) -> str:
     return str(caught.value)
 
 
-def test_the_repositorys_config_passes_and_is_left_as_it_was(config: Config) -> None:
+def test_the_repositorys_config_passes_and_gains_only_defaults(config: Config) -> None:
     before = copy.deepcopy(config)
-    assert check_config(config) == before
+    checked = check_config(config)
     assert config == before
+    for key, value in before.items():
+        kept = checked[key]
+        assert ({k: kept[k] for k in value} if isinstance(value, dict) else kept) == value
+    assert checked["lora"]["rank"] == 0
+    assert checked["execution"]["training_gpus"] == 1
+
+
+def test_settings_left_at_their_defaults_are_not_passed_on() -> None:
+    block = {"dpo_beta": 5000.0, "loss": "sigmoid", "optimizer": "adafactor", "ema_decay": 0}
+    kept = without_defaults(block, "train_seed")
+    assert kept == {"dpo_beta": 5000.0, "optimizer": "adafactor"}
 
 
 def test_every_config_of_the_repository_is_an_overlay_or_passes(config: Config) -> None:

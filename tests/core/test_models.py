@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from stages.core.images import to_model_input
-from stages.core.models import ModelError, StableDiffusion, load_model
+from stages.core.models import DiffusionModel, ModelError, load_model
 from stages.core.noising import generator
 from stages.core.policies import load_denoiser
-from tests.builders import CAPTIONS, picture
+from tests.builders import CAPTIONS, picture, settings
 
 CPU = torch.device("cpu")
 
@@ -30,13 +30,13 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_sizes_are_those_of_the_committed_pipeline(model: StableDiffusion) -> None:
+def test_sizes_are_those_of_the_committed_pipeline(model: DiffusionModel) -> None:
     assert model.latents_shape == (4, 8, 8)
     assert model.image_size == 64
     assert model.num_timesteps == 1000
 
 
-def test_decoding_what_was_encoded_gives_nearly_the_picture(model: StableDiffusion) -> None:
+def test_decoding_what_was_encoded_gives_nearly_the_picture(model: DiffusionModel) -> None:
     pixels = np.stack([picture(caption) for caption in CAPTIONS[:4]])
     inputs = torch.from_numpy(to_model_input([Image.fromarray(p) for p in pixels], 64))
     latents = model.encode_images(inputs)
@@ -48,7 +48,7 @@ def test_decoding_what_was_encoded_gives_nearly_the_picture(model: StableDiffusi
     torch.testing.assert_close(model.encode_images(inputs[:1]), latents[:1], atol=1e-5, rtol=1e-5)
 
 
-def test_noising_keeps_signal_and_noise_in_the_schedules_parts(model: StableDiffusion) -> None:
+def test_noising_keeps_signal_and_noise_in_the_schedules_parts(model: DiffusionModel) -> None:
     latents, noise = torch.randn((2, 3, 4, 8, 8), generator=generator(0)).unbind(0)
     steps = torch.tensor([0, 500, 999])
     share = model.sampler("ddpm").alphas_cumprod[steps][:, None, None, None]
@@ -56,24 +56,26 @@ def test_noising_keeps_signal_and_noise_in_the_schedules_parts(model: StableDiff
     torch.testing.assert_close(model.add_noise(latents, noise, steps), expected)
 
 
-def test_a_long_prompt_is_cut_and_does_not_fail(model: StableDiffusion) -> None:
-    assert model.encode_text(["a red circle " * 200, ""]).text.shape[0] == 2
+def test_a_long_prompt_is_cut_and_does_not_fail(model: DiffusionModel) -> None:
+    prompts = ["a red circle " * 200, ""]
+    assert len(model.encode_text(prompts)) == 2
+    assert model.num_truncated(prompts) == 1
 
 
-def test_a_finished_policy_is_what_was_saved(model: StableDiffusion, other_policy: Path) -> None:
+def test_a_finished_policy_is_what_was_saved(model: DiffusionModel, other_policy: Path) -> None:
     base, other = load_denoiser(model, "base"), load_denoiser(model, str(other_policy))
-    assert not other.training
+    assert not other.network.training
     assert not any(weight.requires_grad for weight in other.parameters())
     ours, theirs = base.state_dict(), other.state_dict()
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_policy_of_another_base_is_refused(
-    model: StableDiffusion, other_policy: Path, copy: Path
+    model: DiffusionModel, other_policy: Path, copy: Path
 ) -> None:
     edit(copy / "unet" / "config.json", cross_attention_dim=32)
     with pytest.raises(ModelError, match="cross_attention_dim = 64.*has 32.*another base model"):
-        load_model(str(copy), device=CPU, dtype="float32").load_denoiser(other_policy)
+        load_model(settings(copy), device=CPU).load_denoiser(other_policy)
 
 
 def test_a_folder_without_a_part_is_named_with_what_it_holds(copy: Path) -> None:
@@ -81,7 +83,7 @@ def test_a_folder_without_a_part_is_named_with_what_it_holds(copy: Path) -> None
     with pytest.raises(
         ModelError, match="no folder 'unet' .found: model_index.json, scheduler"
     ) as e:
-        load_model(str(copy), device=CPU, dtype="float32").load_denoiser()
+        load_model(settings(copy), device=CPU).load_denoiser()
     assert str(copy) in str(e.value)
 
 
@@ -89,10 +91,10 @@ def test_damaged_weights_are_named(copy: Path) -> None:
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="unet could not be loaded as UNet2DConditionModel"):
-        load_model(str(copy), device=CPU, dtype="float32").load_denoiser()
+        load_model(settings(copy), device=CPU).load_denoiser()
 
 
 def test_a_model_that_predicts_something_else_is_refused(copy: Path) -> None:
-    edit(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
-    with pytest.raises(ModelError, match="'v_prediction'; only 'epsilon'"):
-        load_model(str(copy), device=CPU, dtype="float32")
+    edit(copy / "scheduler" / "scheduler_config.json", prediction_type="sample")
+    with pytest.raises(ModelError, match="'sample'; supported are epsilon, v_prediction"):
+        load_model(settings(copy), device=CPU)

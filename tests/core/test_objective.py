@@ -9,9 +9,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stages.core.objective import denoising_error, dpo_loss, preference_logit
+from stages.core.objective import (
+    LOSSES,
+    LossSettings,
+    PairErrors,
+    denoising_error,
+    dpo_loss,
+    ipo_loss,
+    mapo_loss,
+    preference_logit,
+)
 
 BETA = 5000.0
+PLAIN = LossSettings(dpo_beta=BETA, label_smoothing=0.0, num_timesteps=1000)
 Array = NDArray[np.float64]
 
 
@@ -39,17 +49,23 @@ def loss_by_hand(values: dict[str, Array]) -> tuple[float, dict[str, Array]]:
     return float(-np.log(sigma).mean()), slope
 
 
-def logit_of(values: dict[str, torch.Tensor], beta: float = BETA) -> torch.Tensor:
-    errors = {
-        name: denoising_error(values[name], values["noise"]) for name in values if name != "noise"
-    }
-    return preference_logit(
-        policy_error_w=errors["policy_w"],
-        policy_error_l=errors["policy_l"],
-        reference_error_w=errors["reference_w"],
-        reference_error_l=errors["reference_l"],
-        dpo_beta=beta,
+def errors_of(values: dict[str, torch.Tensor]) -> PairErrors:
+    return PairErrors(
+        **{
+            name: denoising_error(values[name], values["noise"])
+            for name in values
+            if name != "noise"
+        }
     )
+
+
+def logit_of(values: dict[str, torch.Tensor]) -> torch.Tensor:
+    return preference_logit(errors_of(values), BETA)
+
+
+def errors(policy_w: float, policy_l: float, reference_w: float, reference_l: float) -> PairErrors:
+    numbers = (policy_w, policy_l, reference_w, reference_l)
+    return PairErrors(*(torch.tensor([number], dtype=torch.float64) for number in numbers))
 
 
 def test_policy_equal_to_reference_has_logit_0_and_loss_ln_2_exactly() -> None:
@@ -57,7 +73,8 @@ def test_policy_equal_to_reference_has_logit_0_and_loss_ln_2_exactly() -> None:
     values["reference_w"], values["reference_l"] = values["policy_w"], values["policy_l"]
     logit = logit_of(values)
     assert torch.equal(logit, torch.zeros(4, dtype=torch.float64))
-    assert (dpo_loss(logit) == math.log(2)).all()
+    assert (dpo_loss(errors_of(values), PLAIN) == math.log(2)).all()
+    assert (ipo_loss(errors_of(values), PLAIN) == 0.25).all()
 
 
 def test_exchanging_winner_and_loser_flips_the_sign_of_the_logit() -> None:
@@ -79,7 +96,7 @@ def test_loss_and_gradient_equal_the_equations_in_float64() -> None:
     tensors = {name: torch.tensor(value) for name, value in values.items()}
     for name in slope:
         tensors[name].requires_grad_()
-    loss = dpo_loss(logit_of(tensors)).mean()
+    loss = dpo_loss(errors_of(tensors), PLAIN).mean()
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(expected, rel=1e-9)
     for name, by_hand in slope.items():
@@ -88,22 +105,67 @@ def test_loss_and_gradient_equal_the_equations_in_float64() -> None:
         np.testing.assert_allclose(gradient.numpy(), by_hand, rtol=1e-9, atol=1e-12)
 
 
-def test_loss_of_hand_worked_errors() -> None:
-    logit = preference_logit(
-        policy_error_w=torch.tensor([0.5], dtype=torch.float64),
-        reference_error_w=torch.tensor([0.6], dtype=torch.float64),
-        policy_error_l=torch.tensor([0.7], dtype=torch.float64),
-        reference_error_l=torch.tensor([0.65], dtype=torch.float64),
-        dpo_beta=10.0,
-    )
-    # gains -0.1 and +0.05: the logit is -5 * -0.15, the loss ln(1 + e^-0.75)
-    assert logit.item() == pytest.approx(0.75, rel=1e-12)
-    assert dpo_loss(logit).item() == pytest.approx(0.386871006114900, rel=1e-12)
+# gains -0.1 and +0.05 with beta 10: the logit is -5 * -0.15 = 0.75
+WORKED = errors(policy_w=0.5, policy_l=0.7, reference_w=0.6, reference_l=0.65)
+
+
+def worked(**changes: float) -> LossSettings:
+    values = {"dpo_beta": 10.0, "label_smoothing": 0.0, "num_timesteps": 1000, **changes}
+    return LossSettings(**values)  # type: ignore[arg-type]
+
+
+def test_losses_of_hand_worked_errors() -> None:
+    assert preference_logit(WORKED, 10.0).item() == pytest.approx(0.75, rel=1e-12)
+    # ln(1 + e^-0.75) and ln(1 + e^0.75)
+    right, wrong = 0.386871006114900, 1.136871006114900
+    assert dpo_loss(WORKED, worked()).item() == pytest.approx(right, rel=1e-12)
+    smooth = dpo_loss(WORKED, worked(label_smoothing=0.2)).item()
+    assert smooth == pytest.approx(0.8 * right + 0.2 * wrong, rel=1e-12)
+    assert ipo_loss(WORKED, worked()).item() == pytest.approx(0.25**2, rel=1e-12)
+
+
+def test_ipo_is_the_published_square_times_beta_squared() -> None:
+    log_ratio = -0.5 * (
+        -0.1 - 0.05
+    )  # h of Azar et al.: half the gain of the loser over the winner's
+    published = (log_ratio - 1 / (2 * 10.0)) ** 2
+    assert ipo_loss(WORKED, worked()).item() == pytest.approx(10.0**2 * published, rel=1e-12)
+
+
+def test_conservative_dpo_with_half_the_labels_wrong_is_least_at_logit_0() -> None:
+    nearly = worked(label_smoothing=0.4999999)
+    at_zero = dpo_loss(errors(0.5, 0.5, 0.5, 0.5), nearly).item()
+    assert at_zero == pytest.approx(math.log(2), rel=1e-6)
+    assert dpo_loss(WORKED, nearly).item() > at_zero
+
+
+def test_mapo_equals_its_published_formula_in_plain_floats() -> None:
+    def odds(error: float) -> float:
+        return 0.5 * error / (math.exp(0.5 * error) - 1)
+
+    pair = errors(policy_w=0.1234, policy_l=0.1237, reference_w=math.nan, reference_l=math.nan)
+    margin = 1000 * (odds(0.1234) - odds(0.1237))
+    expected = 0.1234 - 0.1 * math.log(1 / (1 + math.exp(-margin)))
+    assert mapo_loss(pair, PLAIN).item() == pytest.approx(expected, rel=1e-9)
+    assert math.isfinite(mapo_loss(pair, PLAIN).item())  # it never looks at the reference
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_pulls_the_winners_error_down_and_pushes_the_losers_up(name: str) -> None:
+    numbers = [torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (0.1, 0.1)]
+    reference = torch.tensor([0.1], dtype=torch.float64)
+    loss = LOSSES[name](PairErrors(*numbers, reference, reference), PLAIN).mean()  # type: ignore[index]
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert numbers[0].grad is not None
+    assert numbers[1].grad is not None
+    assert numbers[0].grad.item() > 0
+    assert numbers[1].grad.item() < 0
 
 
 def test_loss_of_a_hopeless_pair_is_finite_and_linear() -> None:
-    loss = dpo_loss(torch.tensor([-1000.0, 1000.0]))
-    assert loss.tolist() == [1000.0, 0.0]
+    settings = worked(dpo_beta=2000.0)
+    assert dpo_loss(errors(1.0, 0.0, 0.0, 0.0), settings).item() == pytest.approx(1000.0)
+    assert dpo_loss(errors(0.0, 1.0, 0.0, 0.0), settings).item() == 0.0
 
 
 def test_denoising_error_is_the_mean_square_of_hand_numbers() -> None:

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from stages.core.models import Denoiser, StableDiffusion
+from stages.core.models import Denoiser, DiffusionModel
 from stages.core.noising import generator
 from stages.core.sampling import sample_latents
 from tests.builders import CAPTIONS
@@ -30,12 +30,12 @@ class Case:
 CASES = [Case("ddim", 3.0), Case("ddim", 1.0), Case("ddpm", 3.0), Case("ddpm", 1.0)]
 
 
-def ours(model: StableDiffusion, denoiser: Denoiser, case: Case, rows: list[int]) -> Tensor:
+def ours(model: DiffusionModel, denoiser: Denoiser, case: Case, rows: list[int]) -> Tensor:
     return sample_latents(
         model,
         denoiser,
         text=model.encode_text([PROMPTS[row] for row in rows]),
-        empty_text=model.encode_text([""]),
+        unconditional=model.unconditional(),
         seeds=[SEEDS[row] for row in rows],
         sampler=case.sampler,
         num_inference_steps=3,
@@ -53,7 +53,7 @@ def pipeline(tiny_base: str) -> StableDiffusionPipeline:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_latents_equal_those_of_diffusers_pipeline(
-    model: StableDiffusion, base_denoiser: Denoiser, pipeline: StableDiffusionPipeline, case: Case
+    model: DiffusionModel, base_denoiser: Denoiser, pipeline: StableDiffusionPipeline, case: Case
 ) -> None:
     pipeline.scheduler = SCHEDULERS[case.sampler].from_config(pipeline.scheduler.config)
     expected = pipeline(
@@ -68,7 +68,7 @@ def test_latents_equal_those_of_diffusers_pipeline(
 
 
 def test_decoded_images_equal_those_of_diffusers_pipeline(
-    model: StableDiffusion, base_denoiser: Denoiser, pipeline: StableDiffusionPipeline
+    model: DiffusionModel, base_denoiser: Denoiser, pipeline: StableDiffusionPipeline
 ) -> None:
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     expected = pipeline(
@@ -81,7 +81,7 @@ def test_decoded_images_equal_those_of_diffusers_pipeline(
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=str)
 def test_an_image_alone_equals_the_same_image_in_any_batch(
-    model: StableDiffusion, base_denoiser: Denoiser, case: Case
+    model: DiffusionModel, base_denoiser: Denoiser, case: Case
 ) -> None:
     together = ours(model, base_denoiser, case, [0, 1, 2])
     for rows in ([0], [1], [2, 0]):
@@ -90,7 +90,7 @@ def test_an_image_alone_equals_the_same_image_in_any_batch(
 
 
 def test_seed_prompt_and_guidance_each_change_the_image(
-    model: StableDiffusion, base_denoiser: Denoiser
+    model: DiffusionModel, base_denoiser: Denoiser
 ) -> None:
     images = ours(model, base_denoiser, CASES[0], [0, 1])
     unguided = ours(model, base_denoiser, CASES[1], [0])
@@ -98,6 +98,6 @@ def test_seed_prompt_and_guidance_each_change_the_image(
     assert (images[0] - unguided[0]).abs().max() > 0.01
 
 
-def test_an_unknown_sampler_is_refused_with_the_known_ones(model: StableDiffusion) -> None:
+def test_an_unknown_sampler_is_refused_with_the_known_ones(model: DiffusionModel) -> None:
     with pytest.raises(ValueError, match="ddpm, ddim, found 'euler'"):
         model.sampler("euler")

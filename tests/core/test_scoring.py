@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core.models import Conditioning, Denoiser, StableDiffusion, load_model
+from stages.core.models import Conditioning, Denoiser, DiffusionModel, load_model
 from stages.core.noising import Draws, generator, reward_draws
 from stages.core.rewards import implicit_reward
 from stages.core.scoring import draw_errors
-from tests.builders import CAPTIONS
+from tests.builders import CAPTIONS, settings
 
 
 @pytest.fixture(scope="module")
-def draws(model: StableDiffusion) -> Draws:
+def draws(model: DiffusionModel) -> Draws:
     """Four draws of the committed pipeline's shape."""
     return reward_draws(
         5, num_draws=4, num_timesteps=model.num_timesteps, latents_shape=model.latents_shape
@@ -22,13 +22,13 @@ def draws(model: StableDiffusion) -> Draws:
 
 
 @pytest.fixture(scope="module")
-def latents(model: StableDiffusion) -> torch.Tensor:
+def latents(model: DiffusionModel) -> torch.Tensor:
     """Latents of three images."""
     return torch.randn((3, *model.latents_shape), generator=generator(1))
 
 
 @pytest.fixture(scope="module")
-def text(model: StableDiffusion) -> Conditioning:
+def text(model: DiffusionModel) -> Conditioning:
     """One prompt."""
     return model.encode_text([CAPTIONS[0]])
 
@@ -37,7 +37,7 @@ def text(model: StableDiffusion) -> Conditioning:
 def test_policy_equal_to_reference_has_reward_exactly_0(
     tiny_base: str, latents: torch.Tensor, draws: Draws, dtype: str
 ) -> None:
-    model = load_model(tiny_base, device=torch.device("cpu"), dtype=dtype)
+    model = load_model(settings(tiny_base, dtype), device=torch.device("cpu"))
     text = model.encode_text([CAPTIONS[0]])
     errors = draw_errors(model, model.load_denoiser(), model.load_denoiser(), latents, text, draws)
     assert errors.policy.dtype == torch.float32
@@ -50,7 +50,7 @@ def test_policy_equal_to_reference_has_reward_exactly_0(
 
 
 def test_errors_do_not_depend_on_which_candidates_are_scored_together(
-    model: StableDiffusion, base_denoiser: Denoiser, other_denoiser: Denoiser,
+    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
     latents: torch.Tensor, text: Conditioning, draws: Draws,
 ) -> None:  # fmt: skip
     together = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
@@ -63,7 +63,7 @@ def test_errors_do_not_depend_on_which_candidates_are_scored_together(
 
 
 def test_both_models_see_the_same_draws(
-    model: StableDiffusion, base_denoiser: Denoiser, other_denoiser: Denoiser,
+    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
     latents: torch.Tensor, text: Conditioning, draws: Draws,
 ) -> None:  # fmt: skip
     one = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
@@ -75,7 +75,7 @@ def test_both_models_see_the_same_draws(
 
 
 def test_errors_and_drift_equal_a_loop_over_images_and_draws(
-    model: StableDiffusion, base_denoiser: Denoiser, other_denoiser: Denoiser,
+    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
     latents: torch.Tensor, text: Conditioning, draws: Draws,
 ) -> None:  # fmt: skip
     found = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
@@ -88,7 +88,7 @@ def test_errors_and_drift_equal_a_loop_over_images_and_draws(
             row = torch.tensor(noised, dtype=torch.float32)[None]
             with torch.no_grad():
                 policy, reference = (
-                    unet(row, step, encoder_hidden_states=text.text).sample[0].double().numpy()
+                    unet(row, step, encoder_hidden_states=text["text"]).sample[0].double().numpy()
                     for unet in (other_denoiser, base_denoiser)
                 )
             expected = (((noise - p) ** 2).mean() for p in (policy, reference))

@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.models import Denoiser, StableDiffusion
+from stages.core.models import Denoiser, DiffusionModel, StableDiffusion
+from stages.core.models.loading import Source
 from stages.core.noising import generator, training_draws
+from stages.core.processes import Processes
 from stages.core.training import (
     EncodedPairs,
+    Execution,
     Step,
     TrainingError,
     TrainingSettings,
@@ -23,7 +26,7 @@ from stages.core.training import (
     num_steps,
     train_dpo,
 )
-from tests.builders import CAPTIONS
+from tests.builders import CAPTIONS, settings
 
 SETTINGS = TrainingSettings(
     dpo_beta=100.0,
@@ -36,6 +39,7 @@ SETTINGS = TrainingSettings(
     caption_dropout=0.0,
 )
 NUM_PAIRS = 6
+CPU = torch.device("cpu")
 
 
 class Interrupted(RuntimeError):
@@ -65,7 +69,7 @@ class WatchedModel(StableDiffusion):
 
 
 @pytest.fixture(scope="module")
-def pairs(model: StableDiffusion) -> EncodedPairs:
+def pairs(model: DiffusionModel) -> EncodedPairs:
     """Six pairs of random latents on three captions."""
     both = torch.randn((2, NUM_PAIRS, *model.latents_shape), generator=generator(2))
     return EncodedPairs(
@@ -73,11 +77,13 @@ def pairs(model: StableDiffusion) -> EncodedPairs:
         loser=both[1],
         caption=torch.arange(NUM_PAIRS) % 3,
         text=model.encode_text([*CAPTIONS[:3], ""]),
+        winner_geometry=model.native_geometry(NUM_PAIRS),
+        loser_geometry=model.native_geometry(NUM_PAIRS),
     )
 
 
 def train(
-    model: StableDiffusion,
+    model: DiffusionModel,
     pairs: EncodedPairs,
     work: Path,
     *,
@@ -88,9 +94,10 @@ def train(
     save_every: int = 2,
 ) -> tuple[list[Step], dict[str, Tensor]]:
     policy = policy or model.load_denoiser()
-    steps = train_dpo(
+    steps, _ = train_dpo(
         model, policy, reference or model.load_denoiser(), pairs, settings,
-        seed=3, work=work, identity=identity, save_every=save_every,
+        seed=3, work=work, identity=identity, processes=Processes(CPU),
+        execution=Execution(save_every=save_every),
     )  # fmt: skip
     return steps, policy.state_dict()
 
@@ -104,24 +111,24 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def failing(base: str, stop_at: int) -> FailingModel:
-    model = FailingModel(base, device=torch.device("cpu"), dtype=torch.float32)
+    model = FailingModel(Source(settings(base)), device=CPU)
     model.stop_at = stop_at
     return model
 
 
 def test_batch_loss_equals_the_equation_on_the_networks_predictions_in_float64(
-    model: StableDiffusion, base_denoiser: Denoiser, other_denoiser: Denoiser, pairs: EncodedPairs
+    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser, pairs: EncodedPairs
 ) -> None:
     rows = torch.tensor([4, 1, 3])
     draws = training_draws(8, num_pairs=3, num_timesteps=1000, latents_shape=model.latents_shape)
     found = batch_loss(
-        model, other_denoiser, base_denoiser, pairs, rows, draws, SETTINGS, dropout_seed=0
+        model, other_denoiser, base_denoiser, pairs, rows, draws, SETTINGS, torch.zeros(3).bool()
     )
     alphas = model.sampler("ddpm").alphas_cumprod.double()[draws.timesteps][:, None, None, None]
 
     def errors(unet: Denoiser, latents: Tensor) -> np.ndarray:
         noised = alphas.sqrt() * latents[rows].double() + (1 - alphas).sqrt() * draws.noise.double()
-        text = pairs.text.text[pairs.caption[rows]]
+        text = pairs.text["text"][pairs.caption[rows]]
         with torch.no_grad():
             out = unet(noised.float(), draws.timesteps, encoder_hidden_states=text).sample
         return ((out.double() - draws.noise.double()) ** 2).mean(dim=(1, 2, 3)).numpy()
@@ -139,7 +146,7 @@ def test_batch_loss_equals_the_equation_on_the_networks_predictions_in_float64(
 
 
 def test_first_step_from_the_reference_has_loss_ln_2_and_moves_only_the_policy(
-    model: StableDiffusion, pairs: EncodedPairs, tmp_path: Path
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
 ) -> None:
     policy, reference = model.load_denoiser(), model.load_denoiser()
     before = {name: value.clone() for name, value in reference.state_dict().items()}
@@ -149,11 +156,11 @@ def test_first_step_from_the_reference_has_loss_ln_2_and_moves_only_the_policy(
     assert steps[-1].loss != steps[0].loss
     assert same(before, reference.state_dict())
     assert not same(before, weights)
-    assert not policy.training
+    assert not policy.network.training
 
 
 def test_training_on_few_pairs_for_long_makes_it_prefer_the_winners(
-    model: StableDiffusion, pairs: EncodedPairs, tmp_path: Path
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, learning_rate=3e-4, passes=12.0, batch_pairs=6, dpo_beta=1000.0)
     steps, _ = train(model, pairs, tmp_path / "work", settings=settings)
@@ -162,7 +169,7 @@ def test_training_on_few_pairs_for_long_makes_it_prefer_the_winners(
 
 
 def test_the_first_steps_size_is_adamws_and_its_gradient_the_losses(
-    model: StableDiffusion, pairs: EncodedPairs, tmp_path: Path
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, passes=1 / 3, warmup_share=0.0, weight_decay=0.0)
     before = model.load_denoiser().state_dict()
@@ -194,7 +201,7 @@ def test_number_of_steps_is_passes_over_the_pairs_rounded_up(
     ],
 )
 def test_learning_rate_rises_in_the_warmup_and_then_stays(
-    model: StableDiffusion, pairs: EncodedPairs, tmp_path: Path, share: float, factors: list[float]
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path, share: float, factors: list[float]
 ) -> None:
     settings = replace(SETTINGS, warmup_share=share)
     steps, _ = train(model, pairs, tmp_path / "work", settings=settings)
@@ -206,7 +213,7 @@ def test_learning_rate_rises_in_the_warmup_and_then_stays(
 def test_every_pair_is_seen_once_a_pass_with_one_noise_for_winner_and_loser(
     tiny_base: str, pairs: EncodedPairs, tmp_path: Path
 ) -> None:
-    model = WatchedModel(tiny_base, device=torch.device("cpu"), dtype=torch.float32)
+    model = WatchedModel(Source(settings(tiny_base)), device=CPU)
     train(model, pairs, tmp_path / "work")
     passes: list[list[int]] = [[], []]
     for step, (latents, noise, timesteps) in enumerate(model.seen):
@@ -222,26 +229,38 @@ def test_every_pair_is_seen_once_a_pass_with_one_noise_for_winner_and_loser(
     assert len(torch.unique(noises, dim=0)) == 6
 
 
-@pytest.mark.parametrize(("chance", "same_as_empty"), [(1.0, True), (0.0, False)])
-def test_caption_dropout_trains_on_the_empty_caption(
-    model: StableDiffusion, base_denoiser: Denoiser, other_denoiser: Denoiser,
-    pairs: EncodedPairs, chance: float, same_as_empty: bool,
+@pytest.mark.parametrize("is_dropped", [True, False])
+def test_a_dropped_caption_trains_on_the_empty_one(
+    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
+    pairs: EncodedPairs, is_dropped: bool,
 ) -> None:  # fmt: skip
     rows = torch.tensor([0, 1])
     draws = training_draws(8, num_pairs=2, num_timesteps=1000, latents_shape=model.latents_shape)
     empty = replace(pairs, caption=torch.full((NUM_PAIRS,), 3))
     losses = [
         batch_loss(
-            model, other_denoiser, base_denoiser, which, rows, draws,
-            replace(SETTINGS, caption_dropout=dropout), dropout_seed=5,
+            model, other_denoiser, base_denoiser, which, rows, draws, SETTINGS,
+            torch.tensor([dropped, dropped]),
         )["loss"].item()
-        for which, dropout in ((pairs, chance), (empty, 0.0))
+        for which, dropped in ((pairs, is_dropped), (empty, False))
     ]  # fmt: skip
-    assert (losses[0] == losses[1]) is same_as_empty
+    assert (losses[0] == losses[1]) is is_dropped
+
+
+def test_caption_dropout_changes_a_training_and_its_share_is_kept(
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
+) -> None:
+    plain, _ = train(model, pairs, tmp_path / "a")
+    all_dropped, _ = train(
+        model, pairs, tmp_path / "b", settings=replace(SETTINGS, caption_dropout=1.0)
+    )
+    empty, _ = train(model, replace(pairs, caption=torch.full((NUM_PAIRS,), 3)), tmp_path / "c")
+    assert without_speed(all_dropped) == without_speed(empty)
+    assert without_speed(plain) != without_speed(empty)
 
 
 def test_two_trainings_with_the_same_seed_end_with_the_same_weights(
-    model: StableDiffusion, pairs: EncodedPairs, tmp_path: Path
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
 ) -> None:
     first, weights = train(model, pairs, tmp_path / "a")
     second, others = train(model, pairs, tmp_path / "b", save_every=100)
@@ -252,7 +271,7 @@ def test_two_trainings_with_the_same_seed_end_with_the_same_weights(
 
 @pytest.mark.parametrize(("stop_at", "saved"), [(6, 4), (4, 2), (2, 0)])
 def test_an_interrupted_training_continues_and_ends_bit_identical_to_an_unbroken_one(
-    tiny_base: str, model: StableDiffusion, pairs: EncodedPairs, tmp_path: Path,
+    tiny_base: str, model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path,
     stop_at: int, saved: int,
 ) -> None:  # fmt: skip
     unbroken, expected = train(model, pairs, tmp_path / "unbroken")
@@ -270,7 +289,7 @@ def test_an_interrupted_training_continues_and_ends_bit_identical_to_an_unbroken
 
 
 def test_a_state_of_another_identity_is_not_used(
-    tiny_base: str, model: StableDiffusion, pairs: EncodedPairs, tmp_path: Path
+    tiny_base: str, model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
     with pytest.raises(Interrupted):
@@ -284,7 +303,7 @@ def test_a_state_of_another_identity_is_not_used(
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_loss_and_what_is_kept(
-    model: StableDiffusion, pairs: EncodedPairs, tmp_path: Path
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
     settings = replace(SETTINGS, learning_rate=1e30, warmup_share=0.0)
@@ -295,7 +314,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_loss_and_what_is_kept(
 
 
 def test_a_first_loss_that_is_not_finite_says_that_nothing_was_saved(
-    model: StableDiffusion, pairs: EncodedPairs, tmp_path: Path
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
 ) -> None:
     broken = replace(pairs, winner=torch.full_like(pairs.winner, torch.nan))
     with pytest.raises(TrainingError, match=r"step 1: loss nan.*no state had been saved yet"):

@@ -15,7 +15,7 @@ from stages.core.generation import SamplingSettings
 from stages.shapes import make_preferences, split_captions
 from stages.shapes.captions import all_scenes
 from stages.shapes.oracle import total
-from tests.builders import CAPTIONS, pixels_of
+from tests.builders import CAPTIONS, pixels_of, settings
 
 
 @pytest.fixture
@@ -25,8 +25,7 @@ def args(tiny_base: str, tmp_path: Path) -> make_preferences.Args:
     captions.write_text("\n".join(CAPTIONS[:3]) + "\n")
     return make_preferences.Args(
         captions=captions,
-        base=tiny_base,
-        dtype="float32",
+        model=settings(tiny_base),
         settings=SamplingSettings(sampler="ddim", num_inference_steps=2, guidance_scale=3.0),
         pairs_per_caption=2,
         label_temperature=0.0,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from stages.core.models import StableDiffusion
+from stages.core.models import DiffusionModel
 from stages.core.noising import generator
 from stages.core.sampling import sample_latents
 from stages.shapes.captions import COLOURS, SHAPES, Scene, all_scenes, parse_caption
@@ -129,14 +129,14 @@ def test_the_committed_pipeline_opens_in_diffusers_and_makes_64_x_64_pictures(
     assert [image.size for image in images] == [(64, 64), (64, 64)]
 
 
-def test_the_committed_pipeline_draws_what_its_captions_say(model: StableDiffusion) -> None:
+def test_the_committed_pipeline_draws_what_its_captions_say(model: DiffusionModel) -> None:
     captions = [str(scene) for scene in SCENES[7::60]]
     assert len(captions) == 24
     latents = sample_latents(
         model,
         model.load_denoiser(),
         text=model.encode_text(captions),
-        empty_text=model.encode_text([""]),
+        unconditional=model.unconditional(),
         seeds=list(range(24)),
         sampler="ddim",
         num_inference_steps=10,
@@ -149,8 +149,8 @@ def test_the_committed_pipeline_draws_what_its_captions_say(model: StableDiffusi
     assert (matched > shuffled).mean() > 0.75
 
 
-def test_the_committed_pipeline_is_frozen_when_loaded(model: StableDiffusion) -> None:
+def test_the_committed_pipeline_is_frozen_when_loaded(model: DiffusionModel) -> None:
     denoiser = model.load_denoiser()
-    assert not denoiser.training
+    assert not denoiser.network.training
     assert not any(weight.requires_grad for weight in denoiser.parameters())
     assert next(denoiser.parameters()).dtype == torch.float32

@@ -22,8 +22,9 @@ from stages import (
     update_policy,
 )
 from stages.core.generation import SamplingSettings
+from stages.core.held_out import HeldOutFiles
 from stages.core.training import TrainingSettings
-from tests.builders import CAPTIONS, human_row, prompt_row, write_rows
+from tests.builders import CAPTIONS, FULL, human_row, prompt_row, settings, write_rows
 
 SAMPLING = SamplingSettings(sampler="ddim", num_inference_steps=2, guidance_scale=3.0)
 TRAINING = TrainingSettings(
@@ -69,8 +70,7 @@ def encoded(
     """Latents of the seed pairs."""
     args = encode_preferences.Args(
         preferences=imported.preferences,
-        base=tiny_base,
-        dtype="float32",
+        model=settings(tiny_base),
         output=made / "latents.parquet",
         batch=3,
     )
@@ -79,19 +79,34 @@ def encoded(
 
 
 @pytest.fixture(scope="session")
+def held_out(
+    imported: import_preferences.Args, encoded: encode_preferences.Args, made: Path
+) -> HeldOutFiles:
+    """The held-out pairs, scored after every second step."""
+    latents = made / "holdout_latents.parquet"
+    encode_preferences.main(replace(encoded, preferences=imported.holdout, output=latents))
+    return HeldOutFiles(
+        preferences=imported.holdout, latents=latents, num_pairs=2, num_draws=2, every_steps=2
+    )
+
+
+@pytest.fixture(scope="session")
 def seed_trained(
-    imported: import_preferences.Args, encoded: encode_preferences.Args, tiny_base: str, made: Path
-) -> train_seed.Args:
+    imported: import_preferences.Args, encoded: encode_preferences.Args, held_out: HeldOutFiles,
+    tiny_base: str, made: Path,
+) -> train_seed.Args:  # fmt: skip
     """Two steps of seed training."""
     args = train_seed.Args(
         preferences=imported.preferences,
         latents=encoded.output,
-        base=tiny_base,
-        dtype="float32",
+        model=settings(tiny_base),
+        lora=FULL,
         settings=TRAINING,
+        held_out=held_out,
         seed=0,
         output=made / "iter00" / "policy",
         training=made / "iter00" / "training.parquet",
+        held_out_curve=made / "iter00" / "held_out_curve.parquet",
         work=made / "iter00" / "work",
         threads=1,
     )
@@ -125,9 +140,8 @@ def sampled(
     shards = [
         sample_candidates.Args(
             prompts=prompts.output,
-            base=tiny_base,
+            model=settings(tiny_base),
             policy=str(seed_trained.output),
-            dtype="float32",
             settings=SAMPLING,
             candidates_per_prompt=3,
             seed=0,
@@ -151,10 +165,9 @@ def scored(
     shards = [
         score_candidates.Args(
             candidates=shard.output,
-            base=tiny_base,
+            model=settings(tiny_base),
             policy=str(seed_trained.output),
             reference="base",
-            dtype="float32",
             num_draws=4,
             reencode=False,
             seed=0,
@@ -222,20 +235,23 @@ def mixed(
 
 @pytest.fixture(scope="session")
 def updated(
-    mixed: mix_preferences.Args, seed_trained: train_seed.Args, tiny_base: str, made: Path
-) -> update_policy.Args:
+    mixed: mix_preferences.Args, seed_trained: train_seed.Args, held_out: HeldOutFiles,
+    tiny_base: str, made: Path,
+) -> update_policy.Args:  # fmt: skip
     """The policy after iteration 1."""
     args = update_policy.Args(
         preferences=mixed.output,
         policy=str(seed_trained.output),
         reference=str(seed_trained.output),
-        base=tiny_base,
-        dtype="float32",
+        model=settings(tiny_base),
+        lora=FULL,
         settings=TRAINING,
+        held_out=held_out,
         seed=0,
         iteration=1,
         output=made / "iter01" / "policy",
         training=made / "iter01" / "training.parquet",
+        held_out_curve=made / "iter01" / "held_out_curve.parquet",
         work=made / "iter01" / "work",
         threads=1,
     )
@@ -257,9 +273,8 @@ def evaluated(
     runs = {
         name: generate_evaluation.Args(
             prompts=prompts.output,
-            base=tiny_base,
+            model=settings(tiny_base),
             policy=policy,
-            dtype="float32",
             settings=SAMPLING,
             images_per_prompt=2,
             seed=1234,
@@ -276,20 +291,17 @@ def evaluated(
 
 @pytest.fixture(scope="session")
 def judged(
-    imported: import_preferences.Args, encoded: encode_preferences.Args,
+    imported: import_preferences.Args, held_out: HeldOutFiles,
     seed_trained: train_seed.Args, updated: update_policy.Args, tiny_base: str, made: Path,
 ) -> list[score_holdout.Args]:  # fmt: skip
     """The held-out pairs as both policies judge them."""
-    latents = made / "holdout_latents.parquet"
-    encode_preferences.main(replace(encoded, preferences=imported.holdout, output=latents))
     runs = [
         score_holdout.Args(
             preferences=imported.holdout,
-            latents=latents,
-            base=tiny_base,
+            latents=held_out.latents,
+            model=settings(tiny_base),
             policy=str(policy),
             reference="base",
-            dtype="float32",
             num_draws=3,
             dpo_beta=5000.0,
             seed=1234,

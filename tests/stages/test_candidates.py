@@ -14,7 +14,7 @@ import torch
 from stages import sample_candidates, score_candidates, score_metric, select_pairs, select_prompts
 from stages.core.artifacts import policy_digest, read_metadata, write_manifest
 from stages.core.errors import UserError
-from stages.core.models import StableDiffusion
+from stages.core.models import DiffusionModel
 from stages.core.rewards import preference_probability
 from stages.core.seeding import seed_of
 from tests.builders import pixels_of, read_rows
@@ -140,12 +140,12 @@ def test_one_draw_has_no_standard_error(
 
 
 def test_a_policy_that_has_diverged_is_refused_as_a_judge(
-    scored: list[score_candidates.Args], model: StableDiffusion, tmp_path: Path
+    scored: list[score_candidates.Args], model: DiffusionModel, tmp_path: Path
 ) -> None:
     broken = model.load_denoiser()
     with torch.no_grad():
         next(broken.parameters()).fill_(torch.nan)
-    broken.save_pretrained(tmp_path / "policy" / "unet")
+    broken.save(tmp_path / "policy", "unet")
     write_manifest(tmp_path / "policy", stage="train_seed", arguments={}, inputs=[], facts={})
     args = replace(scored[0], policy=str(tmp_path / "policy"), output=tmp_path / "rewards.parquet")
     with pytest.raises(UserError, match="not finite: .nan, nan, nan.*policy or base has diverged"):

@@ -12,7 +12,7 @@ import torch
 from stages import encode_preferences, import_preferences, select_prompts
 from stages.core.errors import UserError
 from stages.core.images import decode_image, to_model_input
-from stages.core.models import StableDiffusion
+from stages.core.models import DiffusionModel
 from stages.core.prompts import prompt_id
 from tests.builders import CAPTIONS, read_rows
 
@@ -55,7 +55,7 @@ def test_a_pool_that_is_used_up_is_refused(prompts: select_prompts.Args, tmp_pat
 
 
 def test_latents_are_those_of_each_image_alone(
-    imported: import_preferences.Args, encoded: encode_preferences.Args, model: StableDiffusion
+    imported: import_preferences.Args, encoded: encode_preferences.Args, model: DiffusionModel
 ) -> None:
     pairs, latents = read_rows(imported.preferences), read_rows(encoded.output)
     assert [row["pair_id"] for row in latents] == [row["pair_id"] for row in pairs]

@@ -21,8 +21,8 @@ from stages import (
 )
 from stages.core.artifacts import ArtifactError, policy_digest
 from stages.core.errors import UserError
-from stages.core.models import StableDiffusion
-from stages.core.training import TrainingError
+from stages.core.models import DiffusionModel
+from stages.core.training import Execution, TrainingError
 from tests.builders import read_rows
 
 
@@ -33,7 +33,7 @@ def elsewhere(args: train_seed.Args, folder: Path) -> train_seed.Args:
 
 
 def test_seed_training_writes_a_finished_policy_and_one_row_a_step(
-    seed_trained: train_seed.Args, model: StableDiffusion
+    seed_trained: train_seed.Args, model: DiffusionModel
 ) -> None:
     manifest = json.loads((seed_trained.output / "manifest.json").read_text())
     assert (manifest["num_pairs"], manifest["num_steps"]) == (4, 2)
@@ -72,7 +72,8 @@ def test_an_update_starts_from_its_policy_and_leaves_it_untouched(
     assert len(names) == 2
     manifest = json.loads((updated.output / "manifest.json").read_text())
     assert set(manifest["sail_inputs"]) == {
-        str(updated.preferences), str(seed_trained.output / "manifest.json")
+        str(updated.preferences), str(seed_trained.output / "manifest.json"),
+        *map(str, updated.held_out.files),
     }  # fmt: skip
 
 
@@ -91,7 +92,8 @@ def test_a_training_that_diverges_writes_no_policy_and_keeps_its_state(
     seed_trained: train_seed.Args, tmp_path: Path
 ) -> None:
     settings = replace(seed_trained.settings, learning_rate=1e30)
-    args = replace(elsewhere(seed_trained, tmp_path), settings=settings, save_every=1)
+    args = replace(elsewhere(seed_trained, tmp_path), settings=settings)
+    args = replace(args, execution=Execution(save_every=1))
     with pytest.raises(TrainingError, match="stopped at step 2: loss nan"):
         train_seed.main(args)
     assert not args.output.exists()

@@ -6,7 +6,7 @@ sys.path.insert(0, workflow.basedir)
 
 from snakemake.exceptions import WorkflowError
 
-from stages.core.configuration import ConfigError, check_config
+from stages.core.configuration import ConfigError, check_config, without_defaults
 from stages.core.fingerprint import code_version
 from stages.core.flags import flags
 
@@ -28,7 +28,9 @@ PROMPT_SETS = (
     ["shapes"] if "shapes" in config else sorted(config["evaluation"]["prompt_sets"])
 )
 RANKER = config["select_pairs"]["ranker"]
-MODEL = {"base": config["model"]["base"], "dtype": config["model"]["dtype"]}
+MODEL = flags({k: v for k, v in config["model"].items() if v is not None}, "model")
+LORA = flags(config["lora"], "lora")
+EXECUTION = config["execution"]
 
 
 wildcard_constraints:
@@ -40,10 +42,13 @@ wildcard_constraints:
     part="preferences|holdout",
 
 
+# `launch 4 stages.train_seed ...` starts four processes that find each other at a port of their own.
 # A stage's output goes to its log and to the terminal, which is spared the command line. Braces of
 # the prefix are formatted once more by Snakemake, hence two.
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}'; "
+    'launch() {{ if [ "$1" -gt 1 ]; then torchrun --standalone --nproc-per-node "$1" -m "${{@:2}}";'
+    ' else python -m "${{@:2}}"; fi; }}; '
     'record() {{ tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
 )
 
@@ -51,6 +56,35 @@ shell.prefix(
 def stage(name):
     """A stage's command, as anyone can paste it from a log."""
     return f"python -m stages.{name}"
+
+
+def settings(block):
+    """A training's settings as flags, save those left at their defaults: new ones rerun nothing."""
+    kept = without_defaults(config[block], block)
+    return flags({k: v for k, v in kept.items() if k != "reference"}, "settings")
+
+
+HELD_OUT_FILES = [
+    f"{RUN}/seed/holdout.parquet",
+    f"{RUN}/seed/holdout_latents.parquet",
+]
+HELD_OUT = flags(
+    {
+        "preferences": HELD_OUT_FILES[0],
+        "latents": HELD_OUT_FILES[1],
+        **config["held_out_curve"],
+    },
+    "held_out",
+)
+
+
+def training_execution():
+    """How a training runs, as one resource: Snakemake reruns nothing when it changes."""
+    keys = ("micro_batch_pairs", "gradient_checkpointing", "save_every")
+    words = [flags({key: EXECUTION[key] for key in keys}, "execution")]
+    if EXECUTION["trackers"]:
+        words.append(flags({"trackers": EXECUTION["trackers"]}))
+    return " ".join(words)
 
 
 def policy(name):

@@ -46,14 +46,17 @@ rule generate_evaluation:
     threads: 1
     resources:
         gpu=1,
+        execution=flags(
+            {"prompts_per_batch": EXECUTION["evaluation_prompts_per_batch"]}
+        ),
     params:
         code=code_version("stages.generate_evaluation"),
         command=stage("generate_evaluation"),
+        model=MODEL,
         policy=lambda wildcards, input: folder(input.get("policy", "")),
         shard=lambda wildcards: int(wildcards.shard),
         flags=flags(
             {
-                **MODEL,
                 "seed": config["evaluation"]["seed"],
                 "images_per_prompt": config["evaluation"]["images_per_prompt"],
                 "num_shards": len(EVALUATION_SHARDS),
@@ -62,7 +65,8 @@ rule generate_evaluation:
         settings=flags(config["sampling"], "settings"),
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
-        " --shard {params.shard} {params.flags} {params.settings}"
+        " --shard {params.shard} {params.model} {params.flags} {params.settings}"
+        " {resources.execution}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
@@ -103,10 +107,10 @@ rule score_holdout:
     params:
         code=code_version("stages.score_holdout"),
         command=stage("score_holdout"),
+        model=MODEL,
         policy=lambda wildcards, input: folder(input.get("policy", "")),
         flags=flags(
             {
-                **MODEL,
                 "seed": config["evaluation"]["seed"],
                 "num_draws": config["evaluation"]["holdout_draws"],
                 "reference": "base",
@@ -115,7 +119,7 @@ rule score_holdout:
         ),
     shell:
         "{params.command} --preferences {input.preferences:q} --latents {input.latents:q}"
-        " --policy {params.policy:q} {params.flags}"
+        " --policy {params.policy:q} {params.model} {params.flags}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 

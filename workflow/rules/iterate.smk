@@ -7,7 +7,7 @@ DATASETS = expand(
 POLICIES = expand(
     f"{RUN}/iter{{i:02d}}/{{artifact}}",
     i=ITERATIONS,
-    artifact=["policy/manifest.json", "training.parquet"],
+    artifact=["policy/manifest.json", "training.parquet", "held_out_curve.parquet"],
 )
 PROMPT_POOL = (
     f"{RUN}/world/pool.txt" if "shapes" in config else config["prompts"].get("pool", [])
@@ -57,9 +57,11 @@ rule sample_candidates:
     threads: 1
     resources:
         gpu=1,
+        execution=flags({"prompts_per_batch": EXECUTION["candidate_prompts_per_batch"]}),
     params:
         code=code_version("stages.sample_candidates"),
         command=stage("sample_candidates"),
+        model=MODEL,
         policy=lambda wildcards, input: folder(input.policy),
         position=lambda wildcards: flags(
             {
@@ -70,7 +72,6 @@ rule sample_candidates:
         ),
         flags=flags(
             {
-                **MODEL,
                 "seed": config["seed"],
                 "candidates_per_prompt": config["sample_candidates"][
                     "candidates_per_prompt"
@@ -80,7 +81,7 @@ rule sample_candidates:
         settings=flags(config["sampling"], "settings"),
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
-        " {params.position} {params.flags} {params.settings}"
+        " {params.position} {params.model} {params.flags} {params.settings} {resources.execution}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
@@ -104,12 +105,12 @@ rule score_candidates:
     params:
         code=code_version("stages.score_candidates"),
         command=stage("score_candidates"),
+        model=MODEL,
         policy=lambda wildcards, input: folder(input.policy),
         reference=lambda wildcards, input: folder(input.get("reference", "")),
         iteration=lambda wildcards: int(wildcards.iter),
         flags=flags(
             {
-                **MODEL,
                 "seed": config["seed"],
                 "num_draws": config["score_candidates"]["num_draws"],
                 "reencode": config["score_candidates"]["reencode"],
@@ -117,7 +118,8 @@ rule score_candidates:
         ),
     shell:
         "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"
-        " --reference {params.reference:q} --iteration {params.iteration} {params.flags}"
+        " --reference {params.reference:q} --iteration {params.iteration}"
+        " {params.model} {params.flags}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
@@ -220,9 +222,11 @@ rule update_policy:
         preferences=rules.mix_preferences.output,
         policy=previous_policy,
         reference=named_policy(config["update_policy"]["reference"]),
+        held_out=HELD_OUT_FILES,
     output:
         policy=f"{RUN}/iter{{iter}}/policy/manifest.json",
         training=f"{RUN}/iter{{iter}}/training.parquet",
+        held_out_curve=f"{RUN}/iter{{iter}}/held_out_curve.parquet",
     log:
         f"{LOGS}/iter{{iter}}/update_policy.log",
     benchmark:
@@ -232,23 +236,25 @@ rule update_policy:
         "../../envs/sail.yaml"
     threads: 2
     resources:
-        gpu=1,
+        gpu=EXECUTION["training_gpus"],
+        execution=training_execution(),
     params:
         code=code_version("stages.update_policy"),
-        command=stage("update_policy"),
         policy=lambda wildcards, input: folder(input.policy),
         reference=lambda wildcards, input: folder(input.get("reference", "")),
         folder=lambda wildcards, output: folder(output.policy),
         work=lambda wildcards: f"{WORK}/iter{wildcards.iter}",
         iteration=lambda wildcards: int(wildcards.iter),
-        flags=flags({**MODEL, "seed": config["seed"]}),
-        settings=flags(
-            {k: v for k, v in config["update_policy"].items() if k != "reference"},
-            "settings",
-        ),
+        model=MODEL,
+        flags=flags({"seed": config["seed"]}),
+        held_out=HELD_OUT,
+        lora=LORA,
+        settings=settings("update_policy"),
     shell:
-        "{params.command} --preferences {input.preferences:q} --policy {params.policy:q}"
+        "launch {resources.gpu} stages.update_policy"
+        " --preferences {input.preferences:q} --policy {params.policy:q}"
         " --reference {params.reference:q} --iteration {params.iteration}"
-        " {params.flags} {params.settings} --output {params.folder:q}"
-        " --training {output.training:q} --work {params.work:q}"
-        " --threads {threads} 2>&1 | record {log:q}"
+        " {params.model} {params.lora} {params.flags} {params.settings} {params.held_out}"
+        " --output {params.folder:q} --training {output.training:q}"
+        " --held-out-curve {output.held_out_curve:q} --work {params.work:q}"
+        " {resources.execution} --threads {threads} 2>&1 | record {log:q}"

@@ -11,6 +11,7 @@ SEED = [
     f"{RUN}/seed/import.json",
     f"{RUN}/iter00/policy/manifest.json",
     f"{RUN}/iter00/training.parquet",
+    f"{RUN}/iter00/held_out_curve.parquet",
 ]
 
 
@@ -61,9 +62,9 @@ rule encode_preferences:
     params:
         code=code_version("stages.encode_preferences"),
         command=stage("encode_preferences"),
-        flags=flags(MODEL),
+        model=MODEL,
     shell:
-        "{params.command} --preferences {input:q} {params.flags}"
+        "{params.command} --preferences {input:q} {params.model}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
@@ -71,9 +72,11 @@ rule train_seed:
     input:
         preferences=f"{RUN}/seed/preferences.parquet",
         latents=f"{RUN}/seed/preferences_latents.parquet",
+        held_out=HELD_OUT_FILES,
     output:
         policy=f"{RUN}/iter00/policy/manifest.json",
         training=f"{RUN}/iter00/training.parquet",
+        held_out_curve=f"{RUN}/iter00/held_out_curve.parquet",
     log:
         f"{LOGS}/iter00/train_seed.log",
     benchmark:
@@ -83,16 +86,21 @@ rule train_seed:
         "../../envs/sail.yaml"
     threads: 2
     resources:
-        gpu=1,
+        gpu=EXECUTION["training_gpus"],
+        execution=training_execution(),
     params:
         code=code_version("stages.train_seed"),
-        command=stage("train_seed"),
         folder=lambda wildcards, output: folder(output.policy),
         work=f"{WORK}/iter00",
-        flags=flags({**MODEL, "seed": config["seed"]}),
-        settings=flags(config["train_seed"], "settings"),
+        model=MODEL,
+        flags=flags({"seed": config["seed"]}),
+        held_out=HELD_OUT,
+        lora=LORA,
+        settings=settings("train_seed"),
     shell:
-        "{params.command} --preferences {input.preferences:q} --latents {input.latents:q}"
-        " {params.flags} {params.settings} --output {params.folder:q}"
-        " --training {output.training:q} --work {params.work:q}"
-        " --threads {threads} 2>&1 | record {log:q}"
+        "launch {resources.gpu} stages.train_seed"
+        " --preferences {input.preferences:q} --latents {input.latents:q}"
+        " {params.model} {params.lora} {params.flags} {params.settings} {params.held_out}"
+        " --output {params.folder:q} --training {output.training:q}"
+        " --held-out-curve {output.held_out_curve:q} --work {params.work:q}"
+        " {resources.execution} --threads {threads} 2>&1 | record {log:q}"

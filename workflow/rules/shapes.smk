@@ -43,9 +43,9 @@ if "shapes" in config:
         params:
             code=code_version("stages.shapes.make_preferences"),
             command=stage("shapes.make_preferences"),
+            model=MODEL,
             flags=flags(
                 {
-                    **MODEL,
                     "seed": config["seed"],
                     **{
                         key: config["shapes"][key]
@@ -59,5 +59,6 @@ if "shapes" in config:
             ),
             settings=flags(config["sampling"], "settings"),
         shell:
-            "{params.command} --captions {input:q} {params.flags} {params.settings}"
+            "{params.command} --captions {input:q}"
+            " {params.model} {params.flags} {params.settings}"
             " --output {output:q} --threads {threads} 2>&1 | record {log:q}"

@@ -1,0 +1,437 @@
+"""What every model family offers to the stages, and the parts that no family changes."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from jaxtyping import Float, Int
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from stages.core.models.loading import ModelError, Source
+
+SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The name under which diffusers looks for LoRA weights in a folder."""
+LORA_METADATA = "lora_adapter_metadata"
+"""The key of a LoRA file's header under which diffusers keeps rank and alpha."""
+
+Geometry = Int[Tensor, "row six"]
+"""Original height and width, top and left of the crop, target height and width, in pixels."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told about each row of a batch: tensors by name, one row each."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def repeat(self, count: int) -> Conditioning:
+        """The rows of this conditioning, `count` times over."""
+        return self._each(lambda t: t.repeat(count, *[1] * (t.ndim - 1)))
+
+    def repeat_each(self, count: int) -> Conditioning:
+        """Every row `count` times, one after the other."""
+        return self._each(lambda t: t.repeat_interleave(count, dim=0))
+
+    def join(self, other: Conditioning) -> Conditioning:
+        """The rows of this conditioning, then those of the other."""
+        return Conditioning({k: torch.cat([t, other[k]]) for k, t in self.tensors.items()})
+
+    def rows(self, index: Int[Tensor, " chosen"]) -> Conditioning:
+        """The chosen rows, in that order."""
+        return self._each(lambda t: t[index.to(t.device)])
+
+    def to(self, device: torch.device) -> Conditioning:
+        """The same on another device."""
+        return self._each(lambda t: t.to(device))
+
+    def _each(self, change: Any) -> Conditioning:
+        return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters instead of a full fine-tune."""
+
+    rank: int
+    """Rank of the update of each weight; 0 is a full fine-tune."""
+    alpha: float
+    """The update is scaled by alpha / rank."""
+    target_modules: tuple[str, ...]
+    """Ends of the names of the layers that are adapted."""
+
+
+class Denoiser:
+    """The network that is trained, seen through one of its LoRA adapters or through none.
+
+    Several denoisers may share one network: a policy and its reference are then one copy of the
+    base's weights. Each selects its adapter before it predicts.
+    """
+
+    def __init__(self, network: Any, adapter: str | None = None) -> None:
+        self.network, self.adapter = network, adapter
+        self.forward = network
+        """What is called: the network, or what wraps it for several processes."""
+        self.is_trainable = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output, with this denoiser's adapter."""
+        self.select()
+        return self.forward(*args, **kwargs)
+
+    def select(self) -> None:
+        """Make the network see this denoiser's adapter, or none."""
+        for module in self.network.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(self.adapter is not None)
+                if self.adapter is not None:
+                    module.set_adapter([self.adapter], inference_mode=not self.is_trainable)
+
+    def named_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The weights that belong to this denoiser alone: its adapter's, or all of the network's."""
+        own = (f".lora_A.{self.adapter}.", f".lora_B.{self.adapter}.")
+        for name, parameter in self.network.named_parameters():
+            if self.adapter is None or any(part in name for part in own):
+                yield name, parameter
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The weights of `named_weights`."""
+        return (parameter for _, parameter in self.named_weights())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights of `named_weights` by name; the tensors themselves, no copies."""
+        return {name: parameter.data for name, parameter in self.named_weights()}
+
+    @torch.no_grad()
+    def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights by name into this denoiser's. KeyError if one is missing."""
+        for name, parameter in self.named_weights():
+            parameter.copy_(weights[name])
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        """The weights to train, in training mode and with gradients; the rest stays frozen."""
+        self.is_trainable = True
+        self.network.requires_grad_(False).train()
+        parameters = list(self.parameters())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        return parameters
+
+    def freeze(self) -> Denoiser:
+        """The same denoiser, in evaluation mode and without gradients."""
+        self.is_trainable = False
+        self.network.eval().requires_grad_(False)
+        return self
+
+    def save(self, folder: Path, part: str) -> None:
+        """Write the full network in diffusers' layout under folder/part, or its LoRA file."""
+        if self.adapter is None:
+            self.network.save_pretrained(folder / part, safe_serialization=True)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = get_peft_model_state_dict(self.network, adapter_name=self.adapter)
+        config = self.network.peft_config[self.adapter].to_dict()
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+        header = {f"{part}.{key}": value for key, value in plain.items()}
+        safetensors.torch.save_file(
+            {f"{part}.{key}": value.contiguous().cpu() for key, value in weights.items()},
+            folder / LORA_FILE,
+            metadata={"format": "pt", LORA_METADATA: json.dumps(header, sort_keys=True)},
+        )
+
+
+class DiffusionModel(ABC):
+    """One pretrained model. Loads each part when it is first asked for."""
+
+    denoiser_part: str
+    """Folder of the denoiser in diffusers' layout."""
+    denoiser_class: Any
+    """Class of the denoiser."""
+    encoder_parts: tuple[str, ...]
+    """Parts that only encoding text needs."""
+    same_in_family: tuple[str, ...]
+    """Keys of the denoiser's config in which a policy must agree with its base."""
+
+    def __init__(self, source: Source, *, device: torch.device) -> None:
+        self.source, self.device, self.dtype = source, device, source.dtype
+        self._parts: dict[str, Any] = {}
+
+    @property
+    def base(self) -> str:
+        """How the config names the model."""
+        return self.source.base
+
+    # What a family decides
+
+    @property
+    @abstractmethod
+    def num_timesteps(self) -> int:
+        """Length of the noise schedule."""
+
+    @property
+    @abstractmethod
+    def latents_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of one image at the model's own size."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Width and height in pixels of the images this model makes."""
+
+    @abstractmethod
+    def encode_text(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of each prompt, cut to the text encoder's length."""
+
+    @abstractmethod
+    def unconditional(self) -> Conditioning:
+        """One row: what guidance moves away from."""
+
+    @abstractmethod
+    def num_truncated(self, prompts: Sequence[str]) -> int:
+        """How many prompts are longer than the text encoder reads."""
+
+    @abstractmethod
+    def place(self, conditioning: Conditioning, geometry: Geometry) -> Conditioning:
+        """The conditioning with each row's image size and crop, where the family uses them."""
+
+    @abstractmethod
+    def encode_images(
+        self, images: Float[Tensor, "image rgb height width"]
+    ) -> Float[Tensor, "image channel latent_height latent_width"]:
+        """Scaled latents of images in [-1, 1]."""
+
+    @abstractmethod
+    def decode_latents(
+        self, latents: Float[Tensor, "image channel latent_height latent_width"]
+    ) -> Float[Tensor, "image rgb height width"]:
+        """Images in [0, 1], float32, on the CPU, of scaled latents."""
+
+    @abstractmethod
+    def add_noise(
+        self,
+        latents: Float[Tensor, "row channel height width"],
+        noise: Float[Tensor, "row channel height width"],
+        timesteps: Int[Tensor, " row"],
+    ) -> Float[Tensor, "row channel height width"]:
+        """The latents noised to their timesteps."""
+
+    @abstractmethod
+    def target(
+        self,
+        latents: Float[Tensor, "row channel height width"],
+        noise: Float[Tensor, "row channel height width"],
+        timesteps: Int[Tensor, " row"],
+    ) -> Float[Tensor, "row channel height width"]:
+        """What the denoiser should return for the noised latents."""
+
+    @abstractmethod
+    def predict(
+        self,
+        denoiser: Denoiser,
+        latents: Float[Tensor, "row channel height width"],
+        timesteps: Int[Tensor, " row"],
+        context: Conditioning,
+    ) -> Float[Tensor, "row channel height width"]:
+        """What the denoiser sees in the latents."""
+
+    @abstractmethod
+    def sampler(self, name: str) -> Any:
+        """A fresh sampler, on this model's noise schedule. ValueError for an unknown name."""
+
+    @abstractmethod
+    def step_arguments(self, scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
+        """What this sampler's step wants besides prediction, timestep and latents."""
+
+    # The same for all families
+
+    def native_geometry(self, count: int) -> Geometry:
+        """The geometry of images that the model itself makes: its own size, nothing cropped."""
+        size = self.image_size
+        return torch.tensor([[size, size, 0, 0, size, size]]).repeat(count, 1)
+
+    def load_denoiser(self, policy: Path | None = None) -> Denoiser:
+        """The base's denoiser, or that of a policy folder (full or LoRA); frozen, in eval mode."""
+        if policy is None:
+            return Denoiser(self._network())
+        if (policy / LORA_FILE).is_file():
+            network = self._network()
+            self.add_lora(network, policy, "policy")
+            return Denoiser(network, "policy").freeze()
+        return Denoiser(self._policy_network(policy))
+
+    def load_denoisers(
+        self, policy: Path | None, reference: Path | None
+    ) -> tuple[Denoiser, Denoiser]:
+        """(policy, reference), sharing one network wherever they differ by LoRA adapters at most."""
+        if policy == reference:
+            denoiser = self.load_denoiser(policy)
+            return denoiser, denoiser
+        is_full = [p is not None and not (p / LORA_FILE).is_file() for p in (policy, reference)]
+        if any(is_full):
+            return self.load_denoiser(policy), self.load_denoiser(reference)
+        network = self._network()
+        found = []
+        for name, folder in (("policy", policy), ("reference", reference)):
+            if folder is not None:
+                self.add_lora(network, folder, name)
+            found.append(Denoiser(network, name if folder is not None else None).freeze())
+        return found[0], found[1]
+
+    def load_for_training(
+        self, initial: Path | None, reference: Path | None, lora: LoraSettings, seed: int
+    ) -> tuple[Denoiser, Denoiser]:
+        """(policy to train, frozen reference); with LoRA both share one copy of the base.
+
+        Trained weights are float32. What is frozen is held in the model's dtype, save for the
+        norms, so that under `autocast` both go through the same arithmetic. A LoRA's first matrices
+        are drawn from `seed`, its second ones are 0: it starts as the base.
+        ModelError if `initial` is a full fine-tune and LoRA is asked for, or the other way round.
+        """
+        is_lora = [p is not None and (p / LORA_FILE).is_file() for p in (initial, reference)]
+        if initial is not None and is_lora[0] != (lora.rank > 0):
+            found = "a LoRA" if is_lora[0] else "a full fine-tune"
+            raise ModelError(
+                f"{initial} is {found}, but lora.rank is {lora.rank} (0 is a full fine-tune); a run "
+                "keeps one kind from its seed training on. Set lora.rank back or start another run."
+            )
+        if lora.rank == 0:
+            policy = Denoiser(self._training_network(initial, is_frozen=False))
+            return policy, self._training_reference(reference)
+        network = self._training_network(None, is_frozen=True)
+        if initial is None:
+            self._new_lora(network, lora, seed)
+        else:
+            self.add_lora(network, initial, "policy")
+        policy = Denoiser(network, "policy")
+        for parameter in policy.parameters():
+            parameter.data = parameter.data.float()
+        if reference is None:
+            return policy.freeze(), Denoiser(network)
+        if not is_lora[1]:
+            return policy.freeze(), self._training_reference(reference)
+        self.add_lora(network, reference, "reference")
+        frozen = Denoiser(network, "reference")
+        for parameter in frozen.parameters():
+            parameter.data = parameter.data.float()
+        return policy.freeze(), frozen.freeze()
+
+    def _training_reference(self, folder: Path | None) -> Denoiser:
+        if folder is None or not (folder / LORA_FILE).is_file():
+            return Denoiser(self._training_network(folder, is_frozen=True))
+        network = self._training_network(None, is_frozen=True)
+        self.add_lora(network, folder, "reference")
+        return Denoiser(network, "reference").freeze()
+
+    def _training_network(self, folder: Path | None, *, is_frozen: bool) -> Any:
+        """A full network with float32 weights; a frozen one's matrices in the model's dtype."""
+        network = self._network(torch.float32) if folder is None else self._policy_network(
+            folder, torch.float32)  # fmt: skip
+        if is_frozen:
+            for module in network.modules():
+                if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                    module.to(self.dtype)
+        return network
+
+    def _new_lora(self, network: Any, lora: LoraSettings, seed: int) -> None:
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
+            target_modules=list(lora.target_modules),
+            init_lora_weights="gaussian",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                network.add_adapter(config, "policy")
+            except ValueError as error:
+                raise ModelError(
+                    f"lora.target_modules {', '.join(lora.target_modules)} fit no layer of "
+                    f"{self.base}: {error}"
+                ) from error
+
+    def add_lora(self, network: Any, folder: Path, name: str) -> None:
+        """Load the LoRA of a policy folder as the adapter `name`. ModelError if it does not fit."""
+        path = folder / LORA_FILE
+        try:
+            weights = safetensors.torch.load_file(path)
+            with safetensors.safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get(LORA_METADATA, "null"))
+            with warnings.catch_warnings():
+                # A second adapter, the reference's, is what we want.
+                warnings.filterwarnings("error", "While injecting the PEFT", RuntimeWarning)
+                warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+                network.load_lora_adapter(
+                    weights, prefix=self.denoiser_part, adapter_name=name, metadata=header
+                )
+        except (
+            ValueError,
+            RuntimeError,
+            KeyError,
+            RuntimeWarning,
+            safetensors.SafetensorError,
+        ) as error:
+            first = str(error).strip().splitlines()[0][:300]
+            raise ModelError(
+                f"{path} does not fit {self.base}: {first}. A LoRA belongs to the base it was "
+                "trained on; use that base, or train anew."
+            ) from error
+        network.to(self.device)
+
+    def release(self, *names: str) -> None:
+        """Forget parts that are no longer needed, to free their memory."""
+        for name in names:
+            self._parts.pop(name, None)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Where float32 weights are trained with `dtype` arithmetic; nothing for float32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def _network(self, dtype: torch.dtype | None = None) -> Any:
+        return self._frozen(self.source.read(self.denoiser_part, self.denoiser_class, dtype))
+
+    def _policy_network(self, policy: Path, dtype: torch.dtype | None = None) -> Any:
+        """A policy's full network, known to fit the base."""
+        folder = Source(replace(self.source.settings, base=str(policy)))
+        found = folder.read(self.denoiser_part, self.denoiser_class, dtype)
+        expected = self.source.config_of(self.denoiser_part, self.denoiser_class)
+        for key in self.same_in_family:
+            ours, theirs = _plain(expected[key]), _plain(found.config[key])
+            if ours != theirs:
+                raise ModelError(
+                    f"{policy}/{self.denoiser_part} has {key} = {theirs}, the base {self.base} has "
+                    f"{ours}; this policy belongs to another base model"
+                )
+        return self._frozen(found)
+
+    def _frozen(self, module: Any) -> Any:
+        return module.to(self.device).eval().requires_grad_(False)
+
+    def _load(self, name: str, kind: Any, dtype: torch.dtype | None = None) -> Any:
+        if name not in self._parts:
+            part = self.source.read(name, kind, dtype)
+            self._parts[name] = self._frozen(part) if isinstance(part, torch.nn.Module) else part
+        return self._parts[name]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

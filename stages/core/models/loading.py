@@ -1,0 +1,212 @@
+"""Where a model's parts come from: a folder in diffusers' layout, a hub id, or one checkpoint file.
+
+Weights are read as safetensors only; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
+
+from stages.core.errors import UserError
+
+for library in (diffusers_logging, transformers_logging):
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+SINGLE_FILE_PIPELINES = {
+    "StableDiffusionPipeline": StableDiffusionPipeline,
+    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
+}
+SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
+"""Only SDXL's checkpoints have a second text encoder under this name."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelError(UserError):
+    """A model that cannot be used; the message names the place, the part and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which pretrained model, and in which precision."""
+
+    base: str
+    """A folder in diffusers' layout, a hub id, or a single .safetensors checkpoint."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    """Precision of the networks; denoising errors are float32 always."""
+    vae: str | None = None
+    """Another VAE instead of the model's own (a folder or hub id), as SDXL's fp16-fix."""
+    config: str | None = None
+    """For a single-file checkpoint: folder or hub id with the configs of the same architecture."""
+
+
+class Source:
+    """Reads a model's parts, one at a time and only when asked."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        """ModelError for a file that is no safetensors checkpoint, or a path that does not exist."""
+        self.settings, self.base = settings, settings.base
+        path = Path(self.base)
+        self.is_local = path.exists()
+        self.is_file = path.is_file()
+        if path.suffix in PICKLES:
+            raise ModelError(
+                f"{self.base} is a pickle, which can run code when it is read; it is refused. "
+                "Convert it to .safetensors and name that file."
+            )
+        if self.is_file and path.suffix != ".safetensors":
+            raise ModelError(
+                f"{self.base} is no model: expected a folder in diffusers' layout, a .safetensors "
+                "checkpoint or a hub id"
+            )
+        if not self.is_local and self.base.count("/") != 1:
+            raise ModelError(
+                f"{self.base} does not exist; model.base must be a folder in diffusers' layout, a "
+                ".safetensors checkpoint, or a hub id such as owner/name"
+            )
+        self.dtype = DTYPES[settings.dtype]
+        self._single: dict[str, Any] = {}
+
+    def pipeline_class(self) -> str:
+        """Name of diffusers' pipeline class for this model."""
+        if self.is_file:
+            return _pipeline_of_checkpoint(Path(self.base))
+        if self.is_local and not (Path(self.base) / "model_index.json").is_file():
+            raise ModelError(
+                f"{self.base} has no model_index.json (found: {_names(Path(self.base))}); expected "
+                "a model in diffusers' layout, with unet/, vae/, text_encoder/, tokenizer/ and "
+                "scheduler/"
+            )
+        return str(self.index()["_class_name"])
+
+    def index(self) -> Mapping[str, Any]:
+        """What model_index.json says; empty for a single-file checkpoint."""
+        if self.is_file:
+            return {}
+        try:
+            index = DiffusionPipeline.load_config(self.base, **self._options())
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.base}: model_index.json cannot be read: {error}") from error
+        return dict(index)
+
+    def read(self, name: str, kind: Any, dtype: torch.dtype | None = None) -> Any:
+        """One part of the model, a network in `dtype`. ModelError says which and what is wrong."""
+        if self.is_file:
+            return self._read_from_file(name, kind, dtype or self.dtype)
+        if name == "vae" and self.settings.vae is not None:
+            return _read(self.settings.vae, None, kind, dtype or self.dtype)
+        return _read(self.base, name, kind, dtype or self.dtype)
+
+    def config_of(self, name: str, kind: Any) -> Mapping[str, Any]:
+        """The configuration of one part, without its weights."""
+        if self.is_file:
+            return dict(self._read_from_file(name, kind, self.dtype).config)
+        if self.is_local:
+            _folder(self.base, name)
+        place = {"pretrained_model_name_or_path": self.base, "subfolder": name}
+        if name == "vae" and self.settings.vae is not None:
+            place = {"pretrained_model_name_or_path": self.settings.vae}
+        try:
+            return dict(kind.load_config(**place, **self._options()))
+        except (OSError, ValueError) as error:
+            raise _unreadable(self.base, name, kind, error) from error
+
+    def _options(self) -> dict[str, Any]:
+        return {"local_files_only": True} if self.is_local else {}
+
+    def _read_from_file(self, name: str, kind: Any, dtype: torch.dtype) -> Any:
+        """A part of a single-file checkpoint; the file is read once for all of them."""
+        if not self._single:
+            pipeline = SINGLE_FILE_PIPELINES[self.pipeline_class()]
+            options: dict[str, Any] = {"torch_dtype": dtype}
+            if self.settings.config is not None:
+                options["config"] = self.settings.config
+                options["local_files_only"] = Path(self.settings.config).exists()
+            try:
+                loaded = pipeline.from_single_file(self.base, **options)
+            except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+                raise ModelError(
+                    f"{self.base} could not be read as a {pipeline.__name__} checkpoint: {error}. "
+                    "Without network, name a folder with the configs of the same architecture as "
+                    "model.config."
+                ) from error
+            self._single = dict(loaded.components)
+        if self.settings.vae is not None and name == "vae":
+            return _read(self.settings.vae, None, kind, dtype)
+        part = self._single[name]
+        if hasattr(kind, "from_config") and not isinstance(part, kind):
+            return kind.from_config(part.config)  # another scheduler on the same schedule
+        return part.to(dtype) if isinstance(part, torch.nn.Module) else part
+
+
+def _pipeline_of_checkpoint(path: Path) -> str:
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is no readable safetensors file: {error}") from error
+    if not any(key.startswith("model.diffusion_model.") for key in keys):
+        some = ", ".join(sorted(keys)[:3])
+        raise ModelError(
+            f"{path} is no whole checkpoint: it has no key model.diffusion_model.* (found: {some} "
+            "...). A LoRA or a bare UNet cannot be a base model."
+        )
+    return "StableDiffusionXLPipeline" if SDXL_KEY in keys else "StableDiffusionPipeline"
+
+
+def _read(base: str, name: str | None, kind: Any, dtype: torch.dtype) -> Any:
+    """One component from a local folder or the hub."""
+    options: dict[str, Any] = {}
+    if issubclass(kind, torch.nn.Module):
+        options = {"use_safetensors": True, "torch_dtype": dtype}
+        if kind.__module__.startswith("transformers"):
+            options = {"use_safetensors": True, "dtype": dtype}
+    if Path(base).exists():
+        place: dict[str, Any] = {"pretrained_model_name_or_path": str(_folder(base, name))}
+        options["local_files_only"] = True
+    else:
+        place = {"pretrained_model_name_or_path": base, **({"subfolder": name} if name else {})}
+    try:
+        return kind.from_pretrained(**place, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+        raise _unreadable(base, name or "", kind, error) from error
+
+
+def _folder(base: str, name: str | None) -> Path:
+    """The folder of a part of a local model. ModelError says what is there instead."""
+    folder = Path(base) / name if name else Path(base)
+    if not folder.is_dir():
+        raise ModelError(
+            f"{base} has no folder {name!r} (found: {_names(Path(base))}); expected a model in "
+            "diffusers' layout, with unet/, vae/, text_encoder/, tokenizer/ and scheduler/"
+        )
+    return folder
+
+
+def _unreadable(base: str, name: str, kind: Any, error: Exception) -> ModelError:
+    folder = Path(base) / name
+    where = str(folder) if Path(base).exists() else f"{base} ({name})"
+    pickles = [p.name for p in folder.glob("*") if p.suffix in PICKLES] if folder.is_dir() else []
+    hint = (
+        f" It holds {', '.join(pickles)}, a pickle, which is refused: save the model anew with "
+        "safe_serialization=True."
+        if pickles
+        else " Expected a local folder in diffusers' layout with safetensors weights, or a hub id."
+    )
+    return ModelError(f"{where} could not be loaded as {kind.__name__}: {error}.{hint}")
+
+
+def _names(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"

@@ -1,0 +1,151 @@
+"""Random models of the real architectures and file layouts, small enough for two cores.
+
+Same classes, block types and conditioning as Stable Diffusion 1.5 and SDXL 1.0; only the numbers of
+channels, layers and words are small. Nothing about them is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+SD15_SCHEDULE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+}
+
+
+def tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """A CLIP tokenizer of single characters: every text can be written with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shifted = [chr(256 + i) for i in range(256 - len(printable))]
+    letters = [*map(chr, printable), *shifted]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    words.append("!") if "!" not in words else None
+    vocabulary = {word: number for number, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        pad_token=pad_token,
+        model_max_length=77,
+    )
+
+
+def text_config(words: int, width: int, projection: int) -> CLIPTextConfig:
+    """A CLIP text encoder of two layers."""
+    return CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=projection,
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
+        pad_token_id=words - 1,
+    )
+
+
+def vae(scaling_factor: float, *, force_upcast: bool) -> AutoencoderKL:
+    """The SD VAE's four levels: one latent pixel for 8 x 8 pixels, 4 channels."""
+    return AutoencoderKL(
+        sample_size=64,
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=scaling_factor,
+        force_upcast=force_upcast,
+    )
+
+
+def sd15(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Path:
+    """A Stable Diffusion 1.5 in diffusers' layout: 64 x 64 pixels, latents 4 x 8 x 8."""
+    torch.manual_seed(seed)
+    words = tokenizer(folder / "words")
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32, 32, 32),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=24,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    StableDiffusionPipeline(
+        vae=vae(0.18215, force_upcast=False),
+        text_encoder=CLIPTextModel(text_config(len(words), 24, 24)),
+        tokenizer=words,
+        unet=unet,
+        scheduler=PNDMScheduler(
+            **SD15_SCHEDULE, skip_prk_steps=True, prediction_type=prediction_type
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder / "model", safe_serialization=True)
+    return folder / "model"
+
+
+def sdxl(folder: Path, *, seed: int = 0) -> Path:
+    """An SDXL 1.0 in diffusers' layout: 64 x 64 pixels, latents 4 x 8 x 8."""
+    torch.manual_seed(seed)
+    words, words_2 = tokenizer(folder / "words"), tokenizer(folder / "words_2", pad_token="!")
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 3),
+        attention_head_dim=(2, 4, 4),
+        cross_attention_dim=16 + 24,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 20,
+        norm_num_groups=8,
+    )
+    StableDiffusionXLPipeline(
+        vae=vae(0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(text_config(len(words), 16, 16)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(len(words_2), 24, 20)),
+        tokenizer=words,
+        tokenizer_2=words_2,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**SD15_SCHEDULE, timestep_spacing="leading"),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    ).save_pretrained(folder / "model", safe_serialization=True)
+    return folder / "model"
