@@ -196,6 +196,8 @@ def train_policy(
     policy, reference = model.load_for_training(
         policy_path(task.initial), policy_path(task.reference), task.lora, task.seed
     )
+    if processes.count > 1:
+        log.info("training on %d processes", processes.count)
     processes.start_trackers(task.stage, asdict(settings))
     steps, curve = train_dpo(
         model,

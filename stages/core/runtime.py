@@ -130,8 +130,12 @@ def _bar(items: Iterable[Item], what: str) -> Iterator[Item]:
 
 
 def _set_up_log() -> None:
+    is_main = os.environ.get("RANK", "0") == "0"  # of several processes only one speaks
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+        level=logging.INFO if is_main else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
     )
     warnings.filterwarnings("ignore", category=FutureWarning)
 
