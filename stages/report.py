@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import tyro
 
 from stages.core.artifacts import read_metadata, read_table, write_text
 from stages.core.errors import UserError
+from stages.core.figures import TrainingCurves
 from stages.core.fingerprint import code_version
 from stages.core.guards import Guard, Limits
 from stages.core.page import (
@@ -29,7 +31,15 @@ from stages.core.page import (
     training_panels,
 )
 from stages.core.runtime import Run, log, run_stage, stage
-from stages.core.schemas import GUARDS, IMAGES, PREFERENCES, SUMMARY, TRAINING, Schema
+from stages.core.schemas import (
+    GUARDS,
+    HELD_OUT_CURVE,
+    IMAGES,
+    PREFERENCES,
+    SUMMARY,
+    TRAINING,
+    Schema,
+)
 from stages.core.thumbnails import Thumbnail, thumbnail
 from stages.core.verdicts import BASE, Evaluation
 
@@ -69,8 +79,10 @@ class Args:
     """Names of the policies, in the order they were made: base iter00 iter01 ..."""
     pairs: tuple[Path, ...] = ()
     """Pairs of iterations 1, 2 ... (schema training_pairs or preferences); human ones are passed over."""
-    training: tuple[Path, ...]
-    """Per-step measures of iterations 0, 1 ... (schema training)."""
+    training: tuple[tuple[int, Path], ...]
+    """Iteration and the per-step measures of its training (schema training)."""
+    held_out_curve: tuple[tuple[int, Path], ...] = ()
+    """Iteration and the held-out measures of its training (schema held_out_curve)."""
     import_summary: Path
     """Counts of the human pairs that were read, dropped and kept (JSON)."""
     num_prompts_shown: int = 8
@@ -100,7 +112,7 @@ def main(args: Args) -> None:
                 "image_policies": args.policies,
                 "image_rows": read_grid(run, args),
                 "iteration_pairs": [read_pairs(run, path, args) for path in args.pairs],
-                "training_panels": training_panels(*read_training(run, args.training)),
+                "training_panels": training_panels(read_training(run, args)),
                 "import_summary": facts(read_object(args.import_summary)),
                 "files": list(files(args)),
                 "commands": commands(args),
@@ -213,16 +225,29 @@ def read_images(
     ]
 
 
-def read_training(run: Run, paths: tuple[Path, ...]) -> tuple[list[Any], list[Any]]:
-    """(losses, implicit accuracies) of each training. UserError names one without steps."""
-    tables = [read(run, path, TRAINING, ("loss", "implicit_accuracy")) for path in paths]
-    for path, table in zip(paths, tables, strict=True):
+def read_training(run: Run, args: Args) -> list[TrainingCurves]:
+    """What each training measured. UserError names one without steps."""
+    curves = {
+        i: read(run, path, HELD_OUT_CURVE, ("step", "accuracy")) for i, path in args.held_out_curve
+    }
+    found = []
+    for iteration, path in args.training:
+        table = read(run, path, TRAINING, ("loss", "implicit_accuracy"))
         if len(table) == 0:
             raise UserError(f"{path} has no steps. Run the training that writes it again.")
-    return (
-        [table.column("loss").to_numpy() for table in tables],
-        [table.column("implicit_accuracy").to_numpy() for table in tables],
-    )
+        loss, accuracy = (table.column(c).to_numpy() for c in ("loss", "implicit_accuracy"))
+        curve = curves.get(iteration)
+        empty = np.zeros(0)
+        found.append(
+            TrainingCurves(
+                iteration=iteration,
+                loss=loss,
+                accuracy=accuracy,
+                held_out_steps=empty if curve is None else curve.column("step").to_numpy(),
+                held_out_accuracy=empty if curve is None else curve.column("accuracy").to_numpy(),
+            )
+        )
+    return found
 
 
 def read_object(path: Path) -> Row:
@@ -246,7 +271,7 @@ def facts(values: Row) -> dict[str, str]:
 
 def files(args: Args) -> Iterator[Row]:
     """Every file the page is made from, with the stage and the code version that made it."""
-    policies, iterations = args.policies, range(max(len(args.pairs) + 1, len(args.training)))
+    policies, iterations = args.policies, range(len(args.pairs) + 1)
     tables = [
         (args.summary, "paired comparisons of all policies"),
         (args.guards, "guards of each iteration"),
@@ -255,10 +280,7 @@ def files(args: Args) -> Iterator[Row]:
             (path, f"pairs of iteration {i}")
             for path, i in zip(args.pairs, iterations[1:], strict=False)
         ),
-        *(
-            (path, f"training of iteration {i}")
-            for path, i in zip(args.training, iterations, strict=False)
-        ),
+        *((path, f"training of iteration {i}") for i, path in args.training),
     ]
     for path, holds in tables:
         made = read_metadata(path)

@@ -118,10 +118,24 @@ def histogram(name: str, values: Float[NDArray[np.floating], " pair"]) -> Markup
     return _svg(draw, (3.4, 1.7), name, text)
 
 
-def training_panel(
-    name: str, loss: Steps, accuracy: Steps, loss_range: tuple[float, float]
-) -> Markup:
-    """Loss above implicit accuracy over the steps of one training, with what chance would give."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingCurves:
+    """What one training measured at its steps."""
+
+    iteration: int
+    loss: Steps
+    accuracy: Steps
+    held_out_steps: Steps
+    held_out_accuracy: Steps
+    """On held-out pairs with fixed draws; empty if none were scored."""
+
+
+def training_panel(name: str, curves: TrainingCurves, loss_range: tuple[float, float]) -> Markup:
+    """Loss above accuracies over the steps of one training, with what chance would give.
+
+    The thin line is of each batch, the marked one of held-out pairs with the same draws at each point.
+    """
+    loss, accuracy = curves.loss, curves.accuracy
 
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True)
@@ -137,6 +151,12 @@ def training_panel(
         upper.set_ylabel("loss")
         lower.set_ylim(-0.03, 1.03)
         lower.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        if len(curves.held_out_steps):
+            lower.plot(
+                curves.held_out_steps, curves.held_out_accuracy, color=INK, linewidth=1.2,
+                marker="o", markersize=2.5, label="held out",
+            )  # fmt: skip
+            lower.legend(frameon=False, fontsize=7.5, loc="lower right", handlelength=1.5)
         lower.set_ylabel("accuracy")
         lower.set_xlabel("step")
         lower.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -145,6 +165,9 @@ def training_panel(
         f"{name}: {len(loss)} steps, loss {loss[0]:.3g} to {loss[-1]:.3g}, "
         f"implicit accuracy {accuracy[0]:.2f} to {accuracy[-1]:.2f}"
     )
+    if len(curves.held_out_steps):
+        first, last = curves.held_out_accuracy[[0, -1]]
+        text += f", on held-out pairs {first:.2f} to {last:.2f}"
     return _svg(draw, (3.4, 3.0), name, text)
 
 

@@ -13,7 +13,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from stages.core.figures import LN_2, Series, histogram, series_panel, training_panel
+from stages.core.figures import (
+    LN_2,
+    Series,
+    TrainingCurves,
+    histogram,
+    series_panel,
+    training_panel,
+)
 from stages.core.guards import MEASURES, Guard, Limits, Measure, seed_guard, warning
 from stages.core.thumbnails import Thumbnail
 from stages.core.verdicts import (
@@ -214,17 +221,19 @@ def guard_panel(guards: Sequence[Guard], measure: Measure, limits: Limits) -> Pa
     return Panel(measure.title, series_panel(series), measure.meaning)
 
 
-def training_panels(losses: Sequence[Steps], accuracies: Sequence[Steps]) -> list[Panel]:
-    """Loss and implicit accuracy of each iteration's training, all on one scale."""
+def training_panels(trainings: Sequence[TrainingCurves]) -> list[Panel]:
+    """Loss and accuracies of each iteration's training, all on one scale."""
+    losses = [curves.loss for curves in trainings]
     finite = np.concatenate([loss[np.isfinite(loss)] for loss in losses] + [np.array([LN_2])])
     low, high = np.quantile(finite, (0.002, 0.998))
     low, high = min(low, LN_2), max(high, LN_2)
     margin = 0.08 * (high - low) or 0.1
     panels = []
-    for iteration, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
-        title = f"Iteration {iteration}" + (" (people's pairs)" if iteration == 0 else "")
-        svg = training_panel(title, loss, accuracy, (low - margin, high + margin))
-        panels.append(Panel(title, svg, f"{len(loss)} steps"))
+    for curves in trainings:
+        title = f"Iteration {curves.iteration}" + (
+            " (people's pairs)" if curves.iteration == 0 else "")  # fmt: skip
+        svg = training_panel(title, curves, (low - margin, high + margin))
+        panels.append(Panel(title, svg, f"{len(curves.loss)} steps"))
     return panels
 
 

@@ -223,7 +223,7 @@ def train_policy(
             path, [asdict(record) for record in records], schema,
             stage=task.stage, arguments=task.arguments, inputs=inputs,
         )  # fmt: skip
-    _save(policy, outputs.policy, model.denoiser_part)
+    save_policy(policy, outputs.policy, model.denoiser_part)
     write_manifest(
         outputs.policy,
         stage=task.stage,
@@ -250,7 +250,7 @@ def _identity(task: Task, inputs: Sequence[Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _save(policy: Denoiser, output: Path, part: str) -> None:
+def save_policy(policy: Denoiser, output: Path, part: str) -> None:
     """The policy in diffusers' layout, replacing what was there at once."""
     (output / "manifest.json").unlink(missing_ok=True)
     new = output / "new.part"

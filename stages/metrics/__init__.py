@@ -9,13 +9,13 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
 from stages.core.errors import UserError
-from stages.metrics import shapes
+from stages.metrics import pixels, shapes
 
 Images = UInt8[NDArray[np.uint8], "image height width rgb"]
 Scorer = Callable[..., Float[NDArray[np.float32], " image"]]
 """Called as scorer(images=..., prompts=...); one score an image, higher is better."""
 
-SCORERS: dict[str, Callable[[], Scorer]] = dict(shapes.SCORERS)
+SCORERS: dict[str, Callable[[], Scorer]] = {**pixels.SCORERS, **shapes.SCORERS}
 """How to load each metric, by name."""
 
 

@@ -10,19 +10,30 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.workflow.conftest import CONFIG, ROOT, Project, environment
+from tests.workflow.dry_run import overlaid, plan
+from tests.workflow.projects import CONFIG, ROOT, Project, environment
+
+CONFIGS = sorted([*(ROOT / "config").glob("*.yaml"), *(ROOT / "config/overlays").glob("*.yaml")])
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_config_plans_jobs(config: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules",
-         "--configfile", str(config), "--config", "run=test-dry"],
-        capture_output=True, text=True, env=environment(), cwd=ROOT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    total = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("total")]
-    assert int(total[0]) > 0
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_and_overlay_plans_jobs(config: Path) -> None:
+    planned = plan(overlaid(config))
+    assert planned["score_holdout"] >= 1
+    assert planned["write_report"] == 1
+
+
+def test_the_papers_settings_plan_the_papers_run() -> None:
+    sd15, sdxl = (plan([ROOT / "config" / f"{name}.yaml"]) for name in ("sd15", "sdxl"))
+    assert (sd15["update_policy"], sdxl["update_policy"]) == (3, 2)  # Sec. 5.1
+    assert sd15["sample_candidates"] == sd15["score_candidates"] == 3 * 32
+    large = plan([ROOT / "config" / "sd15-large-seed.yaml"])
+    assert large["adopt_policy"] == 1
+    assert "train_seed" not in large
+    assert large["update_policy"] == 2  # Sec. 5.3
+    baseline = plan(overlaid(ROOT / "config/overlays/mapo.yaml"))
+    assert baseline["train_seed"] == 1
+    assert "sample_candidates" not in baseline
 
 
 def test_the_default_config_plans_three_iterations(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from stages.core.artifacts import policy_digest, read_table
 from stages.core.schemas import GUARDS, SUMMARY, TRAINING_PAIRS
-from tests.workflow.conftest import Project, environment
+from tests.workflow.projects import Project, environment
 
 FINAL_TABLES = ("evaluation/summary.parquet", "evaluation/guards.parquet")
 

@@ -1,5 +1,6 @@
 # Shared by all rules; the checked config, where things lie, and how a stage is called.
 import sys
+from glob import glob, has_magic
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
@@ -20,6 +21,8 @@ LOGS = f"logs/{config['run']}"
 WORK = f"work/{config['run']}"
 
 ITERATIONS = list(range(1, config["iterations"] + 1))
+ADOPTED_POLICY = config["train_seed"].get("policy")
+TRAINED = ITERATIONS if ADOPTED_POLICY else [0, *ITERATIONS]
 POLICY_NAMES = ["base"] + [f"iter{i:02d}" for i in [0, *ITERATIONS]]
 SHARDS = list(range(config["sample_candidates"]["shards"]))
 EVALUATION_SHARDS = list(range(config["evaluation"]["shards"]))
@@ -61,7 +64,19 @@ def stage(name):
 def settings(block):
     """A training's settings as flags, save those left at their defaults: new ones rerun nothing."""
     kept = without_defaults(config[block], block)
-    return flags({k: v for k, v in kept.items() if k != "reference"}, "settings")
+    others = ("reference", "policy")
+    return flags({k: v for k, v in kept.items() if k not in others}, "settings")
+
+
+def matching(key, patterns):
+    """The files that match patterns of the config, in order."""
+    found = []
+    for pattern in patterns:
+        files = sorted(glob(pattern)) if has_magic(pattern) else [pattern]
+        if not files:
+            raise WorkflowError(f"{key}: no file matches {pattern!r}")
+        found += files
+    return list(dict.fromkeys(found))
 
 
 HELD_OUT_FILES = [
@@ -80,8 +95,10 @@ HELD_OUT = flags(
 
 def training_execution():
     """How a training runs, as one resource: Snakemake reruns nothing when it changes."""
-    keys = ("micro_batch_pairs", "gradient_checkpointing", "save_every")
+    keys = ("micro_batch_pairs", "save_every")
     words = [flags({key: EXECUTION[key] for key in keys}, "execution")]
+    if EXECUTION["gradient_checkpointing"]:
+        words.append("--execution.gradient-checkpointing")
     if EXECUTION["trackers"]:
         words.append(flags({"trackers": EXECUTION["trackers"]}))
     return " ".join(words)
@@ -155,7 +172,7 @@ def of_iterations(pattern, numbers, flag):
     words = [
         word
         for i in numbers
-        for path in expand(pattern, i=i, shard=SHARDS)
+        for path in dict.fromkeys(expand(pattern, i=i, shard=SHARDS))
         for word in (i, path)
     ]
     return flags({flag: words}) if words else f"--{flag}".replace("_", "-")

@@ -14,7 +14,8 @@ rule write_report:
             for path in evaluation_images(PRIMARY_SET, name)[:1]
         ],
         pairs=expand(f"{RUN}/iter{{i:02d}}/pairs.parquet", i=ITERATIONS),
-        training=expand(f"{RUN}/iter{{i:02d}}/training.parquet", i=[0, *ITERATIONS]),
+        training=expand(f"{RUN}/iter{{i:02d}}/training.parquet", i=TRAINED),
+        held_out_curve=expand(f"{RUN}/iter{{i:02d}}/held_out_curve.parquet", i=TRAINED),
         import_summary=f"{RUN}/seed/import.json",
     output:
         report=REPORT,
@@ -29,6 +30,12 @@ rule write_report:
     params:
         code=code_version("stages.report"),
         command=stage("report"),
+        training=of_iterations(
+            f"{RUN}/iter{{i:02d}}/training.parquet", TRAINED, "training"
+        ),
+        held_out_curve=of_iterations(
+            f"{RUN}/iter{{i:02d}}/held_out_curve.parquet", TRAINED, "held_out_curve"
+        ),
         config=json.dumps(config, sort_keys=True, indent=2),
         flags=flags(
             {
@@ -43,5 +50,6 @@ rule write_report:
         "printf '%s\\n' {params.config:q} > {output.config:q};"
         " {params.command} --config {output.config:q} --summary {input.summary:q}"
         " --guards {input.guards:q} --images {input.images:q} --pairs {input.pairs:q}"
-        " --training {input.training:q} --import-summary {input.import_summary:q}"
+        " {params.training} {params.held_out_curve}"
+        " --import-summary {input.import_summary:q}"
         " {params.flags} --output {output.report:q} 2>&1 | record {log:q}"

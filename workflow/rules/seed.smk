@@ -2,7 +2,7 @@
 PREFERENCE_FILES = (
     [f"{RUN}/world/preferences.parquet"]
     if "shapes" in config
-    else config["preferences"]["files"]
+    else matching("preferences.files", config["preferences"]["files"])
 )
 
 SEED = [
@@ -10,8 +10,10 @@ SEED = [
     f"{RUN}/seed/holdout.parquet",
     f"{RUN}/seed/import.json",
     f"{RUN}/iter00/policy/manifest.json",
-    f"{RUN}/iter00/training.parquet",
-    f"{RUN}/iter00/held_out_curve.parquet",
+    *expand(
+        f"{RUN}/iter00/{{table}}.parquet",
+        table=[] if ADOPTED_POLICY else ["training", "held_out_curve"],
+    ),
 ]
 
 
@@ -68,39 +70,64 @@ rule encode_preferences:
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
-rule train_seed:
-    input:
-        preferences=f"{RUN}/seed/preferences.parquet",
-        latents=f"{RUN}/seed/preferences_latents.parquet",
-        held_out=HELD_OUT_FILES,
-    output:
-        policy=f"{RUN}/iter00/policy/manifest.json",
-        training=f"{RUN}/iter00/training.parquet",
-        held_out_curve=f"{RUN}/iter00/held_out_curve.parquet",
-    log:
-        f"{LOGS}/iter00/train_seed.log",
-    benchmark:
-        f"{LOGS}/iter00/train_seed.tsv"
-    priority: 10
-    conda:
-        "../../envs/sail.yaml"
-    threads: 2
-    resources:
-        gpu=EXECUTION["training_gpus"],
-        execution=training_execution(),
-    params:
-        code=code_version("stages.train_seed"),
-        folder=lambda wildcards, output: folder(output.policy),
-        work=f"{WORK}/iter00",
-        model=MODEL,
-        flags=flags({"seed": config["seed"]}),
-        held_out=HELD_OUT,
-        lora=LORA,
-        settings=settings("train_seed"),
-    shell:
-        "launch {resources.gpu} stages.train_seed"
-        " --preferences {input.preferences:q} --latents {input.latents:q}"
-        " {params.model} {params.lora} {params.flags} {params.settings} {params.held_out}"
-        " --output {params.folder:q} --training {output.training:q}"
-        " --held-out-curve {output.held_out_curve:q} --work {params.work:q}"
-        " {resources.execution} --threads {threads} 2>&1 | record {log:q}"
+if ADOPTED_POLICY:
+
+    rule adopt_policy:
+        output:
+            f"{RUN}/iter00/policy/manifest.json",
+        log:
+            f"{LOGS}/iter00/adopt_policy.log",
+        priority: 10
+        conda:
+            "../../envs/sail.yaml"
+        threads: 1
+        resources:
+            gpu=0,
+        params:
+            code=code_version("stages.adopt_policy"),
+            command=stage("adopt_policy"),
+            folder=lambda wildcards, output: folder(output[0]),
+            model=MODEL,
+            policy=ADOPTED_POLICY,
+        shell:
+            "{params.command} --policy {params.policy:q} {params.model}"
+            " --output {params.folder:q} 2>&1 | record {log:q}"
+
+else:
+
+    rule train_seed:
+        input:
+            preferences=f"{RUN}/seed/preferences.parquet",
+            latents=f"{RUN}/seed/preferences_latents.parquet",
+            held_out=HELD_OUT_FILES,
+        output:
+            policy=f"{RUN}/iter00/policy/manifest.json",
+            training=f"{RUN}/iter00/training.parquet",
+            held_out_curve=f"{RUN}/iter00/held_out_curve.parquet",
+        log:
+            f"{LOGS}/iter00/train_seed.log",
+        benchmark:
+            f"{LOGS}/iter00/train_seed.tsv"
+        priority: 10
+        conda:
+            "../../envs/sail.yaml"
+        threads: 2
+        resources:
+            gpu=EXECUTION["training_gpus"],
+            execution=training_execution(),
+        params:
+            code=code_version("stages.train_seed"),
+            folder=lambda wildcards, output: folder(output.policy),
+            work=f"{WORK}/iter00",
+            model=MODEL,
+            flags=flags({"seed": config["seed"]}),
+            held_out=HELD_OUT,
+            lora=LORA,
+            settings=settings("train_seed"),
+        shell:
+            "launch {resources.gpu} stages.train_seed"
+            " --preferences {input.preferences:q} --latents {input.latents:q}"
+            " {params.model} {params.lora} {params.flags} {params.settings} {params.held_out}"
+            " --output {params.folder:q} --training {output.training:q}"
+            " --held-out-curve {output.held_out_curve:q} --work {params.work:q}"
+            " {resources.execution} --threads {threads} 2>&1 | record {log:q}"

@@ -267,15 +267,20 @@ class DiffusionModel(ABC):
         size = self.image_size
         return torch.tensor([[size, size, 0, 0, size, size]]).repeat(count, 1)
 
-    def load_denoiser(self, policy: Path | None = None) -> Denoiser:
-        """The base's denoiser, or that of a policy folder (full or LoRA); frozen, in eval mode."""
+    def load_denoiser(
+        self, policy: Path | str | None = None, dtype: torch.dtype | None = None
+    ) -> Denoiser:
+        """The base's denoiser, or that of a policy folder (full or LoRA); frozen, in eval mode.
+
+        A full policy may also be named by its hub id.
+        """
         if policy is None:
-            return Denoiser(self._network())
-        if (policy / LORA_FILE).is_file():
-            network = self._network()
-            self.add_lora(network, policy, "policy")
+            return Denoiser(self._network(dtype))
+        if (Path(policy) / LORA_FILE).is_file():
+            network = self._network(dtype)
+            self.add_lora(network, Path(policy), "policy")
             return Denoiser(network, "policy").freeze()
-        return Denoiser(self._policy_network(policy))
+        return Denoiser(self._policy_network(policy, dtype))
 
     def load_denoisers(
         self, policy: Path | None, reference: Path | None
@@ -409,7 +414,7 @@ class DiffusionModel(ABC):
     def _network(self, dtype: torch.dtype | None = None) -> Any:
         return self._frozen(self.source.read(self.denoiser_part, self.denoiser_class, dtype))
 
-    def _policy_network(self, policy: Path, dtype: torch.dtype | None = None) -> Any:
+    def _policy_network(self, policy: Path | str, dtype: torch.dtype | None = None) -> Any:
         """A policy's full network, known to fit the base."""
         folder = Source(replace(self.source.settings, base=str(policy)))
         found = folder.read(self.denoiser_part, self.denoiser_class, dtype)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
@@ -24,10 +24,6 @@ for library in (diffusers_logging, transformers_logging):
     library.disable_progress_bar()
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-SINGLE_FILE_PIPELINES = {
-    "StableDiffusionPipeline": StableDiffusionPipeline,
-    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
-}
 SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 """Only SDXL's checkpoints have a second text encoder under this name."""
 
@@ -96,7 +92,7 @@ class Source:
         if self.is_file:
             return {}
         try:
-            index = DiffusionPipeline.load_config(self.base, **self._options())
+            index = diffusers.DiffusionPipeline.load_config(self.base, **self._options())
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.base}: model_index.json cannot be read: {error}") from error
         return dict(index)
@@ -129,7 +125,7 @@ class Source:
     def _read_from_file(self, name: str, kind: Any, dtype: torch.dtype) -> Any:
         """A part of a single-file checkpoint; the file is read once for all of them."""
         if not self._single:
-            pipeline = SINGLE_FILE_PIPELINES[self.pipeline_class()]
+            pipeline = getattr(diffusers, self.pipeline_class())  # slow to import: only here
             options: dict[str, Any] = {"torch_dtype": dtype}
             if self.settings.config is not None:
                 options["config"] = self.settings.config

@@ -1,0 +1,48 @@
+r"""A policy that was trained elsewhere in; policy 0 of this run out. Paper: SAIL Sec. 5.3 (SAIL*).
+
+Example:
+    python -m stages.adopt_policy --policy mhdang/dpo-sd1.5-text2image-v1 \\
+        --model.base stable-diffusion-v1-5/stable-diffusion-v1-5 --model.dtype bfloat16 \\
+        --output results/mine/iter00/policy
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from stages.core.artifacts import write_manifest
+from stages.core.models import ModelSettings, load_model
+from stages.core.policies import save_policy
+from stages.core.runtime import run_stage, stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """A policy that was trained elsewhere in; policy 0 of this run out."""
+
+    policy: str
+    """Folder or hub id in diffusers' layout: unet/, or a LoRA's pytorch_lora_weights.safetensors."""
+    model: ModelSettings
+    """The pretrained model that it was trained from."""
+    output: Path
+    """Policy folder to write (weights and manifest.json)."""
+
+
+def main(args: Args) -> None:
+    """Read it as this base's policy, which checks that it fits, and write it as our own."""
+    with stage("adopt_policy") as run:
+        model = load_model(args.model, device=torch.device("cpu"))
+        denoiser = model.load_denoiser(args.policy, dtype=torch.float32)
+        save_policy(denoiser, args.output, model.denoiser_part)
+        kind = "full" if denoiser.adapter is None else "lora"
+        facts = {"base": model.base, "kind": kind, "adopted_from": args.policy}
+        write_manifest(args.output, stage="adopt_policy", arguments=args, inputs=[], facts=facts)
+        run.rows_in = run.rows_out = sum(1 for _ in denoiser.parameters())
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))

@@ -1,0 +1,101 @@
+"""How much a run will compute and write: counts from its config, times and sizes from one step each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How often a run does what costs time or disk."""
+
+    human_pairs: int
+    """Seed pairs and held-out pairs, which are encoded once."""
+    candidates: int
+    """Images sampled and scored, over all iterations."""
+    generated_pairs: int
+    """Pairs kept of them."""
+    evaluation_images: int
+    """Images of all policies and the base."""
+    training_pairs: int
+    """Pairs that pass through a training, over all trainings and passes."""
+    policies: int
+    """Policies that are kept, the seed's included."""
+    reward_draws: int
+    """Draws of each candidate's reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Seconds of one unit of each kind of work on one device, and bytes of what it leaves."""
+
+    sample_image: float
+    """All inference steps and the decoding of one image."""
+    score_draw: float
+    """One draw of one image by both models."""
+    train_pair: float
+    """One pair through a training step."""
+    encode_image: float
+    """One image through the VAE's encoder."""
+    image_bytes: int
+    """One image file."""
+    latents_bytes: int
+    """One image's latents in a table."""
+    policy_bytes: int
+    """The weights of one policy."""
+    trained_bytes: int
+    """What a training keeps of its state: weights and the optimizer's moments."""
+
+
+def count(config: Config, evaluation_prompts: int) -> Counts:
+    """What the config asks for. `evaluation_prompts` are those of all evaluation sets together."""
+    iterations = config["iterations"]
+    prompts = sum(config["prompts"]["per_iteration"][:iterations])
+    pairs = config["preferences"]["num_pairs"] or 0
+    share = config["mix_preferences"]["seed_fraction"]
+    mixed = [
+        size + min(pairs, round(size * share / (1 - share)))
+        for size in config["prompts"]["per_iteration"][:iterations]
+    ]
+    is_trained = not config["train_seed"].get("policy")
+    seed_pairs = config["train_seed"]["passes"] * pairs if is_trained else 0
+    images = config["evaluation"]["images_per_prompt"]
+    return Counts(
+        human_pairs=pairs + config["preferences"]["num_holdout"],
+        candidates=prompts * config["sample_candidates"]["candidates_per_prompt"],
+        generated_pairs=prompts,
+        evaluation_images=evaluation_prompts * images * (iterations + 2),
+        training_pairs=math.ceil(seed_pairs + config["update_policy"]["passes"] * sum(mixed)),
+        policies=iterations + 1,
+        reward_draws=config["score_candidates"]["num_draws"],
+    )
+
+
+def hours(counts: Counts, rates: Rates) -> dict[str, float]:
+    """Device hours of each kind of work."""
+    seconds = {
+        "encode human pairs": 2 * counts.human_pairs * rates.encode_image,
+        "sample candidates": counts.candidates * rates.sample_image,
+        "score candidates": counts.candidates * counts.reward_draws * rates.score_draw,
+        "train": counts.training_pairs * rates.train_pair,
+        "sample evaluation images": counts.evaluation_images * rates.sample_image,
+    }
+    return {name: value / 3600 for name, value in seconds.items()}
+
+
+def disk_bytes(counts: Counts, rates: Rates) -> dict[str, int]:
+    """Bytes that stay under results/, and the largest training state beside them."""
+    pair = 2 * (rates.image_bytes + rates.latents_bytes)
+    return {
+        "human pairs": counts.human_pairs * pair,
+        "candidates": counts.candidates * (rates.image_bytes + rates.latents_bytes),
+        "pairs and mixes": math.ceil(counts.generated_pairs * pair * 2.33),
+        "evaluation images": counts.evaluation_images * rates.image_bytes,
+        "policies": counts.policies * rates.policy_bytes,
+        "training state": rates.trained_bytes,
+    }

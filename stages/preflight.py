@@ -1,0 +1,352 @@
+r"""A config in; out: do the invariants hold on this machine, does the run fit, what will it cost.
+
+Loads the model, checks the mathematics on it, times one step of each stage, and says how many device
+hours and how much disk the whole run takes, before they are spent. Ends with exit code 1 if something
+would go wrong. Example:
+    python -m stages.preflight --config config/sd15.yaml
+    python -m stages.preflight --config config/sd15.yaml config/overlays/lora.yaml --devices 8
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from stages.core.configuration import check_config
+from stages.core.costs import Counts, Rates, count, disk_bytes, hours
+from stages.core.errors import UserError
+from stages.core.images import encode_png, to_pixels
+from stages.core.models import (
+    Denoiser,
+    DiffusionModel,
+    LoraSettings,
+    ModelSettings,
+    load_model,
+)
+from stages.core.noising import generator, reward_draws, training_draws
+from stages.core.objective import preference_logit
+from stages.core.optimizers import make_optimizer
+from stages.core.prompts import read_prompts
+from stages.core.rewards import implicit_reward
+from stages.core.runtime import choose_device, log, run_stage, stage
+from stages.core.sampling import sample_latents
+from stages.core.scoring import draw_errors
+from stages.core.training import (
+    EncodedPairs,
+    TrainingSettings,
+    batch_loss,
+    needs_reference,
+    pair_errors,
+)
+
+PROMPTS = ("a photo of a cat", "an oil painting of a ship in a storm")
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
+"""How far an image's error may move with its batch, relatively: rounding of each precision."""
+GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """A config in; checks, hours, memory and disk of its run out."""
+
+    config: tuple[Path, ...]
+    """The config, and overlays on it."""
+    devices: int = 1
+    """Devices the run will have; for the hours on the clock."""
+    results: Path = Path("results")
+    """Where results will go; for the free disk."""
+    threads: int = 2
+    """CPU threads."""
+
+
+@dataclass
+class Findings:
+    """What was checked, and what would go wrong."""
+
+    checks: list[tuple[str, str, bool]] = field(default_factory=list)
+
+    def add(self, what: str, found: str, *, holds: bool) -> None:
+        """Note a check and log it at once."""
+        self.checks.append((what, found, holds))
+        log.info("%s  %s: %s", "ok  " if holds else "FAIL", what, found)
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of what does not hold."""
+        return [what for what, _, holds in self.checks if not holds]
+
+
+def main(args: Args) -> None:
+    """Check, time, count, and print."""
+    with stage("preflight") as run:
+        config = read_config(args.config)
+        findings = Findings()
+        counts = count(config, evaluation_prompts(config, findings))
+        device = choose_device(args.threads)
+        model = load_model(ModelSettings(**config["model"]), device=device)
+        check_invariants(model, config["model"]["dtype"], findings)
+        rates = measure(model, config, findings)
+        show(counts, rates, args, findings)
+        run.rows_in, run.rows_out = len(args.config), len(findings.checks)
+        if findings.failed:
+            raise UserError(f"preflight: {'; '.join(findings.failed)}")
+
+
+def read_config(paths: tuple[Path, ...]) -> dict[str, Any]:
+    """The config with its overlays, checked."""
+    config: dict[str, Any] = {}
+    for path in paths:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"{path} cannot be read as YAML: {error}") from error
+        config = merged(config, loaded)
+    return check_config(config)
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The lower mapping with the upper one's keys laid over it, block by block, as Snakemake does."""
+    result = dict(below)
+    for key, value in above.items():
+        is_block = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if is_block else value
+    return result
+
+
+def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
+    """Prompts of all evaluation sets; notes data files that are not there."""
+    if "shapes" in config:
+        return 200
+    total = 0
+    for key, name in (
+        ("prompts.pool", config["prompts"].get("pool")),
+        *(
+            (f"evaluation.prompt_sets.{k}", v)
+            for k, v in config["evaluation"]["prompt_sets"].items()
+        ),
+    ):
+        if name is None:
+            continue
+        is_there = Path(name).is_file()
+        found = f"{len(read_prompts(Path(name))):,} prompts" if is_there else "does not exist"
+        findings.add(f"{key} {name}", found, holds=is_there)
+        if is_there and key.startswith("evaluation"):
+            total += len(read_prompts(Path(name)))
+    return total
+
+
+def check_invariants(model: DiffusionModel, dtype: str, findings: Findings) -> None:
+    """Policy equal to reference: reward 0, loss ln 2. Swapped: sign flipped. Batches: no matter."""
+    denoiser = model.load_denoiser()
+    shape = model.latents_shape
+    latents = torch.randn((2, *shape), generator=generator(0))
+    draws = reward_draws(1, num_draws=2, num_timesteps=model.num_timesteps, latents_shape=shape)
+    text = model.encode_text(PROMPTS[:1])
+    errors = draw_errors(model, denoiser, denoiser, latents, text, draws)
+    reward = implicit_reward(
+        policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()
+    ).reward
+    findings.add(
+        "reward of a policy that is its own reference", f"{reward.tolist()}", holds=not reward.any()
+    )
+    alone = draw_errors(model, denoiser, denoiser, latents[:1], text, draws).policy
+    change = float(((alone - errors.policy[:1]) / errors.policy[:1]).abs().max())
+    findings.add(
+        "an image's error alone and in a batch",
+        f"differ by {change:.1e} of it", holds=change <= TOLERANCE[dtype],
+    )  # fmt: skip
+    pairs = random_pairs(model, 2)
+    drawn = training_draws(2, num_pairs=2, num_timesteps=model.num_timesteps, latents_shape=shape)
+    kept = torch.zeros(2, dtype=torch.bool)
+    with torch.no_grad():
+        found = pair_errors(model, denoiser, denoiser, pairs, torch.arange(2), drawn, kept)
+    logit = preference_logit(found, 5000.0)
+    loss = float(torch.nn.functional.softplus(-logit).mean())
+    findings.add(
+        "DPO loss of a policy that is its own reference",
+        f"{loss:.6f} (ln 2 is {math.log(2):.6f})", holds=abs(loss - math.log(2)) < 1e-6,
+    )  # fmt: skip
+    other = type(found)(found.policy_w, found.policy_l, found.policy_l, found.policy_w)
+    swapped = type(found)(other.policy_l, other.policy_w, other.reference_l, other.reference_w)
+    flips = torch.equal(preference_logit(other, 1.0), -preference_logit(swapped, 1.0))
+    findings.add("exchanging winner and loser", "flips the sign", holds=flips)
+
+
+def random_pairs(model: DiffusionModel, number: int) -> EncodedPairs:
+    """Pairs of noise, as large as real ones."""
+    latents = torch.randn((2, number, *model.latents_shape), generator=generator(3))
+    return EncodedPairs(
+        winner=latents[0],
+        loser=latents[1],
+        caption=torch.zeros(number, dtype=torch.int64),
+        text=model.encode_text([PROMPTS[0], ""]),
+        winner_geometry=model.native_geometry(number),
+        loser_geometry=model.native_geometry(number),
+    )
+
+
+def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> Rates:
+    """One step of each kind of work, timed at the config's batch sizes."""
+    denoiser = model.load_denoiser()
+    sampling, execution = config["sampling"], config["execution"]
+    batch = config["sample_candidates"]["candidates_per_prompt"]
+    batch *= execution["candidate_prompts_per_batch"]
+    text, steps = model.encode_text(PROMPTS[:1]).repeat(batch), 2
+
+    def sample() -> torch.Tensor:
+        return sample_latents(
+            model, denoiser, text=text, unconditional=model.unconditional(),
+            seeds=list(range(batch)), sampler=sampling["sampler"],
+            num_inference_steps=steps, guidance_scale=sampling["guidance_scale"],
+        )  # fmt: skip
+
+    latents = sample()
+    sampled = seconds(model, sample) / steps * sampling["num_inference_steps"] / batch
+    decoded = model.decode_latents(latents[:1])
+    decoding = seconds(model, lambda: model.decode_latents(latents[:1]))
+    memory(model, "sampling and decoding", findings)
+    draws = reward_draws(
+        1, num_draws=config["score_candidates"]["num_draws"],
+        num_timesteps=model.num_timesteps, latents_shape=model.latents_shape,
+    )  # fmt: skip
+    one = latents[: config["sample_candidates"]["candidates_per_prompt"]].float().cpu()
+    prompt = model.encode_text(PROMPTS[:1])
+    scoring = seconds(model, lambda: draw_errors(model, denoiser, denoiser, one, prompt, draws))
+    memory(model, "scoring", findings)
+    images = torch.zeros((1, 3, model.image_size, model.image_size))
+    encoding = seconds(model, lambda: model.encode_images(images))
+    model.release("vae")
+    training, weights, state = time_training(model, config, findings)
+    return Rates(
+        sample_image=sampled + decoding,
+        score_draw=scoring / (len(one) * len(draws.timesteps)),
+        train_pair=training,
+        encode_image=encoding,
+        image_bytes=len(encode_png(to_pixels(decoded.numpy())[0])),
+        latents_bytes=4 * math.prod(model.latents_shape),
+        policy_bytes=weights,
+        trained_bytes=state,
+    )
+
+
+def time_training(
+    model: DiffusionModel, config: Mapping[str, Any], findings: Findings
+) -> tuple[float, int, int]:
+    """(seconds a pair, bytes of a policy, bytes of a training state), from one optimizer step."""
+    block = {k: v for k, v in config["update_policy"].items() if k != "reference"}
+    settings = TrainingSettings(**block)
+    lora = LoraSettings(
+        **{**config["lora"], "target_modules": tuple(config["lora"]["target_modules"])}
+    )
+    execution = config["execution"]
+    policy, reference = model.load_for_training(None, None, lora, seed=0)
+    number = min(settings.batch_pairs, execution["micro_batch_pairs"] or settings.batch_pairs)
+    pairs = random_pairs(model, number)
+    model.release(*model.encoder_parts)
+    parameters = policy.trainable()
+    if execution["gradient_checkpointing"]:
+        policy.network.enable_gradient_checkpointing()
+    optimizer = make_optimizer(
+        settings.optimizer, parameters, learning_rate=1e-9, weight_decay=settings.weight_decay
+    )
+    draws = training_draws(
+        2, num_pairs=number, num_timesteps=model.num_timesteps, latents_shape=model.latents_shape
+    )
+    kept, rows = torch.zeros(number, dtype=torch.bool), torch.arange(number)
+    compared: Denoiser | None = reference if needs_reference(settings) else None
+
+    def step() -> None:
+        with model.autocast():
+            measures = batch_loss(model, policy, compared, pairs, rows, draws, settings, kept)
+        measures["loss"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    taken = seconds(model, step)
+    memory(model, f"training, {number} pairs at once", findings)
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    moments = sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values() for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )  # fmt: skip
+    return taken / number, weights, weights + moments
+
+
+def seconds(model: DiffusionModel, work: Callable[[], object]) -> float:
+    """Seconds on the clock of one call, with the device's queue emptied before and after."""
+    synchronise(model)
+    started = time.monotonic()
+    work()
+    synchronise(model)
+    return time.monotonic() - started
+
+
+def synchronise(model: DiffusionModel) -> None:
+    """Wait for the device."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def memory(model: DiffusionModel, what: str, findings: Findings) -> None:
+    """Note the peak of GPU memory since the last note; nothing on a CPU."""
+    if model.device.type != "cuda":
+        return
+    peak = torch.cuda.max_memory_allocated(model.device)
+    total = torch.cuda.get_device_properties(model.device).total_memory
+    findings.add(
+        f"GPU memory, {what}", f"{peak / GB:.1f} of {total / GB:.1f} GB", holds=peak < 0.95 * total
+    )
+    torch.cuda.reset_peak_memory_stats(model.device)
+
+
+def show(counts: Counts, rates: Rates, args: Args, findings: Findings) -> None:
+    """Tables of hours and disk on the terminal; notes whether the disk is large enough."""
+    console = Console()
+    table = Table(title="What the run will take", title_justify="left")
+    for column in ("work", "how much", "device hours"):
+        table.add_column(column, justify="left" if column == "work" else "right")
+    amounts = {
+        "encode human pairs": f"{counts.human_pairs:,} pairs",
+        "sample candidates": f"{counts.candidates:,} images",
+        "score candidates": f"{counts.candidates:,} x {counts.reward_draws} draws",
+        "train": f"{counts.training_pairs:,} pairs",
+        "sample evaluation images": f"{counts.evaluation_images:,} images",
+    }
+    taken = hours(counts, rates)
+    for name, value in taken.items():
+        table.add_row(name, amounts[name], f"{value:.2f}")
+    table.add_row("all", "", f"{sum(taken.values()):.2f}", style="bold")
+    console.print(table)
+    if args.devices > 1:
+        console.print(f"On {args.devices} devices about {sum(taken.values()) / args.devices:.2f} h")
+    disk = Table(title="What it will write", title_justify="left")
+    disk.add_column("files")
+    disk.add_column("GB", justify="right")
+    sizes = disk_bytes(counts, rates)
+    for name, size in sizes.items():
+        disk.add_row(name, f"{size / GB:.2f}")
+    disk.add_row("all", f"{sum(sizes.values()) / GB:.2f}", style="bold")
+    console.print(disk)
+    place = args.results if args.results.exists() else Path.cwd()
+    free = shutil.disk_usage(place).free
+    findings.add(
+        f"free disk at {place}", f"{free / GB:.1f} GB for {sum(sizes.values()) / GB:.1f} GB",
+        holds=free > 1.1 * sum(sizes.values()),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))

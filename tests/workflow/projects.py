@@ -1,0 +1,99 @@
+"""Snakemake calls as a user makes them, on the smallest config, in folders of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "config" / "config.yaml"
+SMALLEST = Path(__file__).with_name("smallest.yaml")
+RUN = "test"
+
+
+@dataclass(frozen=True)
+class Project:
+    """A working directory that Snakemake runs in; the code stays where it is."""
+
+    folder: Path
+
+    @property
+    def results(self) -> Path:
+        """What the run has made."""
+        return self.folder / "results" / RUN
+
+    @property
+    def logs(self) -> Path:
+        """Its logs."""
+        return self.folder / "logs" / RUN
+
+    def command(self, *flags: str, config: Mapping[str, Any] | None = None) -> list[str]:
+        """A Snakemake call on the smallest config, with `config` laid over it; None removes a block."""
+        below = {"run": RUN, "model": {"base": str(ROOT / "stages/shapes/pipeline")}}
+        whole = yaml.safe_load(CONFIG.read_text())
+        for layer in (yaml.safe_load(SMALLEST.read_text()), below, config or {}):
+            whole = merged(whole, layer)
+        path = self.folder / "config.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in whole.items() if v is not None}))
+        return [
+            *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
+            *("--directory", str(self.folder), "--cores", "2"),
+            *("--workflow-profile", str(ROOT / "profiles" / "default")),
+            *("--configfile", str(path)),
+            *flags,
+        ]
+
+    def call(
+        self, *flags: str, config: Mapping[str, Any] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake to its end; what it printed is in stdout."""
+        return subprocess.run(
+            self.command(*flags, config=config),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(),
+            timeout=900,
+            check=False,
+        )
+
+    def make(self, *flags: str, config: Mapping[str, Any] | None = None) -> None:
+        """Run Snakemake to its end; it must succeed."""
+        done = self.call(*flags, config=config)
+        assert done.returncode == 0, done.stdout
+
+    def planned(self, *flags: str, config: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """How many jobs of each rule a call would run."""
+        done = self.call("--dry-run", "--quiet", "rules", *flags, config=config)
+        assert done.returncode == 0, done.stdout
+        counts = re.findall(r"^([a-z_]+) +(\d+)$", done.stdout, flags=re.MULTILINE)
+        return {rule: int(count) for rule, count in dict(counts).items() if rule != "total"}
+
+    def copy(self, folder: Path) -> Project:
+        """Another project in the same state, Snakemake's records included."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Project(folder)
+
+
+def environment() -> dict[str, str]:
+    """Where `python` is the one that runs the tests, as in an activated environment."""
+    binaries = Path(sys.executable).parent
+    return {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The lower mapping with the upper one's keys laid over it, block by block."""
+    result = dict(below)
+    for key, value in above.items():
+        is_block = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if is_block else value
+    return result
