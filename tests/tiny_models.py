@@ -35,6 +35,28 @@ SD15_SCHEDULE: dict[str, Any] = {
 }
 
 
+SD15_UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
+}
+SDXL_UNET: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+"""As published in the models' own unet/config.json."""
+
+
 def tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     """A CLIP tokenizer of single characters: every text can be written with it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,3 +171,27 @@ def sdxl(folder: Path, *, seed: int = 0) -> Path:
         add_watermarker=False,
     ).save_pretrained(folder / "model", safe_serialization=True)
     return folder / "model"
+
+
+def real_sd15(folder: Path) -> Path:
+    """The published UNet of SD1.5 with random weights, beside the tiny other parts."""
+    return _with_published_unet(sd15(folder), SD15_UNET)
+
+
+def real_sdxl(folder: Path) -> Path:
+    """The published UNet of SDXL with random weights, beside the tiny other parts."""
+    return _with_published_unet(sdxl(folder), SDXL_UNET)
+
+
+def _with_published_unet(base: Path, config: dict[str, Any]) -> Path:
+    """Replace the UNet, and the text encoders by untrained ones of the width that it expects."""
+    UNet2DConditionModel(**config).save_pretrained(base / "unet")
+    words = len(CLIPTokenizer.from_pretrained(base / "tokenizer"))
+    if (base / "text_encoder_2").is_dir():
+        CLIPTextModel(text_config(words, 768, 768)).save_pretrained(base / "text_encoder")
+        second = CLIPTextModelWithProjection(text_config(words, 1280, 1280))
+        second.save_pretrained(base / "text_encoder_2")
+    else:
+        width = config["cross_attention_dim"]
+        CLIPTextModel(text_config(words, width, width)).save_pretrained(base / "text_encoder")
+    return base

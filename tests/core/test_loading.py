@@ -22,26 +22,6 @@ from tests import single_file, tiny_models
 from tests.builders import settings
 
 CPU = torch.device("cpu")
-SD15_UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280),
-}
-SDXL_UNET: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-"""As published in the models' own unet/config.json."""
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
@@ -102,7 +82,10 @@ def test_sdxls_vae_runs_in_float32_when_the_model_is_float16(base: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("config", "count", "keys"),
-    [(SD15_UNET, 859_520_964, 686), (SDXL_UNET, 2_567_463_684, 1680)],
+    [
+        (tiny_models.SD15_UNET, 859_520_964, 686),
+        (tiny_models.SDXL_UNET, 2_567_463_684, 1680),
+    ],
     ids=["sd15", "sdxl"],
 )
 def test_the_published_configurations_give_the_published_networks(

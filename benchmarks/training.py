@@ -1,0 +1,175 @@
+"""Seconds a step and peak memory of a DPO training: full and LoRA, whole batches and micro-batches.
+
+Example (tiny random models of the real architectures on the CPU; the real shapes need a GPU):
+    python -m benchmarks.training --output benchmarks/training.md
+    python -m benchmarks.training --shapes real --output benchmarks/training-gpu.md
+
+Each row is a process of its own; ratios are to the first row of its family, the plain full
+fine-tune. Weights are random: neither speed nor memory depends on them.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from stages.core.artifacts import write_text
+from stages.core.models import LoraSettings, ModelSettings, load_model
+from stages.core.policies import encode_captions
+from stages.core.processes import Processes
+from stages.core.training import EncodedPairs, Execution, TrainingSettings, train_dpo
+from tests import tiny_models
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way to train."""
+
+    family: Literal["sd15", "sdxl"]
+    lora_rank: int
+    micro_batch_pairs: int
+    gradient_checkpointing: bool
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        kind = f"LoRA {self.lora_rank}" if self.lora_rank else "full"
+        saving = ", checkpointing" if self.gradient_checkpointing else ""
+        return f"{kind}, {self.micro_batch_pairs} pairs at once{saving}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Seconds a step and peak memory of a DPO training."""
+
+    shapes: Literal["tiny", "real"] = "tiny"
+    """'real' is the published architectures in bfloat16, which need a GPU."""
+    batch_pairs: int = 8
+    """Pairs of one optimizer step."""
+    steps: int = 4
+    """Steps that are timed, after one that is not."""
+    output: Path = Path("benchmarks/training.md")
+    """Where the table goes (Markdown)."""
+
+
+def main(args: Args) -> None:
+    """Measure every row in a process of its own, then write the table."""
+    rows = [
+        Row(family=family, lora_rank=rank, micro_batch_pairs=micro, gradient_checkpointing=saving)
+        for family in ("sd15", "sdxl")
+        for rank in (0, 16)
+        for micro in (args.batch_pairs, max(1, args.batch_pairs // 4))
+        for saving in (False, True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        bases = {family: build(family, args.shapes, Path(folder)) for family in ("sd15", "sdxl")}
+        measured = [(row, measure(row, bases[row.family], args)) for row in rows]
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else (
+        f"{platform.machine()} CPU, one thread")  # fmt: skip
+    command = f"python -m benchmarks.training --shapes {args.shapes} --output {args.output}"
+    lines = [
+        f"Made by `{command}` on {machine}; {args.batch_pairs} pairs a step, AdamW, {args.shapes} "
+        "shapes, random weights. Memory is the peak of the process (CPU) or of the device (GPU), and "
+        "holds the model itself.\n",
+        "| family | training | s a step | ratio | peak GB | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    plain: dict[str, dict[str, float]] = {}
+    for row, found in measured:
+        first = plain.setdefault(row.family, found)
+        lines.append(
+            f"| {row.family} | {row.name} | {found['seconds']:.3f} | "
+            f"{found['seconds'] / first['seconds']:.2f} | {found['gb']:.2f} | "
+            f"{found['gb'] / first['gb']:.2f} |"
+        )
+    text = "\n".join(lines) + "\n"
+    write_text(args.output, text)
+    print(text)
+
+
+def build(family: str, shapes: str, folder: Path) -> Path:
+    """A random model in diffusers' layout."""
+    if shapes == "real":
+        return {"sd15": tiny_models.real_sd15, "sdxl": tiny_models.real_sdxl}[family](
+            folder / family
+        )
+    return {"sd15": tiny_models.sd15, "sdxl": tiny_models.sdxl}[family](folder / family)
+
+
+def measure(row: Row, base: Path, args: Args) -> dict[str, float]:
+    """Seconds a step and gigabytes of one row, from a fresh process."""
+    job = json.dumps({"row": asdict(row), "base": str(base), "args": {
+        "shapes": args.shapes, "batch_pairs": args.batch_pairs, "steps": args.steps}})  # fmt: skip
+    print("+", row.family, row.name, file=sys.stderr)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training", "--child", job],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def child(job: dict[str, Any]) -> dict[str, float]:
+    """Train a few steps in this process."""
+    row, args = Row(**job["row"]), Args(**job["args"])
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype: Any = "bfloat16" if args.shapes == "real" else "float32"
+    model = load_model(ModelSettings(base=job["base"], dtype=dtype), device=device)
+    count = args.batch_pairs
+    latents = torch.randn((2, count, *model.latents_shape))
+    pairs = EncodedPairs(
+        winner=latents[0],
+        loser=latents[1],
+        caption=torch.zeros(count, dtype=torch.int64),
+        text=encode_captions(model, ["a cat", ""]),
+        winner_geometry=model.native_geometry(count),
+        loser_geometry=model.native_geometry(count),
+    )
+    model.release(*model.encoder_parts)
+    settings = TrainingSettings(
+        dpo_beta=5000.0, learning_rate=1e-8, batch_pairs=count, passes=1.0, warmup_share=0.0,
+        gradient_clip=1.0, weight_decay=0.01, caption_dropout=0.0,
+    )  # fmt: skip
+    lora = LoraSettings(rank=row.lora_rank, alpha=16.0, target_modules=ATTENTION)
+    policy, reference = model.load_for_training(None, None, lora, seed=0)
+    how = Execution(
+        micro_batch_pairs=row.micro_batch_pairs,
+        gradient_checkpointing=row.gradient_checkpointing,
+        save_every=10**9,
+    )
+
+    def train(passes: float) -> float:
+        started = time.monotonic()
+        train_dpo(
+            model, policy, reference, pairs, replace(settings, passes=passes), seed=0,
+            work=Path(tempfile.gettempdir()) / "unused", identity="", processes=Processes(device),
+            execution=how,
+        )  # fmt: skip
+        return time.monotonic() - started
+
+    train(1.0)
+    taken = train(float(args.steps)) / args.steps
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    return {"seconds": taken, "gb": peak / 1e9}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(child(json.loads(sys.argv[2]))))
+    else:
+        main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,62 @@
+"""Counts of a run from its config, and hours and bytes from them, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.core.costs import Rates, count, disk_bytes, hours
+
+ROOT = Path(__file__).resolve().parents[2]
+RATES = Rates(
+    sample_image=2.0,
+    score_draw=0.1,
+    train_pair=0.5,
+    encode_image=0.2,
+    image_bytes=1000,
+    latents_bytes=100,
+    policy_bytes=10_000,
+    trained_bytes=30_000,
+)
+
+
+@pytest.fixture
+def sd15() -> dict[str, Any]:
+    """The paper's setting."""
+    return dict(yaml.safe_load((ROOT / "config/sd15.yaml").read_text()))
+
+
+def test_counts_of_the_papers_run(sd15: dict[str, Any]) -> None:
+    counts = count(sd15, evaluation_prompts=500)
+    assert counts.human_pairs == 51_000
+    assert counts.candidates == 50_000 * 8
+    assert counts.generated_pairs == 50_000
+    assert counts.evaluation_images == 500 * 5  # base and iterations 0 to 3
+    # one pass over 50K human pairs, then over 10K, 20K, 20K generated ones and a third more human
+    assert counts.training_pairs == 50_000 + 13_333 + 2 * 26_667
+    assert (counts.policies, counts.reward_draws) == (4, 10)
+
+
+def test_an_adopted_policy_needs_no_seed_training(sd15: dict[str, Any]) -> None:
+    sd15["train_seed"]["policy"] = "elsewhere"
+    assert count(sd15, 0).training_pairs == 13_333 + 2 * 26_667
+
+
+def test_hours_and_bytes_of_hand_numbers(sd15: dict[str, Any]) -> None:
+    sd15 |= {"iterations": 1}
+    sd15["prompts"]["per_iteration"] = [9]
+    sd15["preferences"] |= {"num_pairs": 6, "num_holdout": 2}
+    counts = count(sd15, evaluation_prompts=4)
+    found = hours(counts, RATES)
+    assert found["sample candidates"] == pytest.approx(72 * 2.0 / 3600)
+    assert found["score candidates"] == pytest.approx(72 * 10 * 0.1 / 3600)
+    assert found["encode human pairs"] == pytest.approx(8 * 2 * 0.2 / 3600)
+    assert found["train"] == pytest.approx((6 + 12) * 0.5 / 3600)
+    assert found["sample evaluation images"] == pytest.approx(4 * 3 * 2.0 / 3600)
+    sizes = disk_bytes(counts, RATES)
+    assert sizes["candidates"] == 72 * 1100
+    assert sizes["policies"] == 2 * 10_000
+    assert sizes["training state"] == 30_000

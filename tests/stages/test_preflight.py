@@ -1,0 +1,76 @@
+"""preflight: its checks can fail, it counts the run, and it names what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from stages import preflight
+from stages.core.errors import UserError
+from stages.core.models import DiffusionModel
+from stages.core.scoring import Errors
+from tests import tiny_models
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_config(path: Path, base: str | Path, **changes: Any) -> Path:
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["model"]["base"] = str(base)
+    path.write_text(yaml.safe_dump({**config, **changes}))
+    return path
+
+
+@pytest.mark.parametrize("family", ["shapes", "sdxl"])
+def test_preflight_of_a_sound_model_says_what_the_run_takes(
+    tiny_base: str, tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny_base if family == "shapes" else tiny_models.sdxl(tmp_path / "base")
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("execution: {micro_batch_pairs: 4}\n")
+    config = write_config(tmp_path / "config.yaml", base)
+    preflight.main(preflight.Args(config=(config, overlay), results=tmp_path, threads=1))
+    printed = capsys.readouterr().out
+    assert "device hours" in printed
+    assert "4,608 images" in printed  # 3 x 192 prompts, 8 candidates each
+    assert "policies" in printed
+
+
+def test_missing_data_files_are_named_and_fail(tiny_base: str, tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "config/sd15.yaml").read_text())
+    config["model"] = {"base": tiny_base, "dtype": "float32"}
+    config["sampling"]["num_inference_steps"] = 2
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="prompts.pool data/pickapic_v2/prompts.txt"):
+        preflight.main(preflight.Args(config=(path,), results=tmp_path, threads=1))
+
+
+def test_a_model_whose_errors_depend_on_the_batch_fails(
+    model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = preflight.draw_errors
+
+    def leaking(*args: Any) -> Errors:
+        found = real(*args)
+        return Errors(found.policy * len(found.policy), found.reference, found.drift)
+
+    monkeypatch.setattr(preflight, "draw_errors", leaking)
+    findings = preflight.Findings()
+    preflight.check_invariants(model, "float32", findings)
+    assert findings.failed == [
+        "reward of a policy that is its own reference",
+        "an image's error alone and in a batch",
+    ]
+
+
+def test_a_config_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("run: [")
+    with pytest.raises(UserError, match="config.yaml cannot be read as YAML"):
+        preflight.main(preflight.Args(config=(path,)))
+    assert torch.get_num_threads() == 1
