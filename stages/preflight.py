@@ -246,8 +246,11 @@ def time_training(
     """(seconds a pair, bytes of a policy, bytes of a training state), from one optimizer step."""
     block = {k: v for k, v in config["update_policy"].items() if k != "reference"}
     settings = TrainingSettings(**block)
+    adapters = config["lora"]
     lora = LoraSettings(
-        **{**config["lora"], "target_modules": tuple(config["lora"]["target_modules"])}
+        rank=adapters["rank"],
+        alpha=float(adapters["alpha"]),
+        target_modules=tuple(adapters["target_modules"]),
     )
     execution = config["execution"]
     policy, reference = model.load_for_training(None, None, lora, seed=0)

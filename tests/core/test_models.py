@@ -31,7 +31,7 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def test_sizes_are_those_of_the_committed_pipeline(model: DiffusionModel) -> None:
-    assert model.latents_shape == (4, 8, 8)
+    assert model.latents_shape == (8, 8, 8)
     assert model.image_size == 64
     assert model.num_timesteps == 1000
 
@@ -40,7 +40,7 @@ def test_decoding_what_was_encoded_gives_nearly_the_picture(model: DiffusionMode
     pixels = np.stack([picture(caption) for caption in CAPTIONS[:4]])
     inputs = torch.from_numpy(to_model_input([Image.fromarray(p) for p in pixels], 64))
     latents = model.encode_images(inputs)
-    assert latents.shape == (4, 4, 8, 8)
+    assert latents.shape == (4, 8, 8, 8)
     assert 0.3 < latents.std().item() < 3  # the scaling factor makes them about 1
     decoded = model.decode_latents(latents)
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
@@ -49,7 +49,7 @@ def test_decoding_what_was_encoded_gives_nearly_the_picture(model: DiffusionMode
 
 
 def test_noising_keeps_signal_and_noise_in_the_schedules_parts(model: DiffusionModel) -> None:
-    latents, noise = torch.randn((2, 3, 4, 8, 8), generator=generator(0)).unbind(0)
+    latents, noise = torch.randn((2, 3, 8, 8, 8), generator=generator(0)).unbind(0)
     steps = torch.tensor([0, 500, 999])
     share = model.sampler("ddpm").alphas_cumprod[steps][:, None, None, None]
     expected = share.sqrt() * latents + (1 - share).sqrt() * noise

@@ -80,8 +80,15 @@ def write_data(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        pytest.param("sd15", False, id="sd15-full"),
+        pytest.param("sdxl", True, id="sdxl-lora"),
+        pytest.param("sd15", True, id="sd15-lora", marks=pytest.mark.slow),
+        pytest.param("sdxl", False, id="sdxl-full", marks=pytest.mark.slow),
+    ],
+)
 def test_the_whole_dag_runs_and_every_artifact_validates(
     tmp_path: Path, family: str, lora: bool
 ) -> None:
@@ -95,7 +102,7 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
         "model": {"base": str(base), "dtype": "float32"},
         "train_seed": training,
         "update_policy": training,
-        "sample_candidates": {"candidates_per_prompt": 2},
+        "sample_candidates": {"candidates_per_prompt": 2, "shards": 1},
         "lora": {"rank": 4 if lora else 0},
         "held_out_curve": {"num_pairs": 4, "num_draws": 2, "every_steps": 1},
         "execution": {"micro_batch_pairs": 4, "gradient_checkpointing": True},

@@ -15,8 +15,6 @@ import safetensors.torch
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from jaxtyping import Float, Int
-from peft import LoraConfig, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from stages.core.models.loading import ModelError, Source
@@ -99,6 +97,10 @@ class Denoiser:
 
     def select(self) -> None:
         """Make the network see this denoiser's adapter, or none."""
+        if not getattr(self.network, "peft_config", None):
+            return
+        from peft.tuners.tuners_utils import BaseTunerLayer  # slow to import: only for LoRA
+
         for module in self.network.modules():
             if isinstance(module, BaseTunerLayer):
                 module.enable_adapters(self.adapter is not None)
@@ -146,6 +148,8 @@ class Denoiser:
         if self.adapter is None:
             self.network.save_pretrained(folder / part, safe_serialization=True)
             return
+        from peft import get_peft_model_state_dict
+
         folder.mkdir(parents=True, exist_ok=True)
         weights = get_peft_model_state_dict(self.network, adapter_name=self.adapter)
         config = self.network.peft_config[self.adapter].to_dict()
@@ -356,6 +360,8 @@ class DiffusionModel(ABC):
         return network
 
     def _new_lora(self, network: Any, lora: LoraSettings, seed: int) -> None:
+        from peft import LoraConfig
+
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
