@@ -13,10 +13,12 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 import tyro
 import yaml
@@ -92,11 +94,19 @@ def main(args: Args) -> None:
     with stage("preflight") as run:
         config = read_config(args.config)
         findings = Findings()
-        counts = count(config, evaluation_prompts(config, findings))
+        prompts, labelled = evaluation_prompts(config, findings), labelled_pairs(config, findings)
+        counts = count(config, prompts, labelled)
         device = choose_device(args.threads)
         model = load_model(ModelSettings(**config["model"]), device=device)
-        check_invariants(model, config["model"]["dtype"], findings)
-        rates = measure(model, config, findings)
+        try:
+            check_invariants(model, config, findings)
+            rates = measure(model, config, findings)
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(
+                f"preflight: the GPU's memory does not suffice ({error}). Lower "
+                "execution.micro_batch_pairs or candidate_prompts_per_batch, set "
+                "execution.gradient_checkpointing, or use config/overlays/lora.yaml."
+            ) from error
         show(counts, rates, args, findings)
         run.rows_in, run.rows_out = len(args.config), len(findings.checks)
         if findings.failed:
@@ -111,7 +121,7 @@ def read_config(paths: tuple[Path, ...]) -> dict[str, Any]:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"{path} cannot be read as YAML: {error}") from error
-        config = merged(config, loaded)
+        config = merged(config, loaded or {})
     return check_config(config)
 
 
@@ -146,7 +156,20 @@ def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
     return total
 
 
-def check_invariants(model: DiffusionModel, dtype: str, findings: Findings) -> None:
+def labelled_pairs(config: Mapping[str, Any], findings: Findings) -> int:
+    """Rows of all files of human pairs; notes patterns that match none."""
+    total = 0
+    for pattern in config["preferences"].get("files", []):
+        files = sorted(glob(pattern)) if has_magic(pattern) else [pattern]
+        is_there = bool(files) and all(Path(file).is_file() for file in files)
+        rows = sum(pq.read_metadata(file).num_rows for file in files) if is_there else 0
+        found = f"{len(files)} files, {rows:,} rows" if is_there else "does not exist"
+        findings.add(f"preferences.files {pattern}", found, holds=is_there)
+        total += rows
+    return total
+
+
+def check_invariants(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> None:
     """Policy equal to reference: reward 0, loss ln 2. Swapped: sign flipped. Batches: no matter."""
     denoiser = model.load_denoiser()
     shape = model.latents_shape
@@ -164,23 +187,51 @@ def check_invariants(model: DiffusionModel, dtype: str, findings: Findings) -> N
     change = float(((alone - errors.policy[:1]) / errors.policy[:1]).abs().max())
     findings.add(
         "an image's error alone and in a batch",
-        f"differ by {change:.1e} of it", holds=change <= TOLERANCE[dtype],
+        f"differ by {change:.1e} of it", holds=change <= TOLERANCE[config["model"]["dtype"]],
     )  # fmt: skip
-    pairs = random_pairs(model, 2)
-    drawn = training_draws(2, num_pairs=2, num_timesteps=model.num_timesteps, latents_shape=shape)
+    check_training(model, lora_settings(config), findings)
+
+
+def check_training(model: DiffusionModel, lora: LoraSettings, findings: Findings) -> None:
+    """As a training begins: loss ln 2, and the exchanged pair has the opposite logit."""
+    policy, reference = model.load_for_training(None, None, lora, seed=0)
+    pairs, rows = random_pairs(model, 2), torch.arange(2)
+    draws = training_draws(
+        2, num_pairs=2, num_timesteps=model.num_timesteps, latents_shape=model.latents_shape
+    )
     kept = torch.zeros(2, dtype=torch.bool)
-    with torch.no_grad():
-        found = pair_errors(model, denoiser, denoiser, pairs, torch.arange(2), drawn, kept)
-    logit = preference_logit(found, 5000.0)
-    loss = float(torch.nn.functional.softplus(-logit).mean())
+
+    def logit(of: EncodedPairs) -> torch.Tensor:
+        with torch.no_grad(), model.autocast():
+            return preference_logit(
+                pair_errors(model, policy, reference, of, rows, draws, kept), 5000.0
+            )
+
+    loss = float(torch.nn.functional.softplus(-logit(pairs)).mean())
     findings.add(
-        "DPO loss of a policy that is its own reference",
+        "DPO loss as training begins",
         f"{loss:.6f} (ln 2 is {math.log(2):.6f})", holds=abs(loss - math.log(2)) < 1e-6,
     )  # fmt: skip
-    other = type(found)(found.policy_w, found.policy_l, found.policy_l, found.policy_w)
-    swapped = type(found)(other.policy_l, other.policy_w, other.reference_l, other.reference_w)
-    flips = torch.equal(preference_logit(other, 1.0), -preference_logit(swapped, 1.0))
-    findings.add("exchanging winner and loser", "flips the sign", holds=flips)
+    with torch.no_grad():  # a policy that differs from its reference
+        for weight in policy.parameters():
+            weight.add_(0.01 * weight.abs().mean() + 1e-4)
+    exchanged = replace(pairs, winner=pairs.loser, loser=pairs.winner)
+    once, turned = logit(pairs), logit(exchanged)
+    change = float(((once + turned) / once).abs().max())
+    findings.add(
+        "logit of the exchanged pair",
+        f"{turned.tolist()} for {once.tolist()}", holds=change <= TOLERANCE[str(model.dtype)[6:]],
+    )  # fmt: skip
+
+
+def lora_settings(config: Mapping[str, Any]) -> LoraSettings:
+    """The config's block lora."""
+    block = config["lora"]
+    return LoraSettings(
+        rank=block["rank"],
+        alpha=float(block["alpha"]),
+        target_modules=tuple(block["target_modules"]),
+    )
 
 
 def random_pairs(model: DiffusionModel, number: int) -> EncodedPairs:
@@ -198,6 +249,25 @@ def random_pairs(model: DiffusionModel, number: int) -> EncodedPairs:
 
 def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> Rates:
     """One step of each kind of work, timed at the config's batch sizes."""
+    sampled, scored, encoded, image = time_inference(model, config, findings)
+    model.release("vae")
+    training, weights, state = time_training(model, config, findings)
+    return Rates(
+        sample_image=sampled,
+        score_draw=scored,
+        train_pair=training,
+        encode_image=encoded,
+        image_bytes=image,
+        latents_bytes=4 * math.prod(model.latents_shape),
+        policy_bytes=weights,
+        trained_bytes=state,
+    )
+
+
+def time_inference(
+    model: DiffusionModel, config: Mapping[str, Any], findings: Findings
+) -> tuple[float, float, float, int]:
+    """Seconds to sample an image, to score one of its draws, to encode one; bytes of its file."""
     denoiser = model.load_denoiser()
     sampling, execution = config["sampling"], config["execution"]
     batch = config["sample_candidates"]["candidates_per_prompt"]
@@ -226,17 +296,11 @@ def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings
     memory(model, "scoring", findings)
     images = torch.zeros((1, 3, model.image_size, model.image_size))
     encoding = seconds(model, lambda: model.encode_images(images))
-    model.release("vae")
-    training, weights, state = time_training(model, config, findings)
-    return Rates(
-        sample_image=sampled + decoding,
-        score_draw=scoring / (len(one) * len(draws.timesteps)),
-        train_pair=training,
-        encode_image=encoding,
-        image_bytes=len(encode_png(to_pixels(decoded.numpy())[0])),
-        latents_bytes=4 * math.prod(model.latents_shape),
-        policy_bytes=weights,
-        trained_bytes=state,
+    return (
+        sampled + decoding,
+        scoring / (len(one) * len(draws.timesteps)),
+        encoding,
+        len(encode_png(to_pixels(decoded.numpy())[0])),
     )
 
 
@@ -246,12 +310,7 @@ def time_training(
     """(seconds a pair, bytes of a policy, bytes of a training state), from one optimizer step."""
     block = {k: v for k, v in config["update_policy"].items() if k != "reference"}
     settings = TrainingSettings(**block)
-    adapters = config["lora"]
-    lora = LoraSettings(
-        rank=adapters["rank"],
-        alpha=float(adapters["alpha"]),
-        target_modules=tuple(adapters["target_modules"]),
-    )
+    lora = lora_settings(config)
     execution = config["execution"]
     policy, reference = model.load_for_training(None, None, lora, seed=0)
     number = min(settings.batch_pairs, execution["micro_batch_pairs"] or settings.batch_pairs)

@@ -31,8 +31,6 @@ class Args:
     """Seed pairs (schema preferences)."""
     latents: Path
     """Their latents (schema pair_latents)."""
-    policy: str = BASE
-    """Where to start from: 'base', or the policy folder of a DPO training done elsewhere (SAIL*)."""
     model: ModelSettings
     """The pretrained model."""
     lora: LoraSettings
@@ -56,7 +54,7 @@ class Args:
     live_encoding: bool = False
     """Encode the images again instead of reading their latents; the loss is the same."""
     trackers: tuple[str, ...] = ()
-    """Where to send each step's measures besides the table: tensorboard, wandb."""
+    """Where to send each step's measures besides the table: tensorboard (in trackers/ beside it), wandb."""
     threads: int = 2
     """CPU threads."""
 
@@ -65,7 +63,9 @@ def main(args: Args) -> None:
     """Join pairs and latents, then train with the base model as reference."""
     with stage("train_seed") as run:
         processes = Processes(
-            choose_device(args.threads), trackers=args.trackers, folder=args.work / "trackers"
+            choose_device(args.threads),
+            trackers=args.trackers,
+            folder=args.training.parent / "trackers",
         )
         model = load_model(args.model, device=processes.device)
         images = ["winner", "loser"] if args.live_encoding else []
@@ -83,8 +83,8 @@ def main(args: Args) -> None:
                 stage="train_seed",
                 arguments=args,
                 inputs=[args.preferences, args.latents, *args.held_out.files],
-                initial=args.policy,
-                reference=args.policy,
+                initial=BASE,
+                reference=BASE,
                 lora=args.lora,
                 seed=seed_of(args.seed, "train_seed"),
             ),

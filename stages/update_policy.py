@@ -58,7 +58,7 @@ class Args:
     """Encode the images again instead of reading their latents (a generated image's latents are
     the sampler's own, so its encoding differs a little)."""
     trackers: tuple[str, ...] = ()
-    """Where to send each step's measures besides the table: tensorboard, wandb."""
+    """Where to send each step's measures besides the table: tensorboard (in trackers/ beside it), wandb."""
     threads: int = 2
     """CPU threads."""
 
@@ -67,7 +67,9 @@ def main(args: Args) -> None:
     """Train on the mix from the current policy, with a fresh optimizer."""
     with stage("update_policy") as run:
         processes = Processes(
-            choose_device(args.threads), trackers=args.trackers, folder=args.work / "trackers"
+            choose_device(args.threads),
+            trackers=args.trackers,
+            folder=args.training.parent / "trackers",
         )
         model = load_model(args.model, device=processes.device)
         images = ["winner", "loser"] if args.live_encoding else []

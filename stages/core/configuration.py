@@ -136,6 +136,15 @@ def _check_together(config: Config) -> Iterator[str]:
             yield f"{key!r} is given beside the block 'shapes', which makes its own; remove one"
         if "shapes" not in config and not is_given and (key != "prompts.pool" or iterations):
             yield f"key {key!r} is missing (only the block 'shapes' makes its own)"
+    gpus = config["execution"]["training_gpus"]
+    for block in ("train_seed", "update_policy"):
+        if config[block]["batch_pairs"] % gpus:
+            yield (
+                f"'{block}.batch_pairs' is {config[block]['batch_pairs']}, no multiple of "
+                f"'execution.training_gpus' = {gpus}; a batch is shared equally"
+            )
+    if config["train_seed"].get("policy") and not iterations:
+        yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"
     evaluation = config["evaluation"]
     if evaluation["primary_metric"] not in evaluation["metrics"]:
         yield (

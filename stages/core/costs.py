@@ -52,11 +52,18 @@ class Rates:
     """What a training keeps of its state: weights and the optimizer's moments."""
 
 
-def count(config: Config, evaluation_prompts: int) -> Counts:
-    """What the config asks for. `evaluation_prompts` are those of all evaluation sets together."""
+def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Counts:
+    """What the config asks for.
+
+    `evaluation_prompts` are those of all evaluation sets together; `labelled_pairs` are all that the
+    files hold, of which `preferences.num_pairs: null` takes what is not held out.
+    """
     iterations = config["iterations"]
     prompts = sum(config["prompts"]["per_iteration"][:iterations])
-    pairs = config["preferences"]["num_pairs"] or 0
+    held_out = config["preferences"]["num_holdout"]
+    pairs = config["preferences"]["num_pairs"]
+    if pairs is None:
+        pairs = max(0, labelled_pairs - held_out)
     share = config["mix_preferences"]["seed_fraction"]
     mixed = [
         size + min(pairs, round(size * share / (1 - share)))
@@ -66,7 +73,7 @@ def count(config: Config, evaluation_prompts: int) -> Counts:
     seed_pairs = config["train_seed"]["passes"] * pairs if is_trained else 0
     images = config["evaluation"]["images_per_prompt"]
     return Counts(
-        human_pairs=pairs + config["preferences"]["num_holdout"],
+        human_pairs=pairs + held_out,
         candidates=prompts * config["sample_candidates"]["candidates_per_prompt"],
         generated_pairs=prompts,
         evaluation_images=evaluation_prompts * images * (iterations + 2),

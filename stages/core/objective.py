@@ -110,4 +110,4 @@ LOSSES: dict[LossName, Callable[[PairErrors, LossSettings], Float[Tensor, " pair
 """The loss of each pair, by name."""
 
 WITHOUT_REFERENCE: tuple[LossName, ...] = ("mapo",)
-"""Losses that never look at the reference: it is not even loaded."""
+"""Losses that never look at the reference."""

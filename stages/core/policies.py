@@ -69,7 +69,8 @@ def latents_tensor(
     column: pa.ChunkedArray, shape: tuple[int, ...], where: str
 ) -> Float[Tensor, "row channel height width"]:
     """The latents in a column. UserError if they are not of this model's shape."""
-    flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
+    parts = [np.asarray(chunk.flatten(), dtype=np.float32) for chunk in column.chunks]
+    flat = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if len(flat) != len(column) * int(np.prod(shape)):
         raise UserError(
             f"{where}: latents of {len(column)} images have {len(flat)} values, expected {shape} "
@@ -256,9 +257,8 @@ def save_policy(policy: Denoiser, output: Path, part: str) -> None:
     new = output / "new.part"
     shutil.rmtree(new, ignore_errors=True)
     policy.save(new, part)
+    for old in [path for path in output.iterdir() if path != new]:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()  # also weights of the other kind
     for path in sorted(new.iterdir()):
-        old = output / path.name
-        if old.is_dir():
-            shutil.rmtree(old)
-        path.replace(old)
+        path.replace(output / path.name)
     new.rmdir()

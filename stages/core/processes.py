@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from torch import Tensor
 
 from stages.core.errors import UserError
@@ -22,18 +23,25 @@ class Processes:
         self, device: torch.device, *, trackers: tuple[str, ...] = (), folder: Path | None = None
     ) -> None:
         """UserError for a tracker that is not installed."""
-        try:
-            self._accelerator = Accelerator(
-                cpu=device.type == "cpu", log_with=list(trackers) or None, project_dir=folder
-            )
-        except ValueError as error:
-            raise UserError(f"trackers {', '.join(trackers)}: {error}") from error
+        known = {tracker.value for tracker in get_available_trackers()}
+        for name in trackers:
+            if name not in known:
+                raise UserError(
+                    f"tracker {name} is not installed: pip install {name}, or leave it out"
+                )
+        self._accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",  # the adapter's autocast sees to it, for the reference too
+            log_with=list(trackers) or None,
+            project_dir=folder,
+        )
+        self._device = device
         self.has_trackers = bool(trackers)
 
     @property
     def device(self) -> torch.device:
-        """The device of this process."""
-        return self._accelerator.device
+        """The device of this process: the one given to it, or its own of several."""
+        return self._device if self.count == 1 else self._accelerator.device
 
     @property
     def count(self) -> int:

@@ -26,6 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from stages.core.devices import SCHEDULERS, device_names, lease, lock_folder
 from stages.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,11 +110,17 @@ def shard_of(items: Sequence[Item], shard: int, num_shards: int) -> Sequence[Ite
 
 
 def choose_device(threads: int) -> torch.device:
-    """The first CUDA device that is visible, else the CPU with that many threads."""
+    """A CUDA device that no other stage of this machine holds, else the CPU with that many threads."""
     import torch
 
     torch.set_num_threads(threads)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if any(name in os.environ for name in SCHEDULERS):
+        return torch.device("cuda")
+    index = lease(device_names(torch.cuda.device_count(), os.environ), lock_folder())
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 class _Rate(ProgressColumn):

@@ -39,9 +39,9 @@ def draw_errors(
     """
     num_images, num_draws = len(latents), len(draws.timesteps)
     timesteps = draws.timesteps.to(model.device).repeat(num_images)
-    noise = draws.noise.to(model.device, model.dtype).repeat(num_images, 1, 1, 1)
-    rows = latents.to(model.device, model.dtype).repeat_interleave(num_draws, dim=0)
-    noised = model.add_noise(rows, noise, timesteps)
+    noise = draws.noise.to(model.device).repeat(num_images, 1, 1, 1)
+    rows = latents.to(model.device, noise.dtype).repeat_interleave(num_draws, dim=0)
+    noised = model.add_noise(rows, noise, timesteps).to(model.dtype)  # noised in float32
     context = (text.repeat(num_images) if len(text) == 1 else text).repeat_each(num_draws)
     predictions = [
         model.predict(denoiser, noised, timesteps, context) for denoiser in (policy, reference)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +162,9 @@ def train_dpo(
     curve = [Progress(**point) for point in records["curve"]]
     processes.wrap(policy)
     order = _order(len(pairs), total * settings.batch_pairs, seed)
+    if held_out is not None and execution.micro_batch_pairs is not None:
+        fewer = min(held_out.rows_per_batch, execution.micro_batch_pairs)
+        held_out = replace(held_out, rows_per_batch=fewer)
     if held_out is not None and not curve:
         curve.append(held_out.score(model, policy, reference, settings, step=0))
     for number in progress(range(len(steps) + 1, total + 1), "training", "pairs",
@@ -339,6 +342,7 @@ class HeldOut:
     every_steps: int
     seed: int
     rows_per_batch: int = 32
+    """Pairs at once; fewer if the training's micro-batches are smaller."""
 
     @torch.no_grad()
     def score(

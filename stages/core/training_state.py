@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,14 +47,14 @@ class TrainingState:
         saved = json.loads(record.read_text())
         if saved["identity"] != self.identity:
             log.info("%s holds the state of another training; starting afresh", self.folder)
-            shutil.rmtree(self.folder, ignore_errors=True)
             return {"steps": [], "curve": []}
-        state = torch.load(self.folder / saved["weights"], weights_only=True)
+        state = torch.load(self.folder / saved["weights"], map_location="cpu", weights_only=True)
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+            self.average.to(next(self.policy.parameters()).device)
         self.saved_step = len(saved["steps"])
         log.info("continuing from step %d (%s)", self.saved_step, self.folder)
         return {"steps": saved["steps"], "curve": saved["curve"]}

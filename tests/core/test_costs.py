@@ -30,7 +30,7 @@ def sd15() -> dict[str, Any]:
 
 
 def test_counts_of_the_papers_run(sd15: dict[str, Any]) -> None:
-    counts = count(sd15, evaluation_prompts=500)
+    counts = count(sd15, evaluation_prompts=500, labelled_pairs=900_000)
     assert counts.human_pairs == 51_000
     assert counts.candidates == 50_000 * 8
     assert counts.generated_pairs == 50_000
@@ -42,14 +42,22 @@ def test_counts_of_the_papers_run(sd15: dict[str, Any]) -> None:
 
 def test_an_adopted_policy_needs_no_seed_training(sd15: dict[str, Any]) -> None:
     sd15["train_seed"]["policy"] = "elsewhere"
-    assert count(sd15, 0).training_pairs == 13_333 + 2 * 26_667
+    assert count(sd15, 0, 0).training_pairs == 13_333 + 2 * 26_667
+
+
+def test_all_pairs_are_those_of_the_files_that_are_not_held_out(sd15: dict[str, Any]) -> None:
+    sd15["preferences"]["num_pairs"] = None
+    sd15["iterations"] = 0
+    counts = count(sd15, 0, 851_293)
+    assert counts.human_pairs == 851_293
+    assert counts.training_pairs == 850_293
 
 
 def test_hours_and_bytes_of_hand_numbers(sd15: dict[str, Any]) -> None:
     sd15 |= {"iterations": 1}
     sd15["prompts"]["per_iteration"] = [9]
     sd15["preferences"] |= {"num_pairs": 6, "num_holdout": 2}
-    counts = count(sd15, evaluation_prompts=4)
+    counts = count(sd15, evaluation_prompts=4, labelled_pairs=0)
     found = hours(counts, RATES)
     assert found["sample candidates"] == pytest.approx(72 * 2.0 / 3600)
     assert found["score candidates"] == pytest.approx(72 * 10 * 0.1 / 3600)

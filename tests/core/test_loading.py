@@ -19,7 +19,7 @@ from diffusers import (
 from stages.core.models import ModelError, load_model
 from stages.core.noising import generator
 from tests import single_file, tiny_models
-from tests.builders import settings
+from tests.builders import FULL, settings
 
 CPU = torch.device("cpu")
 
@@ -57,6 +57,23 @@ def test_a_single_file_checkpoint_is_the_same_model(base: Path, tmp_path: Path) 
     torch.testing.assert_close(
         *(m.decode_latents(latents) for m in (folder, single)), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_single_files_policy_and_reference_are_two_networks(
+    base: Path, tmp_path: Path, dtype: str
+) -> None:
+    kind = StableDiffusionXLPipeline if "sdxl" in str(base) else StableDiffusionPipeline
+    path = single_file.write(kind.from_pretrained(base), tmp_path / "model.safetensors")
+    model = load_model(settings(path, dtype, config=str(base)), device=CPU)
+    policy, reference = model.load_for_training(None, None, FULL, seed=0)
+    assert policy.network is not reference.network
+    fresh = load_model(settings(base), device=CPU).load_denoiser()
+    for name, value in policy.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, fresh.state_dict()[name])
+    next(policy.parameters()).data.add_(1.0)
+    assert not torch.equal(next(policy.parameters()), next(reference.parameters()).float())
 
 
 def test_another_vae_takes_the_place_of_the_models_own(base: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from stages import preflight
+from stages.core.configuration import check_config
 from stages.core.errors import UserError
 from stages.core.models import DiffusionModel
 from stages.core.scoring import Errors
@@ -46,7 +47,9 @@ def test_missing_data_files_are_named_and_fail(tiny_base: str, tmp_path: Path) -
     config["sampling"]["num_inference_steps"] = 2
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match="prompts.pool data/pickapic_v2/prompts.txt"):
+    with pytest.raises(
+        UserError, match="prompts.pool data/pickapic_v2/prompts.txt.*preferences.files"
+    ):
         preflight.main(preflight.Args(config=(path,), results=tmp_path, threads=1))
 
 
@@ -61,7 +64,8 @@ def test_a_model_whose_errors_depend_on_the_batch_fails(
 
     monkeypatch.setattr(preflight, "draw_errors", leaking)
     findings = preflight.Findings()
-    preflight.check_invariants(model, "float32", findings)
+    config = check_config(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+    preflight.check_invariants(model, config, findings)
     assert findings.failed == [
         "reward of a policy that is its own reference",
         "an image's error alone and in a batch",

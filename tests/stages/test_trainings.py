@@ -23,7 +23,7 @@ from stages.core.artifacts import ArtifactError, policy_digest
 from stages.core.errors import UserError
 from stages.core.models import DiffusionModel
 from stages.core.training import Execution, TrainingError
-from tests.builders import read_rows
+from tests.builders import LORA, read_rows
 
 
 def elsewhere(args: train_seed.Args, folder: Path) -> train_seed.Args:
@@ -60,6 +60,37 @@ def test_seed_training_run_again_has_the_same_weights(
     again = elsewhere(seed_trained, tmp_path)
     train_seed.main(again)
     assert policy_digest(again.output) == policy_digest(seed_trained.output)
+
+
+def test_a_policy_folder_keeps_no_weights_of_the_other_kind(
+    seed_trained: train_seed.Args, tmp_path: Path
+) -> None:
+    full = elsewhere(seed_trained, tmp_path)
+    lora = replace(full, lora=LORA)
+    for args, expected in (
+        (full, {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}),
+        (lora, {"pytorch_lora_weights.safetensors"}),
+        (full, {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}),
+    ):
+        train_seed.main(args)
+        assert set(json.loads((args.output / "manifest.json").read_text())["files"]) == expected
+    assert policy_digest(full.output) == policy_digest(seed_trained.output)
+
+
+def test_live_encoding_gives_the_same_loss(seed_trained: train_seed.Args, tmp_path: Path) -> None:
+    live = replace(elsewhere(seed_trained, tmp_path), live_encoding=True)
+    train_seed.main(live)
+    for row, other in zip(read_rows(live.training), read_rows(seed_trained.training), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+def test_trackers_keep_what_they_were_sent_or_say_what_is_missing(
+    seed_trained: train_seed.Args, tmp_path: Path
+) -> None:
+    args = replace(elsewhere(seed_trained, tmp_path), trackers=("wandb",))
+    with pytest.raises(UserError, match="tracker wandb is not installed: pip install wandb"):
+        train_seed.main(args)
+    assert not args.output.exists()
 
 
 def test_an_update_starts_from_its_policy_and_leaves_it_untouched(

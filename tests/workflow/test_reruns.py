@@ -81,7 +81,11 @@ def test_another_iteration_extends_and_retrains_nothing(finished: Project) -> No
     assert "import_preferences" not in planned
 
 
-@pytest.mark.parametrize("until", ["iter00/train_seed.log", "iter02/sample_candidates-0.log"])
+@pytest.mark.parametrize(
+    "until",
+    ["work/test/iter00/state.json", "logs/test/iter02/sample_candidates-0.log"],
+    ids=["in-the-seed-training", "in-iteration-2"],
+)
 def test_ctrl_c_and_the_same_command_again_end_with_the_same_numbers(
     finished: Project, tmp_path: Path, until: str
 ) -> None:
@@ -94,15 +98,16 @@ def test_ctrl_c_and_the_same_command_again_end_with_the_same_numbers(
         start_new_session=True,
     )
     deadline = time.monotonic() + 600
-    while not (project.logs / until).is_file():
+    while not (project.folder / until).is_file():
         assert head.poll() is None, head.communicate()[0].decode()
         assert time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(1)
+        time.sleep(0.01)
     os.killpg(head.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
     head.communicate(timeout=120)
     assert head.returncode != 0
     assert not (project.results / "report.html").exists()
+    done = project.call("--quiet", "rules")
+    assert done.returncode == 0, done.stdout
+    assert ("continuing from step" in done.stdout) == until.endswith("state.json")
     assert not list(project.folder.rglob("*.part"))
-    project.make("--quiet", "all")
     assert contents(project) == contents(finished)

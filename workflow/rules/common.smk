@@ -10,11 +10,19 @@ from snakemake.exceptions import WorkflowError
 from stages.core.configuration import ConfigError, check_config, without_defaults
 from stages.core.fingerprint import code_version
 from stages.core.flags import flags
+from stages.metrics import SCORERS
 
 try:
     config = check_config(config)
 except ConfigError as error:
     raise WorkflowError(str(error))
+
+asked = [*config["evaluation"]["metrics"], config["evaluation"]["candidate_metric"]]
+asked += [config["select_pairs"]["ranker"]]
+for name in set(asked) - {None, "self", *SCORERS}:
+    raise WorkflowError(
+        f"there is no metric {name!r}; expected one of {', '.join(SCORERS)}"
+    )
 
 RUN = f"results/{config['run']}"
 LOGS = f"logs/{config['run']}"

@@ -8,6 +8,12 @@ EVALUATION = [
         policy=POLICY_NAMES,
         metric=METRICS,
     ),
+    *[
+        path
+        for prompt_set in PROMPT_SETS
+        for name in POLICY_NAMES
+        for path in evaluation_images(prompt_set, name)
+    ],
 ]
 CANDIDATE_METRIC = config["evaluation"]["candidate_metric"]
 PRIMARY_SET = PROMPT_SETS[0]

@@ -1,8 +1,14 @@
 # One round of self-improvement: policy i-1 samples, judges, and is trained into policy i.
+# Shards are targets too: Snakemake would not miss a deleted file that only finished jobs have read.
 DATASETS = expand(
     f"{RUN}/iter{{i:02d}}/{{table}}.parquet",
     i=ITERATIONS,
     table=["pairs", "preferences"],
+) + expand(
+    f"{RUN}/iter{{i:02d}}/{{table}}/shard-{{shard}}.parquet",
+    i=ITERATIONS,
+    table=["candidates", "scores"],
+    shard=SHARDS,
 )
 POLICIES = expand(
     f"{RUN}/iter{{i:02d}}/{{artifact}}",

@@ -36,7 +36,11 @@ rule write_report:
         held_out_curve=of_iterations(
             f"{RUN}/iter{{i:02d}}/held_out_curve.parquet", TRAINED, "held_out_curve"
         ),
-        config=json.dumps(config, sort_keys=True, indent=2),
+        config=json.dumps(
+            {k: v for k, v in config.items() if k != "execution"},
+            sort_keys=True,
+            indent=2,
+        ),
         flags=flags(
             {
                 "run": config["run"],

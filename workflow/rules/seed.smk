@@ -6,6 +6,8 @@ PREFERENCE_FILES = (
 )
 
 SEED = [
+    f"{RUN}/seed/preferences_latents.parquet",
+    f"{RUN}/seed/holdout_latents.parquet",
     f"{RUN}/seed/preferences.parquet",
     f"{RUN}/seed/holdout.parquet",
     f"{RUN}/seed/import.json",

@@ -392,6 +392,8 @@ class DiffusionModel(ABC):
                 network.load_lora_adapter(
                     weights, prefix=self.denoiser_part, adapter_name=name, metadata=header
                 )
+            if name not in getattr(network, "peft_config", {}):
+                raise ValueError(f"it has no keys that begin with {self.denoiser_part}.")
         except (
             ValueError,
             RuntimeError,

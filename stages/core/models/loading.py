@@ -5,6 +5,7 @@ Weights are read as safetensors only; nothing is ever unpickled.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ class Source:
     def config_of(self, name: str, kind: Any) -> Mapping[str, Any]:
         """The configuration of one part, without its weights."""
         if self.is_file:
-            return dict(self._read_from_file(name, kind, self.dtype).config)
+            return dict(self._part_of_file(name).config)
         if self.is_local:
             _folder(self.base, name)
         place = {"pretrained_model_name_or_path": self.base, "subfolder": name}
@@ -123,10 +124,19 @@ class Source:
         return {"local_files_only": True} if self.is_local else {}
 
     def _read_from_file(self, name: str, kind: Any, dtype: torch.dtype) -> Any:
-        """A part of a single-file checkpoint; the file is read once for all of them."""
+        """A part of a single-file checkpoint, a copy of its own for every caller."""
+        if self.settings.vae is not None and name == "vae":
+            return _read(self.settings.vae, None, kind, dtype)
+        part = self._part_of_file(name)
+        if hasattr(kind, "from_config") and not isinstance(part, kind):
+            return kind.from_config(part.config)  # another scheduler on the same schedule
+        return copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
+
+    def _part_of_file(self, name: str) -> Any:
+        """A part as the checkpoint has it, in float32; the file is read once for all of them."""
         if not self._single:
             pipeline = getattr(diffusers, self.pipeline_class())  # slow to import: only here
-            options: dict[str, Any] = {"torch_dtype": dtype}
+            options: dict[str, Any] = {"torch_dtype": torch.float32}
             if self.settings.config is not None:
                 options["config"] = self.settings.config
                 options["local_files_only"] = Path(self.settings.config).exists()
@@ -139,12 +149,7 @@ class Source:
                     "model.config."
                 ) from error
             self._single = dict(loaded.components)
-        if self.settings.vae is not None and name == "vae":
-            return _read(self.settings.vae, None, kind, dtype)
-        part = self._single[name]
-        if hasattr(kind, "from_config") and not isinstance(part, kind):
-            return kind.from_config(part.config)  # another scheduler on the same schedule
-        return part.to(dtype) if isinstance(part, torch.nn.Module) else part
+        return self._single[name]
 
 
 def _pipeline_of_checkpoint(path: Path) -> str:
