@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = sorted(p.stem for p in (ROOT / "stages").glob("*.py") if p.stem != "__init__")
@@ -67,3 +70,36 @@ def test_a_stage_has_args_main_and_nothing_that_runs_at_import(stage: str) -> No
 
 def test_no_module_is_called_utils_helpers_or_misc() -> None:
     assert not {path.stem for path in EVERYTHING} & {"utils", "helpers", "misc", "common"}
+
+
+def test_the_configs_page_is_in_step_with_schema_and_config() -> None:
+    done = subprocess.run([sys.executable, "config/describe.py", "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0, "run python config/describe.py"
+
+
+def test_the_stages_page_lists_every_stage() -> None:
+    page = (ROOT / "stages" / "README.md").read_text(encoding="utf-8")
+    shapes = {
+        p.stem for p in (ROOT / "stages/shapes").glob("*.py") if "run_stage(" in p.read_text()
+    }
+    for stage in (*STAGES, *(f"shapes.{name}" for name in shapes)):
+        assert f"| `{stage}` |" in page, stage
+
+
+def test_every_key_of_the_schema_is_described_and_nothing_else_slipped_in() -> None:
+    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+    known = {"type", "enum", "default", "description", "items", "properties", "required", "allOf",
+             "additionalProperties", "unevaluatedProperties", "propertyNames", "pattern", "minimum",
+             "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "uniqueItems",
+             "minLength", "minProperties"}  # fmt: skip
+
+    def check(properties: dict[str, dict[str, object]], where: str) -> None:
+        for key, node in properties.items():
+            assert set(node) <= known, f"{where}.{key}: {set(node) - known}"
+            inner = node.get("properties")
+            assert "description" in node or isinstance(inner, dict), f"{where}.{key}"
+            if isinstance(inner, dict):
+                check(inner, f"{where}.{key}")
+
+    check(schema["properties"], "")
+    check(schema["$defs"]["training"]["properties"], "training")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 
 from stages.core.artifacts import policy_digest, read_table
 from stages.core.schemas import GUARDS, SUMMARY, TRAINING_PAIRS
-from tests.workflow.projects import Project, environment
+from tests.builders import read_rows
+from tests.workflow.projects import RUN, Project, environment
 
 FINAL_TABLES = ("evaluation/summary.parquet", "evaluation/guards.parquet")
 
@@ -81,23 +82,16 @@ def test_another_iteration_extends_and_retrains_nothing(finished: Project) -> No
     assert "import_preferences" not in planned
 
 
-@pytest.mark.parametrize(
-    "until",
-    ["work/test/iter00/state.json", "logs/test/iter02/sample_candidates-0.log"],
-    ids=["in-the-seed-training", "in-iteration-2"],
-)
-def test_ctrl_c_and_the_same_command_again_end_with_the_same_numbers(
-    finished: Project, tmp_path: Path, until: str
-) -> None:
-    project = Project(tmp_path)
+def interrupt(project: Project, until: str, *target: str) -> None:
+    """Start Snakemake, press Ctrl-C as soon as a file appears, and wait for its end."""
     head = subprocess.Popen(
-        project.command("--quiet", "all"),
+        project.command("--quiet", "all", *target),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment(),
         start_new_session=True,
     )
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 300
     while not (project.folder / until).is_file():
         assert head.poll() is None, head.communicate()[0].decode()
         assert time.monotonic() < deadline
@@ -105,9 +99,37 @@ def test_ctrl_c_and_the_same_command_again_end_with_the_same_numbers(
     os.killpg(head.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
     head.communicate(timeout=120)
     assert head.returncode != 0
-    assert not (project.results / "report.html").exists()
-    done = project.call("--quiet", "rules")
-    assert done.returncode == 0, done.stdout
-    assert ("continuing from step" in done.stdout) == until.endswith("state.json")
     assert not list(project.folder.rglob("*.part"))
+
+
+def test_ctrl_c_in_a_training_loses_nothing_that_was_saved(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "copy")
+    policy = project.results / "iter00" / "policy"
+    shutil.rmtree(policy)
+    target = ("--", f"results/{RUN}/iter00/policy/manifest.json")
+    interrupt(project, f"work/{RUN}/iter00/state.json", *target)
+    assert not policy.exists()
+    done = project.call("--quiet", "rules", *target)
+    assert done.returncode == 0, done.stdout
+    assert "continuing from step" in done.stdout
+    for name in ("training.parquet", "held_out_curve.parquet"):
+        tables = [read_rows(p.results / "iter00" / name) for p in (project, finished)]
+        for row in (*tables[0], *tables[1]):
+            row.pop("pairs_per_second", None)
+        assert tables[0] == tables[1]
+    assert policy_digest(policy) == policy_digest(finished.results / "iter00" / "policy")
+
+
+def test_ctrl_c_and_the_same_command_again_end_with_the_same_numbers(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "copy")
+    (project.results / "iter02/candidates/shard-0.parquet").unlink()
+    log = project.logs / "iter02" / "sample_candidates-0.log"
+    log.unlink()
+    interrupt(project, str(log.relative_to(project.folder)))
+    assert not (project.results / "iter02/candidates/shard-0.parquet").exists()
+    project.make("--quiet", "all")
     assert contents(project) == contents(finished)
