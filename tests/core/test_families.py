@@ -36,6 +36,7 @@ from stages.core.scoring import draw_errors
 from stages.core.training import (
     EncodedPairs,
     Execution,
+    TrainingError,
     TrainingSettings,
     batch_loss,
     train_dpo,
@@ -337,6 +338,18 @@ def test_adamw8bit_without_bitsandbytes_says_what_to_install() -> None:
             make_optimizer("adamw8bit", [weight], learning_rate=1e-3, weight_decay=0.0)
     else:
         assert make_optimizer("adamw8bit", [weight], learning_rate=1e-3, weight_decay=0.0)
+
+
+def test_float16_that_overflows_stops_with_what_to_do(family: Family, tmp_path: Path) -> None:
+    model = family.load("float16")
+    policy, reference = model.load_for_training(None, None, FULL, seed=1)
+    with torch.no_grad():
+        policy.network.conv_out.weight.mul_(1e6)  # past 65504
+    with pytest.raises(TrainingError, match="loss nan.*No policy was written.*dtype float32"):
+        train_dpo(
+            model, policy, reference, pairs_of(model), TRAINING, seed=3, work=tmp_path / "work",
+            identity="one", processes=Processes(CPU), execution=Execution(),
+        )  # fmt: skip
 
 
 def test_an_average_of_the_weights_is_not_the_last_weights(family: Family, tmp_path: Path) -> None:
