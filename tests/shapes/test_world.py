@@ -149,6 +149,15 @@ def test_the_committed_pipeline_draws_what_its_captions_say(model: DiffusionMode
     assert (matched > shuffled).mean() > 0.75
 
 
+@pytest.mark.parametrize("colour", COLOURS)
+def test_the_committed_vae_keeps_colour_and_shape(model: DiffusionModel, colour: str) -> None:
+    scenes = [scene for scene in SCENES if scene.colour == colour][::8]
+    ideal = draw([Drawing(scene=scene) for scene in scenes])
+    pixels = torch.from_numpy(ideal).permute(0, 3, 1, 2) * 2 - 1
+    decoded = model.decode_latents(model.encode_images(pixels)).permute(0, 2, 3, 1).numpy()
+    assert caption_match(decoded, [str(scene) for scene in scenes]).mean() > 0.85
+
+
 def test_the_committed_pipeline_is_frozen_when_loaded(model: DiffusionModel) -> None:
     denoiser = model.load_denoiser()
     assert not denoiser.network.training
