@@ -155,7 +155,7 @@ def test_the_committed_vae_keeps_colour_and_shape(model: DiffusionModel, colour:
     ideal = draw([Drawing(scene=scene) for scene in scenes])
     pixels = torch.from_numpy(ideal).permute(0, 3, 1, 2) * 2 - 1
     decoded = model.decode_latents(model.encode_images(pixels)).permute(0, 2, 3, 1).numpy()
-    assert caption_match(decoded, [str(scene) for scene in scenes]).mean() > 0.85
+    assert caption_match(decoded, [str(scene) for scene in scenes]).mean() > 0.8
 
 
 def test_the_committed_pipeline_is_frozen_when_loaded(model: DiffusionModel) -> None:
