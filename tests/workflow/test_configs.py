@@ -99,8 +99,12 @@ def test_a_config_of_ones_own_stands_alone_and_its_missing_labels_are_named(tmp_
         capture_output=True, text=True, env=environment(), cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.returncode != 0
-    assert "data/labels.parquet" in done.stdout + done.stderr
-    assert "import_preferences" in done.stdout + done.stderr
+    for line in (
+        "preferences.files: data/labels.parquet",
+        "prompts.pool: data/prompts.txt",
+        "evaluation.prompt_sets.mine: data/evaluation.txt",
+    ):
+        assert line in done.stdout + done.stderr
 
 
 def test_a_stage_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:

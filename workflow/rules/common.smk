@@ -1,6 +1,6 @@
 # Shared by all rules; the checked config, where things lie, and how a stage is called.
 import sys
-from glob import glob, has_magic
+from glob import glob
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
@@ -76,15 +76,29 @@ def settings(block):
     return flags({k: v for k, v in kept.items() if k not in others}, "settings")
 
 
-def matching(key, patterns):
+def matching(patterns):
     """The files that match patterns of the config, in order."""
-    found = []
-    for pattern in patterns:
-        files = sorted(glob(pattern)) if has_magic(pattern) else [pattern]
-        if not files:
-            raise WorkflowError(f"{key}: no file matches {pattern!r}")
-        found += files
-    return list(dict.fromkeys(found))
+    return list(
+        dict.fromkeys(file for pattern in patterns for file in sorted(glob(pattern)))
+    )
+
+
+def data_files():
+    """(key, file or pattern) of all data that the config names; none for the embedded world."""
+    yield from (
+        ("preferences.files", name) for name in config["preferences"].get("files", [])
+    )
+    if config["iterations"] and "pool" in config["prompts"]:
+        yield "prompts.pool", config["prompts"]["pool"]
+    for name, path in config["evaluation"].get("prompt_sets", {}).items():
+        yield f"evaluation.prompt_sets.{name}", path
+
+
+missing = [f"{key}: {name}" for key, name in data_files() if not glob(name)]
+if missing:
+    raise WorkflowError(
+        "these files of the config do not exist:\n  - " + "\n  - ".join(missing)
+    )
 
 
 HELD_OUT_FILES = [

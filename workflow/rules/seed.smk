@@ -2,7 +2,7 @@
 PREFERENCE_FILES = (
     [f"{RUN}/world/preferences.parquet"]
     if "shapes" in config
-    else matching("preferences.files", config["preferences"]["files"])
+    else matching(config["preferences"]["files"])
 )
 
 SEED = [
