@@ -52,7 +52,7 @@ def test_shards_share_the_prompts_and_every_image_has_its_own_seed(
         parts = (0, "sample_candidates", 1, row["prompt_id"], row["candidate"])
         assert row["seed"] == seed_of(*parts)
         assert pixels_of(row["image"]).shape == (64, 64, 3)
-        assert len(row["latents"]) == 4 * 8 * 8
+        assert len(row["latents"]) == 8 * 8 * 8
 
 
 def test_one_shard_and_other_batches_give_the_same_images_as_two_shards(
