@@ -105,7 +105,7 @@ def image_row(prompt: str, pixels: np.ndarray) -> Row:
 @pytest.mark.parametrize(
     ("metric", "prompt", "size", "reason"),
     [
-        ("beauty", CAPTIONS[0], 64, "no metric 'beauty'; expected one of total"),
+        ("beauty", CAPTIONS[0], 64, "no metric 'beauty'; expected one of colourfulness"),
         ("total", "a photo of a cat", 64, "'a photo of a cat' is not a caption"),
         ("total", CAPTIONS[0], 32, "64 x 64 pictures of the embedded world, found 32 x 32"),
     ],
