@@ -84,7 +84,24 @@ def test_live_encoding_gives_the_same_loss(seed_trained: train_seed.Args, tmp_pa
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
-def test_trackers_keep_what_they_were_sent_or_say_what_is_missing(
+def test_tensorboard_shows_the_steps_and_the_held_out_curve_of_the_tables(
+    seed_trained: train_seed.Args, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    args = replace(elsewhere(seed_trained, tmp_path), trackers=("tensorboard",))
+    train_seed.main(args)
+    assert policy_digest(args.output) == policy_digest(seed_trained.output)
+    events = EventAccumulator(str(args.training.parent / "trackers" / "train_seed"))
+    events.Reload()
+    for table, prefix in ((args.training, ""), (args.held_out_curve, "held_out/")):
+        rows = [row for row in read_rows(table) if row["step"] > 0]
+        for name in rows[0].keys() - {"step"}:
+            seen = [(event.step, event.value) for event in events.Scalars(prefix + name)]
+            assert seen == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows], name
+
+
+def test_a_tracker_that_is_not_installed_is_named(
     seed_trained: train_seed.Args, tmp_path: Path
 ) -> None:
     args = replace(elsewhere(seed_trained, tmp_path), trackers=("wandb",))
