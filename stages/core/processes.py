@@ -36,6 +36,7 @@ class Processes:
             project_dir=folder,
         )
         self._device = device
+        self._folder = folder
         self.has_trackers = bool(trackers)
 
     @property
@@ -102,7 +103,11 @@ class Processes:
                 key: value if isinstance(value, int | float | str | bool) else str(value)
                 for key, value in settings.items()
             }
-            self._accelerator.init_trackers(name, config=plain)
+            options = {}
+            if self._folder is not None:  # W&B writes to the working directory otherwise
+                self._folder.mkdir(parents=True, exist_ok=True)
+                options = {"wandb": {"dir": str(self._folder)}}
+            self._accelerator.init_trackers(name, config=plain, init_kwargs=options)
 
     def track(self, values: Mapping[str, float | int], step: int) -> None:
         """Send a step's values to the trackers."""

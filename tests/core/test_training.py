@@ -6,13 +6,14 @@ import math
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from stages.core.models import Denoiser, DiffusionModel, StableDiffusion
+from stages.core.models import Denoiser, DiffusionModel, LoraSettings, StableDiffusion
 from stages.core.models.loading import Source
 from stages.core.noising import generator, training_draws
 from stages.core.processes import Processes
@@ -26,7 +27,7 @@ from stages.core.training import (
     num_steps,
     train_dpo,
 )
-from tests.builders import CAPTIONS, settings
+from tests.builders import CAPTIONS, FULL, LORA, settings
 
 SETTINGS = TrainingSettings(
     dpo_beta=100.0,
@@ -286,6 +287,42 @@ def test_an_interrupted_training_continues_and_ends_bit_identical_to_an_unbroken
     assert resumed.calls == 6 - saved
     assert without_speed(steps) == without_speed(unbroken)
     assert same(weights, expected)
+
+
+@pytest.mark.parametrize(
+    ("lora", "changed", "micro_batch_pairs"),
+    [
+        (FULL, {"optimizer": "adafactor"}, None),
+        (FULL, {"ema_decay": 0.9, "caption_dropout": 0.5}, None),
+        (LORA, {}, None),
+        (LORA, {"optimizer": "adafactor", "ema_decay": 0.5}, 1),
+    ],
+    ids=["adafactor", "average and dropout", "LoRA", "LoRA, adafactor, average, micro-batches"],
+)
+def test_every_kind_of_training_continues_bit_identically(
+    tiny_base: str, pairs: EncodedPairs, tmp_path: Path,
+    lora: LoraSettings, changed: dict[str, Any], micro_batch_pairs: int | None,
+) -> None:  # fmt: skip
+    settings = replace(SETTINGS, learning_rate=1e-3, **changed)
+    execution = Execution(save_every=2, micro_batch_pairs=micro_batch_pairs)
+
+    def run(stop_at: int, work: Path) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+        model = failing(tiny_base, stop_at)
+        policy, reference = model.load_for_training(None, None, lora, seed=5)
+        steps, _ = train_dpo(
+            model, policy, reference, pairs, settings, seed=3, work=work, identity="one",
+            processes=Processes(CPU), execution=execution,
+        )  # fmt: skip
+        return without_speed(steps), policy.state_dict()
+
+    unbroken, expected = run(-1, tmp_path / "unbroken")
+    calls = SETTINGS.batch_pairs if micro_batch_pairs == 1 else 1
+    with pytest.raises(Interrupted):
+        run(5 * calls, tmp_path / "work")
+    steps, weights = run(-1, tmp_path / "work")
+    assert steps == unbroken
+    assert same(weights, expected)
+    assert any(weight.abs().max() > 0 for weight in weights.values())
 
 
 def test_a_state_of_another_identity_is_not_used(

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from stages import train_seed
 from stages.core.artifacts import policy_digest
 from stages.core.training import Execution
-from tests.builders import read_rows
+from tests.builders import LORA, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,6 +88,28 @@ def test_two_processes_have_the_losses_of_one(
         for name, value in other.items():
             assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
     policy_digest(args.output)
+
+
+def test_two_processes_train_a_lora_in_micro_batches_as_one_does_at_once(
+    seed_trained: train_seed.Args, tmp_path: Path
+) -> None:
+    alone, shared = (
+        replace(elsewhere(seed_trained, tmp_path / name, batch_pairs=4), lora=LORA)
+        for name in ("alone", "shared")
+    )
+    train_seed.main(alone)
+    finish(start(replace(shared, execution=Execution(micro_batch_pairs=1)), 2))
+    found, expected = without_speed(shared.training), without_speed(alone.training)
+    assert len(found) == len(expected)
+    for row, other in zip(found, expected, strict=True):
+        for name, value in other.items():
+            assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    weights, others = (
+        load_file(args.output / "pytorch_lora_weights.safetensors") for args in (shared, alone)
+    )
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], rtol=1e-3, atol=1e-6)
 
 
 def test_accelerate_launch_works_too_and_two_jobs_at_once_do_not_collide(
