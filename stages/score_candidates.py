@@ -49,6 +49,8 @@ class Args:
     """Number of this iteration, from 1."""
     output: Path
     """Where the rewards go (schema rewards)."""
+    rows_per_batch: int | None = None
+    """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1
     """CPU threads."""
 
@@ -85,8 +87,10 @@ def score(model: DiffusionModel, table: pa.Table, args: Args) -> Iterator[dict[s
             latents_shape=model.latents_shape,
         )
         text = model.encode_text([group.column("prompt")[0].as_py()])
-        errors = draw_errors(model, policy, reference, candidate_latents(model, group, args),
-                             text, draws)  # fmt: skip
+        errors = draw_errors(
+            model, policy, reference, candidate_latents(model, group, args), text, draws,
+            rows_per_batch=args.rows_per_batch,
+        )  # fmt: skip
         policy_errors, reference_errors = errors.policy.numpy(), errors.reference.numpy()
         result = implicit_reward(policy_errors=policy_errors, reference_errors=reference_errors)
         if not np.isfinite(result.reward).all():

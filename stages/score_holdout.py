@@ -47,6 +47,8 @@ class Args:
     """Evaluation seed: every policy judges with the same draws."""
     output: Path
     """Where the rewards go (schema holdout_rewards)."""
+    rows_per_batch: int | None = None
+    """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1
     """CPU threads."""
 
@@ -77,7 +79,9 @@ def main(args: Args) -> None:
             latents = torch.stack([side[index] for side in sides])
             sizes = [pairs.column(f"{side}_geometry")[index].as_py() for side in SIDES]
             text = model.place(model.encode_text([prompt]).repeat(2), torch.tensor(sizes))
-            errors = draw_errors(model, policy, reference, latents, text, draws)
+            errors = draw_errors(
+                model, policy, reference, latents, text, draws, rows_per_batch=args.rows_per_batch
+            )
             reward = implicit_reward(
                 policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()
             ).reward

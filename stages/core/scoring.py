@@ -31,11 +31,14 @@ def draw_errors(
     latents: Float[Tensor, "image channel height width"],
     text: Conditioning,
     draws: Draws,
+    *,
+    rows_per_batch: int | None = None,
 ) -> Errors:
     """Errors of every image of one prompt at every draw, float32 on the CPU.
 
     `text` is one row for all images, or one for each. Both models see the same noised rows, without
-    guidance. Paper: SAIL Eq. 8.
+    guidance; `rows_per_batch` of images x draws go through a network at once, None is all.
+    Paper: SAIL Eq. 8.
     """
     num_images, num_draws = len(latents), len(draws.timesteps)
     timesteps = draws.timesteps.to(model.device).repeat(num_images)
@@ -43,11 +46,21 @@ def draw_errors(
     rows = latents.to(model.device, noise.dtype).repeat_interleave(num_draws, dim=0)
     noised = model.add_noise(rows, noise, timesteps).to(model.dtype)  # noised in float32
     context = (text.repeat(num_images) if len(text) == 1 else text).repeat_each(num_draws)
-    predictions = [
-        model.predict(denoiser, noised, timesteps, context) for denoiser in (policy, reference)
-    ]
     target = model.target(rows, noise, timesteps)
-    policy_error, reference_error = (denoising_error(p, target) for p in predictions)
-    drift = denoising_error(predictions[0], predictions[1])
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    size = rows_per_batch or len(rows)
+    for part in (slice(start, start + size) for start in range(0, len(rows), size)):
+        some = context.rows(torch.arange(len(rows))[part])
+        policy_prediction, reference_prediction = (
+            model.predict(denoiser, noised[part], timesteps[part], some)
+            for denoiser in (policy, reference)
+        )
+        found.append(
+            (
+                denoising_error(policy_prediction, target[part]),
+                denoising_error(reference_prediction, target[part]),
+                denoising_error(policy_prediction, reference_prediction),
+            )
+        )
     shape = (num_images, num_draws)
-    return Errors(*(e.reshape(shape).cpu() for e in (policy_error, reference_error, drift)))
+    return Errors(*(torch.cat(e).reshape(shape).cpu() for e in zip(*found, strict=True)))

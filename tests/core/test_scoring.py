@@ -62,6 +62,18 @@ def test_errors_do_not_depend_on_which_candidates_are_scored_together(
             )
 
 
+@pytest.mark.parametrize("rows_per_batch", [1, 5, 12, 100])
+def test_errors_do_not_depend_on_how_many_rows_go_through_the_network_at_once(
+    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
+    latents: torch.Tensor, text: Conditioning, draws: Draws, rows_per_batch: int,
+) -> None:  # fmt: skip
+    models = (model, other_denoiser, base_denoiser)
+    whole = draw_errors(*models, latents, text, draws)
+    found = draw_errors(*models, latents, text, draws, rows_per_batch=rows_per_batch)
+    for name in ("policy", "reference", "drift"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name), atol=1e-6, rtol=1e-5)
+
+
 def test_both_models_see_the_same_draws(
     model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
     latents: torch.Tensor, text: Conditioning, draws: Draws,

@@ -126,6 +126,12 @@ def training_execution():
     return " ".join(words)
 
 
+def scoring_execution():
+    """How rewards are computed, as a resource too; empty where all of a prompt goes at once."""
+    rows = EXECUTION["score_rows_per_batch"]
+    return flags({"rows_per_batch": rows}) if rows else ""
+
+
 def policy(name):
     """The manifest that completes a policy's folder; nothing for the base model."""
     return [] if name == "base" else f"{RUN}/{name}/policy/manifest.json"

@@ -110,6 +110,7 @@ rule score_holdout:
     threads: 1
     resources:
         gpu=1,
+        execution=scoring_execution(),
     params:
         code=code_version("stages.score_holdout"),
         command=stage("score_holdout"),
@@ -126,7 +127,7 @@ rule score_holdout:
     shell:
         "{params.command} --preferences {input.preferences:q} --latents {input.latents:q}"
         " --policy {params.policy:q} {params.model} {params.flags}"
-        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
+        " {resources.execution} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule summarise_evaluation:

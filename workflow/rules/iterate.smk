@@ -108,6 +108,7 @@ rule score_candidates:
     threads: 1
     resources:
         gpu=1,
+        execution=scoring_execution(),
     params:
         code=code_version("stages.score_candidates"),
         command=stage("score_candidates"),
@@ -126,7 +127,7 @@ rule score_candidates:
         "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"
         " --reference {params.reference:q} --iteration {params.iteration}"
         " {params.model} {params.flags}"
-        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
+        " {resources.execution} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule score_candidates_by_metric:
