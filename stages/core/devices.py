@@ -6,7 +6,6 @@ the first.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import tempfile
@@ -15,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from stages.core.locks import try_lock
+
 log = logging.getLogger(__name__)
 
 SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST", "LOCAL_RANK")
 """Where one of these is set, somebody else has handed out the devices already."""
-
 _held: list[IO[str]] = []
 """Locks of this process, open until it ends."""
 
@@ -39,18 +39,13 @@ def lock_folder() -> Path:
 
 def lease(names: list[str], folder: Path, *, poll_seconds: float = 0.5) -> int:
     """Place among `names` of a device that nobody holds; waits until there is one."""
-    folder.mkdir(parents=True, exist_ok=True)
     has_waited = False
     while True:
         for index, name in enumerate(names):
-            file = (folder / f"{name.replace('/', '-')}.lock").open("a")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                continue
-            _held.append(file)
-            return index
+            file = try_lock(folder / f"{name.replace('/', '-')}.lock")
+            if file is not None:
+                _held.append(file)
+                return index
         if not has_waited:
             log.info("waiting for one of %d GPUs; all are taken", len(names))
             has_waited = True

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from stages.core.artifacts import (
 )
 from stages.core.errors import UserError
 from stages.core.images import decode_image, to_model_input
+from stages.core.locks import held
 from stages.core.models import Conditioning, Denoiser, DiffusionModel, LoraSettings
 from stages.core.processes import Processes
 from stages.core.schemas import HELD_OUT_CURVE, TRAINING
@@ -33,6 +36,8 @@ from stages.core.training import (
     EncodedPairs,
     Execution,
     HeldOut,
+    Progress,
+    Step,
     TrainingSettings,
     needs_reference,
     train_dpo,
@@ -193,29 +198,57 @@ def train_policy(
     if len(pairs) < 2:
         raise UserError(f"training needs at least 2 preference pairs, found {len(pairs)}")
     inputs = [*task.inputs, *sorted({*policy_files(task.initial), *policy_files(task.reference)})]
-    identity = _identity(task, inputs)
-    policy, reference = model.load_for_training(
-        policy_path(task.initial), policy_path(task.reference), task.lora, task.seed
-    )
-    if processes.count > 1:
-        log.info("training on %d processes", processes.count)
-    processes.start_trackers(task.stage, asdict(settings))
-    steps, curve = train_dpo(
-        model,
-        policy,
-        reference if needs_reference(settings) else None,
-        pairs,
-        settings,
-        seed=task.seed,
-        work=outputs.work,
-        identity=identity,
-        processes=processes,
-        execution=execution,
-        held_out=held_out,
-    )
-    processes.end_trackers()
-    if not processes.is_main:
-        return len(steps)
+    lock = outputs.work.with_name(f"{outputs.work.name}.lock")
+    with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
+        processes.wait()  # for the main one, which may have to wait for another training
+        policy, reference = model.load_for_training(
+            policy_path(task.initial), policy_path(task.reference), task.lora, task.seed
+        )
+        if processes.count > 1:
+            log.info("training on %d processes", processes.count)
+        processes.start_trackers(task.stage, asdict(settings))
+        steps, curve = train_dpo(
+            model,
+            policy,
+            reference if needs_reference(settings) else None,
+            pairs,
+            settings,
+            seed=task.seed,
+            work=outputs.work,
+            identity=_identity(task, inputs),
+            processes=processes,
+            execution=execution,
+            held_out=held_out,
+        )
+        processes.end_trackers()
+        if processes.is_main:
+            _write_tables(steps, curve, task, outputs, inputs)
+            save_policy(policy, outputs.policy, model.denoiser_part)
+            facts = {
+                "base": model.base,
+                "kind": "lora" if task.lora.rank else "full",
+                "num_pairs": len(pairs),
+                "num_steps": len(steps),
+                "last_loss": steps[-1].loss,
+            }
+            write_manifest(
+                outputs.policy,
+                stage=task.stage,
+                arguments=task.arguments,
+                inputs=inputs,
+                facts=facts,
+            )
+            shutil.rmtree(outputs.work, ignore_errors=True)
+    return len(steps)
+
+
+def _write_tables(
+    steps: Sequence[Step],
+    curve: Sequence[Progress],
+    task: Task,
+    outputs: Outputs,
+    inputs: Sequence[Path],
+) -> None:
     for path, records, schema in (
         (outputs.training, steps, TRAINING),
         (outputs.held_out_curve, curve, HELD_OUT_CURVE),
@@ -224,22 +257,6 @@ def train_policy(
             path, [asdict(record) for record in records], schema,
             stage=task.stage, arguments=task.arguments, inputs=inputs,
         )  # fmt: skip
-    save_policy(policy, outputs.policy, model.denoiser_part)
-    write_manifest(
-        outputs.policy,
-        stage=task.stage,
-        arguments=task.arguments,
-        inputs=inputs,
-        facts={
-            "base": model.base,
-            "kind": "lora" if task.lora.rank else "full",
-            "num_pairs": len(pairs),
-            "num_steps": len(steps),
-            "last_loss": steps[-1].loss,
-        },
-    )
-    shutil.rmtree(outputs.work, ignore_errors=True)
-    return len(steps)
 
 
 def _identity(task: Task, inputs: Sequence[Path]) -> str:
@@ -259,6 +276,9 @@ def save_policy(policy: Denoiser, output: Path, part: str) -> None:
     policy.save(new, part)
     for old in [path for path in output.iterdir() if path != new]:
         shutil.rmtree(old) if old.is_dir() else old.unlink()  # also weights of the other kind
+    for file in (path for path in new.rglob("*") if path.is_file()):
+        with file.open("rb") as written:
+            os.fsync(written.fileno())  # before the manifest says that all is there
     for path in sorted(new.iterdir()):
         path.replace(output / path.name)
     new.rmdir()

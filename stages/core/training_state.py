@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.training_utils import EMAModel
 
+from stages.core.artifacts import replacing
 from stages.core.models import Denoiser
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,6 @@ class TrainingState:
 
     def save(self, steps: Sequence[Mapping[str, Any]], curve: Sequence[Mapping[str, Any]]) -> None:
         """Save everything and the records so far; forget the state before."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         name = f"step-{len(steps):06d}.pt"
         state = {
             "policy": self.policy.state_dict(),
@@ -69,19 +69,17 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
         }
-        part = self.folder / f"{name}.part"
-        torch.save(state, part)
-        part.replace(self.folder / name)
+        with replacing(self.folder / name) as part:
+            torch.save(state, part)
         record = {
             "identity": self.identity,
             "weights": name,
             "steps": list(steps),
             "curve": list(curve),
         }
-        part = self.folder / "state.json.part"
-        part.write_text(json.dumps(record))
-        part.replace(self.folder / "state.json")
-        for old in self.folder.glob("step-*.pt*"):
+        with replacing(self.folder / "state.json") as part:
+            part.write_text(json.dumps(record))
+        for old in (*self.folder.glob("step-*.pt"), *self.folder.glob(".*.part")):
             if old.name != name:
-                old.unlink()
+                old.unlink()  # also what a killed training had half written
         self.saved_step = len(steps)
