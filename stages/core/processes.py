@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,6 +18,19 @@ from torch import Tensor
 
 from stages.core.errors import UserError
 from stages.core.models import Denoiser
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent ends."""
+
+
+def end_with_launcher() -> None:
+    """Have the kernel end this process when the one that launched it ends, however that ends.
+
+    Otherwise a killed `torchrun` leaves its workers training on. Does nothing for a process that no
+    launcher started, nor outside Linux.
+    """
+    if "LOCAL_RANK" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Processes:
@@ -29,6 +46,7 @@ class Processes:
                 raise UserError(
                     f"tracker {name} is not installed: pip install {name}, or leave it out"
                 )
+        end_with_launcher()
         self._accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision="no",  # the adapter's autocast sees to it, for the reference too

@@ -137,6 +137,37 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(
     assert not (tmp_path / "policy").exists()
 
 
+def test_a_killed_launcher_takes_its_workers_with_it(
+    seed_trained: train_seed.Args, tmp_path: Path
+) -> None:
+    args = replace(
+        elsewhere(seed_trained, tmp_path, passes=10_000.0), execution=Execution(save_every=1)
+    )
+    launcher = start(args, 2)
+
+    def workers() -> list[str]:
+        found = subprocess.run(["pgrep", "-f", str(args.work)], capture_output=True, text=True)
+        return [pid for pid in found.stdout.split() if pid != str(launcher.pid)]
+
+    await_state(args, launcher)
+    assert len(workers()) == 2
+    launcher.kill()
+    launcher.communicate()
+    deadline = time.monotonic() + 30
+    while workers():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def await_state(args: train_seed.Args, process: subprocess.Popen[str]) -> None:
+    """Wait until the training has saved a state."""
+    deadline = time.monotonic() + 240
+    while not (args.work / "state.json").is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_killed_and_run_again_two_processes_end_with_the_weights_of_an_unbroken_run(
     seed_trained: train_seed.Args, tmp_path: Path
 ) -> None:
@@ -147,11 +178,7 @@ def test_killed_and_run_again_two_processes_end_with_the_weights_of_an_unbroken_
     )
     finish(start(unbroken, 2))
     process = start(broken, 2)
-    deadline = time.monotonic() + 240
-    while not (broken.work / "state.json").is_file():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    await_state(broken, process)
     subprocess.run(["pkill", "-KILL", "-f", str(broken.work)], check=True)  # launcher and workers
     process.communicate()
     assert not broken.output.exists()
