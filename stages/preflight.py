@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stages.core.configuration import check_config
-from stages.core.costs import Counts, Rates, count, disk_bytes, hours
+from stages.core.costs import Counts, Rates, clock_hours, count, disk_bytes, hours
 from stages.core.errors import UserError
 from stages.core.images import encode_png, to_pixels
 from stages.core.models import (
@@ -104,10 +104,10 @@ def main(args: Args) -> None:
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"preflight: the GPU's memory does not suffice ({error}). Lower "
-                "execution.micro_batch_pairs or candidate_prompts_per_batch, set "
+                "execution.micro_batch_pairs, score_rows_per_batch or candidate_prompts_per_batch, set "
                 "execution.gradient_checkpointing, or use config/overlays/lora.yaml."
             ) from error
-        show(counts, rates, args, findings)
+        show(counts, rates, args, findings, config["execution"]["training_gpus"])
         run.rows_in, run.rows_out = len(args.config), len(findings.checks)
         if findings.failed:
             raise UserError(f"preflight: {'; '.join(findings.failed)}")
@@ -292,7 +292,9 @@ def time_inference(
     )  # fmt: skip
     one = latents[: config["sample_candidates"]["candidates_per_prompt"]].float().cpu()
     prompt = model.encode_text(PROMPTS[:1])
-    scoring = seconds(model, lambda: draw_errors(model, denoiser, denoiser, one, prompt, draws))
+    rows = execution["score_rows_per_batch"]
+    scoring = seconds(model, lambda: draw_errors(
+        model, denoiser, denoiser, one, prompt, draws, rows_per_batch=rows))  # fmt: skip
     memory(model, "scoring", findings)
     images = torch.zeros((1, 3, model.image_size, model.image_size))
     encoding = seconds(model, lambda: model.encode_images(images))
@@ -313,7 +315,8 @@ def time_training(
     lora = lora_settings(config)
     execution = config["execution"]
     policy, reference = model.load_for_training(None, None, lora, seed=0)
-    number = min(settings.batch_pairs, execution["micro_batch_pairs"] or settings.batch_pairs)
+    batch = settings.batch_pairs
+    number = min(batch, execution["micro_batch_pairs"] or batch)
     pairs = random_pairs(model, number)
     model.release(*model.encoder_parts)
     parameters = policy.trainable()
@@ -328,15 +331,15 @@ def time_training(
     kept, rows = torch.zeros(number, dtype=torch.bool), torch.arange(number)
     compared: Denoiser | None = reference if needs_reference(settings) else None
 
-    def step() -> None:
+    def micro_batch() -> None:
         with model.autocast():
             measures = batch_loss(model, policy, compared, pairs, rows, draws, settings, kept)
         measures["loss"].backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
-    step()
-    taken = seconds(model, step)
+    micro_batch()
+    optimizer.step()
+    pair = seconds(model, micro_batch) / number + seconds(model, optimizer.step) / batch
+    optimizer.zero_grad(set_to_none=True)
     memory(model, f"training, {number} pairs at once", findings)
     weights = sum(p.numel() * p.element_size() for p in parameters)
     moments = sum(
@@ -344,7 +347,7 @@ def time_training(
         for state in optimizer.state.values() for value in state.values()
         if isinstance(value, torch.Tensor)
     )  # fmt: skip
-    return taken / number, weights, weights + moments
+    return pair, weights, weights + moments
 
 
 def seconds(model: DiffusionModel, work: Callable[[], object]) -> float:
@@ -374,7 +377,7 @@ def memory(model: DiffusionModel, what: str, findings: Findings) -> None:
     torch.cuda.reset_peak_memory_stats(model.device)
 
 
-def show(counts: Counts, rates: Rates, args: Args, findings: Findings) -> None:
+def show(counts: Counts, rates: Rates, args: Args, findings: Findings, training_gpus: int) -> None:
     """Tables of hours and disk on the terminal; notes whether the disk is large enough."""
     console = Console()
     table = Table(title="What the run will take", title_justify="left")
@@ -393,7 +396,11 @@ def show(counts: Counts, rates: Rates, args: Args, findings: Findings) -> None:
     table.add_row("all", "", f"{sum(taken.values()):.2f}", style="bold")
     console.print(table)
     if args.devices > 1:
-        console.print(f"On {args.devices} devices about {sum(taken.values()) / args.devices:.2f} h")
+        clock = clock_hours(taken, devices=args.devices, training_gpus=training_gpus)
+        console.print(
+            f"About {clock:.2f} h on {args.devices} devices, of which a training takes "
+            f"{min(args.devices, training_gpus)} (execution.training_gpus)"
+        )
     disk = Table(title="What it will write", title_justify="left")
     disk.add_column("files")
     disk.add_column("GB", justify="right")

@@ -143,6 +143,15 @@ def _check_together(config: Config) -> Iterator[str]:
                 f"'{block}.batch_pairs' is {config[block]['batch_pairs']}, no multiple of "
                 f"'execution.training_gpus' = {gpus}; a batch is shared equally"
             )
+    if (
+        iterations
+        and config["score_candidates"]["reference"] == "seed"
+        and config["select_pairs"]["ranker"] == "self"
+    ):
+        yield (
+            "'score_candidates.reference' is 'seed', but in iteration 1 the seed policy is the judge: "
+            "every reward would be 0 and no pair would mean anything; use 'base'"
+        )
     if config["train_seed"].get("policy") and not iterations:
         yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"
     evaluation = config["evaluation"]

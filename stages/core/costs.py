@@ -95,6 +95,16 @@ def hours(counts: Counts, rates: Rates) -> dict[str, float]:
     return {name: value / 3600 for name, value in seconds.items()}
 
 
+def clock_hours(taken: Mapping[str, float], *, devices: int, training_gpus: int) -> float:
+    """Hours on the clock of device hours: shards spread over all devices, a training over its own.
+
+    The stages of an iteration follow each other; evaluation, which could run beside the next one, is
+    counted as if it waited.
+    """
+    training = taken["train"] / min(devices, training_gpus)
+    return training + sum(h for name, h in taken.items() if name != "train") / devices
+
+
 def disk_bytes(counts: Counts, rates: Rates) -> dict[str, int]:
     """Bytes that stay under results/, and the largest training state beside them."""
     pair = 2 * (rates.image_bytes + rates.latents_bytes)

@@ -150,6 +150,7 @@ def test_all_mistakes_are_listed_at_once(config: Config) -> None:
         ),
         ("prompts.pool", "pool.txt", "'prompts.pool' is given beside the block 'shapes'"),
         ("evaluation.prompt_sets", {"mine": "a.txt"}, "'evaluation.prompt_sets' is given beside"),
+        ("score_candidates.reference", "seed", "every reward would be 0"),
         ("evaluation.primary_metric", "beauty", "'evaluation.metrics' does not list (total, "),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.core.costs import Rates, count, disk_bytes, hours
+from stages.core.costs import Rates, clock_hours, count, disk_bytes, hours
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = Rates(
@@ -68,3 +68,11 @@ def test_hours_and_bytes_of_hand_numbers(sd15: dict[str, Any]) -> None:
     assert sizes["candidates"] == 72 * 1100
     assert sizes["policies"] == 2 * 10_000
     assert sizes["training state"] == 30_000
+
+
+def test_more_devices_shorten_what_is_spread_over_them() -> None:
+    taken = {"sample candidates": 16.0, "train": 4.0}
+    assert clock_hours(taken, devices=1, training_gpus=1) == 20.0
+    assert clock_hours(taken, devices=8, training_gpus=1) == 2.0 + 4.0
+    assert clock_hours(taken, devices=8, training_gpus=4) == 2.0 + 1.0
+    assert clock_hours(taken, devices=2, training_gpus=4) == 8.0 + 2.0  # no more than there are
