@@ -25,7 +25,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from stages.core.configuration import check_config
+from stages.core.configuration import check_config, merged
 from stages.core.costs import Counts, Rates, clock_hours, count, disk_bytes, hours
 from stages.core.errors import UserError
 from stages.core.images import encode_png, to_pixels
@@ -123,15 +123,6 @@ def read_config(paths: tuple[Path, ...]) -> dict[str, Any]:
             raise UserError(f"{path} cannot be read as YAML: {error}") from error
         config = merged(config, loaded or {})
     return check_config(config)
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The lower mapping with the upper one's keys laid over it, block by block, as Snakemake does."""
-    result = dict(below)
-    for key, value in above.items():
-        is_block = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if is_block else value
-    return result
 
 
 def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:

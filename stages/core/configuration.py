@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,15 @@ def check_config(config: Config) -> Config:
     if messages:
         raise ConfigError("the config has mistakes:\n  - " + "\n  - ".join(messages))
     return config
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The lower mapping with the upper one's keys laid over it, block by block, as Snakemake does."""
+    result = dict(below)
+    for key, value in above.items():
+        is_block = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if is_block else value
+    return result
 
 
 def without_defaults(block: Config, name: str) -> Config:

@@ -1,4 +1,4 @@
-"""Which GPU a stage takes: a free one, held by a file lock that the kernel releases with the process.
+"""Which GPUs a stage takes: free ones, held by file locks that the kernel releases with the process.
 
 Snakemake counts GPUs and never says which one (snakemake issue 281), so that eight jobs would all take
 the first.
@@ -6,6 +6,8 @@ the first.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import logging
 import os
 import tempfile
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST", "LOCAL_RANK")
 """Where one of these is set, somebody else has handed out the devices already."""
+
 _held: list[IO[str]] = []
 """Locks of this process, open until it ends."""
 
@@ -37,16 +40,49 @@ def lock_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"sail-devices-{os.getuid()}"
 
 
-def lease(names: list[str], folder: Path, *, poll_seconds: float = 0.5) -> int:
-    """Place among `names` of a device that nobody holds; waits until there is one."""
-    has_waited = False
-    while True:
-        for index, name in enumerate(names):
+def lease(
+    names: list[str], folder: Path, *, num_devices: int = 1, poll_seconds: float = 0.5
+) -> list[int]:
+    """Places among `names` of devices that nobody else holds, until this process ends.
+
+    Waits until there are enough. Who waits for several is not overtaken by those who want one: all
+    queue at one lock, and only the first in the queue looks for devices. It takes all or none, so
+    that two who wait for each other's devices cannot be. ValueError if there never can be enough.
+    """
+    if num_devices > len(names):
+        raise ValueError(f"{num_devices} devices wanted, {len(names)} there")
+    folder.mkdir(parents=True, exist_ok=True)
+    everyone = hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()[:16]
+    with (folder / f"queue-{everyone}.lock").open("a") as queue:
+        try:
+            fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for %d of %d GPUs, behind others", num_devices, len(names))
+            fcntl.flock(queue, fcntl.LOCK_EX)  # the kernel serves in the order of asking
+        has_waited = False
+        while True:
+            found = _take(names, folder, num_devices)
+            if found is not None:
+                return found
+            if not has_waited:
+                log.info("waiting for %d of %d GPUs; too few are free", num_devices, len(names))
+                has_waited = True
+            time.sleep(poll_seconds)
+
+
+def _take(names: list[str], folder: Path, num_devices: int) -> list[int] | None:
+    """Places of free devices, now held; None, and none held, if too few are free."""
+    files: dict[int, IO[str]] = {}
+    for index, name in enumerate(names):
+        if len(files) < num_devices:
             file = try_lock(folder / f"{name.replace('/', '-')}.lock")
             if file is not None:
-                _held.append(file)
-                return index
-        if not has_waited:
-            log.info("waiting for one of %d GPUs; all are taken", len(names))
-            has_waited = True
-        time.sleep(poll_seconds)
+                files[index] = file
+    if len(files) < num_devices:
+        for file in files.values():
+            file.close()
+        return None
+    for file in files.values():
+        os.set_inheritable(file.fileno(), True)  # a launcher's workers hold what it has leased
+    _held.extend(files.values())
+    return list(files)

@@ -58,7 +58,7 @@ class Run:
 @contextmanager
 def stage(name: str) -> Iterator[Run]:
     """Set up logging; end with rows in, rows out, seconds and peak memory."""
-    _set_up_log()
+    set_up_log()
     run = Run(name)
     yield run
     log.info(
@@ -69,7 +69,7 @@ def stage(name: str) -> Iterator[Run]:
 
 def run_stage(main: Callable[[Args], None], args: Args) -> None:
     """Call a stage's main; a mistake of the user's ends in a message, not in a traceback."""
-    _set_up_log()
+    set_up_log()
     spec = sys.modules["__main__"].__spec__
     if spec is not None:
         log.info("python -m %s %s", spec.name, shlex.join(sys.argv[1:]))
@@ -118,7 +118,7 @@ def choose_device(threads: int) -> torch.device:
         return torch.device("cpu")
     if any(name in os.environ for name in SCHEDULERS):
         return torch.device("cuda")
-    index = lease(device_names(torch.cuda.device_count(), os.environ), lock_folder())
+    [index] = lease(device_names(torch.cuda.device_count(), os.environ), lock_folder())
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -136,8 +136,9 @@ def _bar(items: Iterable[Item], what: str) -> Iterator[Item]:
         yield from bar.track(list(items))
 
 
-def _set_up_log() -> None:
-    is_main = os.environ.get("RANK", "0") == "0"  # of several processes only one speaks
+def set_up_log() -> None:
+    """Log to stderr; of several processes only the main one speaks."""
+    is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
         level=logging.INFO if is_main else logging.WARNING,
         format="%(asctime)s %(message)s",

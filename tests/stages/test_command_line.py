@@ -93,3 +93,11 @@ def test_a_missing_flag_is_named_and_exit_code_2() -> None:
     assert found.returncode == 2
     assert "--pool" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("given", [("stages.train_seed",), ("0", "stages.train_seed"), ("2",)])
+def test_the_launcher_says_what_it_needs(given: tuple[str, ...]) -> None:
+    found = run("stages.launch", *given)
+    assert found.returncode == 1
+    assert "error: expected the number of processes and a stage, found" in found.stderr
+    assert "Traceback" not in found.stderr

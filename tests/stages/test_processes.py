@@ -42,13 +42,9 @@ def words(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def start(args: train_seed.Args, processes: int, *launcher: str) -> subprocess.Popen[str]:
-    launcher = launcher or (
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-    )
+    launcher = (*launcher, "-m") if launcher else ("stages.launch", str(processes))
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "-m", "stages.train_seed", *words(asdict(args))],
+        [sys.executable, "-m", *launcher, "stages.train_seed", *words(asdict(args))],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
@@ -90,6 +86,7 @@ def test_two_processes_have_the_losses_of_one(
     policy_digest(args.output)
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_lora_in_micro_batches_as_one_does_at_once(
     seed_trained: train_seed.Args, tmp_path: Path
 ) -> None:
@@ -168,6 +165,7 @@ def await_state(args: train_seed.Args, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_two_processes_end_with_the_weights_of_an_unbroken_run(
     seed_trained: train_seed.Args, tmp_path: Path
 ) -> None:

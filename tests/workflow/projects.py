@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from stages.core.configuration import merged
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config" / "config.yaml"
 SMALLEST = Path(__file__).with_name("smallest.yaml")
@@ -88,12 +90,3 @@ def environment() -> dict[str, str]:
     """Where `python` is the one that runs the tests, as in an activated environment."""
     binaries = Path(sys.executable).parent
     return {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The lower mapping with the upper one's keys laid over it, block by block."""
-    result = dict(below)
-    for key, value in above.items():
-        is_block = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if is_block else value
-    return result

@@ -80,6 +80,15 @@ def test_a_wrong_config_is_refused_by_key(
     assert not (tmp_path / "results").exists()
 
 
+def test_fewer_gpus_than_a_training_takes_are_refused_and_not_clipped(tmp_path: Path) -> None:
+    config = {"execution": {"training_gpus": 2}}
+    flags = ("--dry-run", "--quiet", "rules", "--resources")
+    refused = Project(tmp_path).call(*flags, "gpu=1", config=config)
+    assert refused.returncode != 0
+    assert "execution.training_gpus = 2 GPUs, but --resources gpu=1" in refused.stdout
+    assert Project(tmp_path).call(*flags, "gpu=2", config=config).returncode == 0
+
+
 def own_config(tmp_path: Path) -> Path:
     """A whole config of someone with labels and prompts of their own, which do not exist."""
     config = yaml.safe_load(CONFIG.read_text())

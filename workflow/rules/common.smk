@@ -53,12 +53,12 @@ wildcard_constraints:
     part="preferences|holdout",
 
 
-# `launch 4 stages.train_seed ...` starts four processes that find each other at a port of their own.
+# `launch 4 stages.train_seed ...` starts four processes, each with a GPU of its own.
 # A stage's output goes to its log and to the terminal, which is spared the command line. Braces of
 # the prefix are formatted once more by Snakemake, hence two.
 shell.prefix(
     f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}'; "
-    'launch() {{ if [ "$1" -gt 1 ]; then torchrun --standalone --nproc-per-node "$1" -m "${{@:2}}";'
+    'launch() {{ if [ "$1" -gt 1 ]; then python -m stages.launch "$@";'
     ' else python -m "${{@:2}}"; fi; }}; '
     'record() {{ tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
 )
@@ -98,6 +98,16 @@ missing = [f"{key}: {name}" for key, name in data_files() if not glob(name)]
 if missing:
     raise WorkflowError(
         "these files of the config do not exist:\n  - " + "\n  - ".join(missing)
+    )
+
+
+allowed = workflow.global_resources.get("gpu")
+allowed = getattr(allowed, "value", allowed)
+if allowed is not None and allowed < EXECUTION["training_gpus"]:
+    raise WorkflowError(
+        f"a training takes execution.training_gpus = {EXECUTION['training_gpus']} GPUs, but "
+        f"--resources gpu={allowed} allows fewer, which Snakemake would clip in silence: "
+        "allow more, or lower execution.training_gpus"
     )
 
 

@@ -1,0 +1,134 @@
+"""Many jobs lease few pretend devices while some are killed; says whether a device had two holders.
+
+Example:
+    python -m benchmarks.device_stress --jobs 200 --devices 8
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+
+JOB = """
+import json, os, sys, time
+from pathlib import Path
+from stages.core.devices import lease
+folder, log, count, devices, seconds = sys.argv[1:]
+mine = lease([str(i) for i in range(int(devices))], Path(folder), num_devices=int(count),
+             poll_seconds=0.01)
+def note(event):
+    line = json.dumps({"time": time.monotonic(), "event": event, "pid": os.getpid(), "mine": mine})
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, (line + "\\n").encode())
+    os.close(file)
+note("enter")
+time.sleep(float(seconds))
+note("leave")
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Many jobs lease few pretend devices while some are killed."""
+
+    jobs: int = 200
+    """Processes, each of which wants 1, 2 or 4 devices."""
+    devices: int = 8
+    """Pretend devices."""
+    kill_share: float = 0.15
+    """Share of the jobs that are killed at a random moment."""
+    seed: int = 0
+    """Decides what each job wants, how long it works and who is killed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What happened to the jobs."""
+
+    finished: int
+    killed: int
+    killed_holding: int
+    """Killed while they held devices."""
+    overlaps: int
+    """Pairs of jobs that held one device at the same time."""
+    lost: int
+    """Jobs that neither finished nor were killed."""
+    seconds: float
+
+
+def main(args: Args) -> None:
+    """Run the jobs and print what happened."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = stress(Path(folder), args.jobs, args.devices, args.kill_share, args.seed)
+    print(f"{args.jobs} jobs of 1, 2 and 4 devices on {args.devices}: {found}")
+    raise SystemExit(found.overlaps > 0 or found.lost > 0)
+
+
+def stress(folder: Path, jobs: int, devices: int, kill_share: float, seed: int) -> Result:
+    """Start all jobs, kill some, wait for the rest, and compare who held what when."""
+    rng = random.Random(seed)
+    log = folder / "log"
+    log.touch()
+    started = time.monotonic()
+    processes: list[subprocess.Popen[bytes]] = []
+    due: list[tuple[float, subprocess.Popen[bytes]]] = []
+    ends: dict[int, float] = {}
+
+    def wait_and_kill(seconds: float) -> None:
+        time.sleep(seconds)
+        for at, process in [item for item in due if item[0] <= time.monotonic()]:
+            due.remove((at, process))
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+                ends[process.pid] = time.monotonic()
+
+    for _ in range(jobs):
+        wanted, seconds = rng.choice((1, 1, 1, 2, 4)), rng.uniform(0.02, 0.4)
+        words = (folder / "locks", log, wanted, devices, seconds)
+        job = subprocess.Popen([sys.executable, "-c", JOB, *map(str, words)], cwd=ROOT)
+        processes.append(job)
+        if rng.random() < kill_share:
+            due.append((time.monotonic() + rng.uniform(0.05, 2.0), job))
+        wait_and_kill(0.02)  # so that jobs run while others start
+    while any(process.poll() is None for process in processes):
+        wait_and_kill(0.02)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    left = {row["pid"]: row["time"] for row in rows if row["event"] == "leave"}
+    entered = [row for row in rows if row["event"] == "enter"]
+    spans = [
+        (device, row["time"], (ends | left)[row["pid"]])
+        for row in entered
+        for device in row["mine"]
+    ]
+    return Result(
+        finished=len(left),
+        killed=len(ends.keys() - left.keys()),
+        killed_holding=len({row["pid"] for row in entered} - left.keys()),
+        overlaps=count_overlaps(spans),
+        lost=sum(p.returncode != 0 and p.pid not in ends for p in processes),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def count_overlaps(spans: list[tuple[int, float, float]]) -> int:
+    """Pairs of (device, from, to) with one device at one time."""
+    return sum(
+        a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
+        for index, a in enumerate(spans)
+        for b in spans[index + 1 :]
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

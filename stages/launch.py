@@ -1,0 +1,68 @@
+r"""Start a training stage in several processes, each with a GPU of its own that no other job holds.
+
+They find each other at a port that is free. Without a GPU they share the CPU. Example:
+    python -m stages.launch 4 stages.train_seed --preferences preferences.parquet ...
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from stages.core.devices import SCHEDULERS, device_names, lease, lock_folder
+from stages.core.errors import UserError
+from stages.core.runtime import set_up_log
+
+
+def main(arguments: list[str]) -> None:
+    """Lease the devices, then become `torchrun`, which keeps them until its last process ends.
+
+    UserError unless the arguments are a number, a stage's module and its flags, and for more
+    processes than there are GPUs.
+    """
+    if len(arguments) < 2 or not arguments[0].isdecimal() or int(arguments[0]) < 1:
+        raise UserError(
+            f"expected the number of processes and a stage, found {' '.join(arguments[:2])!r}\n\n"
+            f"{__doc__}"
+        )
+    processes = int(arguments[0])
+    os.environ |= visible_devices(processes)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={processes}", "-m", *arguments[1:],
+    ]  # fmt: skip
+    os.execv(command[0], command)
+
+
+def visible_devices(processes: int) -> dict[str, str]:
+    """The environment that shows the processes their leased GPUs; nothing without a GPU."""
+    import torch
+
+    there = torch.cuda.device_count()
+    if there == 0:
+        return {}
+    if processes > there:
+        raise UserError(
+            f"{processes} processes need a GPU each, {there} are visible; lower "
+            "execution.training_gpus, or show more in CUDA_VISIBLE_DEVICES"
+        )
+    if any(name in os.environ for name in SCHEDULERS):
+        return {}
+    names = device_names(there, os.environ)
+    leased = lease(names, lock_folder(), num_devices=processes)
+    chosen = ",".join(names[index] for index in leased)
+    logging.getLogger(__name__).info("leased GPUs %s", chosen)
+    return {"CUDA_VISIBLE_DEVICES": chosen}
+
+
+if __name__ == "__main__":
+    set_up_log()
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        print(__doc__)
+        raise SystemExit(0)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
