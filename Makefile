@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 CORES ?= all
 BIN := .venv/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint doctor clean
 help: ## say what can be done
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
@@ -21,6 +21,9 @@ lint: .venv/installed-test ## check style, types and rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
+
+doctor: .venv/installed ## say what is wrong with the installation, the processes and the results
+	$(BIN)/python -m stages.doctor
 
 clean: ## remove the environment; results stay
 	rm -rf .venv

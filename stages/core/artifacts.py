@@ -101,7 +101,9 @@ def write_table(
     except (ValueError, pa.ArrowTypeError, KeyError) as error:
         raise ArtifactError(f"{path}: rows do not fit the {schema.name} schema: {error}") from error
     with replacing(path) as part:
-        pq.write_table(table, part, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        pq.write_table(
+            table, part, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True
+        )
     return table
 
 

@@ -14,10 +14,11 @@ from typing import IO
 log = logging.getLogger(__name__)
 
 
-def try_lock(path: Path) -> IO[str] | None:
+def try_lock(path: Path, *, leave_name: bool = False) -> IO[str] | None:
     """The file, locked until it is closed; None if another process holds it.
 
-    It says which process holds it. OSError on a file system without flock.
+    It says which process holds it, unless that is left as it is by one that only looks. OSError on
+    a file system without flock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
@@ -26,9 +27,10 @@ def try_lock(path: Path) -> IO[str] | None:
     except BlockingIOError:
         file.close()
         return None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    if not leave_name:
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
     return file
 
 

@@ -1,0 +1,107 @@
+"""Which stages run, who started them, and which locks are held."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+
+from stages.core.health import Finding
+from stages.core.locks import try_lock
+
+
+def stage_processes() -> Iterator[psutil.Process]:
+    """Running processes of stages, the doctor's own apart."""
+    for process in psutil.process_iter():
+        name = stage_name(command_line(process))
+        if name and name != "doctor":
+            yield process
+
+
+def stage_name(words: list[str]) -> str | None:
+    """The stage that a command line runs: of `python -m stages.train_seed ...` it is train_seed."""
+    for flag, module in pairwise(words):
+        if flag == "-m" and module.startswith("stages."):
+            return module.removeprefix("stages.")
+    return None
+
+
+def check_stages(folder: Path) -> Iterator[Finding]:
+    """Stages at work in a folder, and those whose Snakemake is gone."""
+    for process in stage_processes():
+        try:
+            if Path(process.cwd()) != folder.resolve():
+                continue
+            has_snakemake = any(_is_snakemake(parent) for parent in process.parents())
+            minutes = (time.time() - process.create_time()) / 60
+        except psutil.Error:
+            continue  # it has just ended
+        what = (
+            f"process {process.pid} runs {stage_name(command_line(process))} for {minutes:.0f} min"
+        )
+        if has_snakemake:
+            yield Finding(level="ok", what=what)
+        else:
+            yield Finding(
+                level="note",
+                what=f"{what}, and no snakemake is above it: started by hand, or left behind by one "
+                "that was killed",
+                remedy=f"kill {process.pid}",
+            )
+
+
+def check_snakemake_lock(folder: Path) -> Iterator[Finding]:
+    """Snakemake's lock on a folder that no Snakemake is at work in."""
+    locks = [path for path in (folder / ".snakemake" / "locks").glob("*") if path.is_file()]
+    if not locks:
+        return
+    at_work = [p.pid for p in psutil.process_iter() if _is_snakemake(p) and _is_in(p, folder)]
+    if at_work:
+        yield Finding(level="ok", what=f"snakemake is at work here (process {at_work[0]})")
+    else:
+        yield Finding(
+            level="problem",
+            what=f"{folder.resolve()} is locked by a snakemake that is gone; the next one would refuse to start",
+            remedy="snakemake --unlock",
+        )
+
+
+def check_locks(paths: Iterable[Path], what: str) -> Iterator[Finding]:
+    """Who holds which of our locks; a lock without a holder is free and needs nothing."""
+    for path in sorted(paths):
+        holder = path.read_text().strip()
+        file = try_lock(path, leave_name=True)
+        if file is not None:
+            file.close()
+            continue
+        command = "a process that has ended"
+        if holder.isdecimal() and psutil.pid_exists(int(holder)):
+            words = command_line(psutil.Process(int(holder)))
+            command = stage_name(words) or " ".join(words[:3])
+        yield Finding(
+            level="ok", what=f"{what} {path.stem} is held by process {holder} ({command})"
+        )
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """A process's words; none if it is another user's or has ended."""
+    try:
+        words: list[str] = process.cmdline()
+    except psutil.Error:
+        return []
+    return words
+
+
+def _is_snakemake(process: psutil.Process) -> bool:
+    words = command_line(process)[:4]
+    return any(word == "snakemake" or word.endswith("/snakemake") for word in words)
+
+
+def _is_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return Path(process.cwd()) == folder.resolve()
+    except psutil.Error:
+        return False
