@@ -1,6 +1,6 @@
 """Synthetic scores with a known effect in; how often the 95 % intervals of `compare` hold it, out.
 
-    python -m benchmarks.coverage > benchmarks/coverage.md
+python -m benchmarks.coverage > benchmarks/coverage.md
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tyro
+from scipy import stats
 
 from stages.core.statistics import compare, share_interval
 
@@ -61,20 +62,17 @@ def styled(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return baseline + gain, baseline
 
 
-WIN_RATE_OF_NORMAL = 0.5792597094391030
-"""Phi(0.1 / 0.5)."""
-WIN_RATE_OF_STYLED = 0.5929834
-"""Mean of Phi(gain / sqrt(0.6^2 + 0.2^2)) over the four gains."""
+GAINS = np.array([0.0, 0.1, 0.2, 0.3])
 
 WORLDS = (
-    World(name="normal", draw=normal, difference=0.1, win_rate=WIN_RATE_OF_NORMAL),
+    World(name="normal", draw=normal, difference=0.1, win_rate=float(stats.norm.cdf(0.1 / 0.5))),
     World(name="skewed", draw=skewed, difference=0.2, win_rate=float(np.exp(-0.8))),
     World(name="half draws", draw=drawn_often, difference=0.1, win_rate=0.55),
     World(
         name="4 styles, repeated texts",
         draw=styled,
         difference=0.15,
-        win_rate=WIN_RATE_OF_STYLED,
+        win_rate=float(stats.norm.cdf(GAINS / np.hypot(0.6, 0.2)).mean()),
         strata=STYLES,
         clusters=TEXTS,
     ),

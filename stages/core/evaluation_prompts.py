@@ -80,9 +80,7 @@ def _read_partiprompts(path: Path) -> list[EvaluationPrompt]:
                 "'partiprompts' is the tab-separated PartiPrompts.tsv of google-research/parti"
             )
     return [
-        EvaluationPrompt(
-            prompt=row["Prompt"], category=row["Category"], challenge=row["Challenge"]
-        )
+        EvaluationPrompt(prompt=row["Prompt"], category=row["Category"], challenge=row["Challenge"])
         for row in rows
     ]
 

@@ -65,7 +65,9 @@ EVALUATION_PROMPTS = Schema(
     1,
     pa.schema(
         [
-            _field("prompt_id", pa.string(), "digest of the prompt, of category and item too if keyed"),
+            _field(
+                "prompt_id", pa.string(), "digest of the prompt, of category and item too if keyed"
+            ),
             *_PROMPT[1:],
             _field("category", pa.string(), "its file's category or style", nullable=True),
             _field("challenge", pa.string(), "PartiPrompts' challenge", nullable=True),
@@ -215,7 +217,9 @@ HELD_OUT_CURVE = Schema(
 _COMPARISON = [
     _field("metric", pa.string(), "name of the metric"),
     _field("policy", pa.string(), "'base', 'iter00', 'iter01' ..."),
-    _field("baseline", pa.string(), "the policy it is compared with; '<run>/<policy>' of another run"),
+    _field(
+        "baseline", pa.string(), "the policy it is compared with; '<run>/<policy>' of another run"
+    ),
     _field("num_prompts", pa.int32(), "prompts both were scored on"),
     _field("mean", pa.float64(), "mean score of the policy over prompts"),
     _field("baseline_mean", pa.float64(), "mean score of the baseline over prompts"),
@@ -303,7 +307,9 @@ GUARDS = Schema(
             _field("diversity", pa.float64(), "mean distance of images of one prompt, in [0, 1]"),
             _field("drift", pa.float64(), "mean squared change of the prediction from the base's"),
             _field("blank_share", pa.float64(), "share of images that are of nearly one colour"),
-            _field("truncated_share", pa.float64(), "share of evaluation prompts cut by an encoder"),
+            _field(
+                "truncated_share", pa.float64(), "share of evaluation prompts cut by an encoder"
+            ),
             _field(
                 "rank_correlation",
                 pa.float64(),

@@ -48,7 +48,7 @@ def compare(
     """The paired comparison: means, their difference, wins, two tests, an effect size.
 
     Intervals are of 95 %: bootstrap over prompts (within each stratum, prompts of one cluster drawn
-    together), Wilson for the win rate, where a draw counts half a win. Both tests are two-sided.
+    together), Wilson's for the win rate, where a draw counts half a win. Both tests are two-sided.
     Tests, effect size and Wilson's n take a cluster's mean difference for one observation; a
     cluster that spans strata counts once in each. ValueError unless both have the same prompts, at
     least 2.
@@ -65,7 +65,8 @@ def compare(
     low, high = units.interval() if units.are_grouped else mean_interval(differences)
     wins, ties = int((differences > 0).sum()), int((differences == 0).sum())
     win_rate = float((differences > 0).mean() + 0.5 * (differences == 0).mean())
-    win_low, win_high = wilson(win_rate, len(units.means))
+    points = group_units(np.sign(differences) / 2 + 0.5, strata, clusters).means
+    win_low, win_high = win_interval(win_rate, points)
     return Comparison(
         num_prompts=len(differences),
         mean=float(scores.mean(dtype=np.float64)),
@@ -211,8 +212,24 @@ def share_interval(num_hits: int, num_trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def wilson(share: float, num_trials: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share that may count halves, as a win rate with draws does."""
+def win_interval(
+    win_rate: float, points: Float[NDArray[np.float64], " unit"]
+) -> tuple[float, float]:
+    """95 % Wilson interval of a win rate whose units gave 1, 0 or, in a draw, one half.
+
+    Draws vary less than wins and losses do, so Wilson's n is raised by the ratio of the two
+    variances; without draws this is Wilson's interval. No width if every unit drew.
+    """
+    coin, found = win_rate * (1 - win_rate), float(points.var())
+    if found > 0 and coin > 0:
+        return wilson(win_rate, len(points) * coin / found)
+    if 0 < win_rate < 1:
+        return win_rate, win_rate
+    return wilson(win_rate, len(points))
+
+
+def wilson(share: float, num_trials: float) -> tuple[float, float]:
+    """95 % Wilson interval of a share of trials, whose number need not be whole."""
     z = special.ndtri(0.975)
     centre = share + z**2 / (2 * num_trials)
     spread = share * (1 - share) / num_trials + z**2 / (4 * num_trials**2)

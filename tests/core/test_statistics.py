@@ -23,6 +23,7 @@ from stages.core.statistics import (
     sign_test,
     signed_rank_test,
     wilson,
+    win_interval,
 )
 
 
@@ -41,7 +42,16 @@ def test_wins_draws_losses_and_tests_of_hand_scores() -> None:
     assert (found.num_wins, found.num_ties, found.num_losses) == (2, 1, 1)
     assert found.sign_p == 1.0  # 2 of 3: p = min(1, 2 * 0.5)
     assert found.effect_size == pytest.approx(0.75 / math.sqrt(35 / 12))
-    assert (found.win_low, found.win_high) == wilson(0.625, 4)
+    # points 1, 0.5, 0, 1 have variance 0.171875, a coin of 0.625 has 0.234375
+    assert (found.win_low, found.win_high) == wilson(0.625, 4 * 0.234375 / 0.171875)
+
+
+def test_win_interval_without_draws_is_wilsons_and_with_draws_alone_has_no_width() -> None:
+    points = np.array([1.0, 1.0, 0.0, 1.0, 0.0])
+    assert win_interval(0.6, points) == pytest.approx(share_interval(3, 5))
+    assert win_interval(1.0, np.ones(9)) == pytest.approx(share_interval(9, 9))
+    assert win_interval(0.0, np.zeros(9)) == pytest.approx(share_interval(0, 9))
+    assert win_interval(0.5, np.full(4, 0.5)) == (0.5, 0.5)
 
 
 def test_prompts_of_one_cluster_count_as_one_observation() -> None:
@@ -73,8 +83,7 @@ def test_stratified_interval_equals_scipys_of_several_samples() -> None:
         return sum(w * part.mean(axis=axis) for w, part in zip(weights, parts, strict=True))
 
     expected = stats.bootstrap(
-        samples, whole_mean, n_resamples=NUM_RESAMPLES, rng=np.random.default_rng(0),
-        batch=1000,
+        samples, whole_mean, n_resamples=NUM_RESAMPLES, rng=np.random.default_rng(0)
     ).confidence_interval  # the same draws
     assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-12)
 
