@@ -1,6 +1,6 @@
 """Synthetic scores with a known effect in; how often the 95 % intervals of `compare` hold it, out.
 
-python -m benchmarks.coverage > benchmarks/coverage.md
+Example: python -m benchmarks.coverage > benchmarks/coverage.md
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ def main(args: Args) -> None:
                     pair = {"policy": policy, "baseline": baseline, **asdict(result)}
                     parts.append({**where, "axis": axis, "group": group, **pair})
         adjust(rows)
-        files = [path for *_, path in (*args.scores, *args.prompts, *args.others)]
+        files = [path for *_, path in (*args.scores, *args.others)]
+        files += [path for _, path in args.prompts]
         for path, found, schema in (
             (args.output, rows, SUMMARY),
             (args.breakdown, parts, BREAKDOWN),

@@ -92,9 +92,8 @@ def main(args: Args) -> None:
                         ("rank_correlation", "best_beats_worst", "confident_share")
                         if row.get(name) is not None),
             )  # fmt: skip
-        fields = GUARDS.arrow.names
-        guards = [Guard(**{name: row.get(name) for name in fields}) for row in rows]
-        for sentence in warnings(guards, args.limits):
+        empty: dict[str, Any] = dict.fromkeys(GUARDS.arrow.names)
+        for sentence in warnings([Guard(**(empty | row)) for row in rows], args.limits):
             log.warning("guards: %s", sentence)
         inputs = [*args.holdout, *args.pairs, *args.prompts]
         for named in (args.images, args.rewards, args.candidate_scores):

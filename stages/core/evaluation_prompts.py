@@ -114,7 +114,8 @@ def _read_texts(path: Path) -> list[str]:
     if not isinstance(values, list):
         raise UserError(f"{path} holds a {type(values).__name__}, expected a list of prompts")
     texts = [value.get("prompt") if isinstance(value, dict) else value for value in values]
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"{path}: entry {number} is no text and has no text 'prompt'")
-    return texts
+    found = [text for text in texts if isinstance(text, str)]
+    if len(found) < len(texts):
+        number = next(i for i, text in enumerate(texts) if not isinstance(text, str))
+        raise UserError(f"{path}: entry {number} is no text and has no text 'prompt'")
+    return found

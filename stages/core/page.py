@@ -144,7 +144,7 @@ def wins_cell(row: Comparison | None) -> Row | None:
 
 
 def others_view(evaluation: Evaluation) -> list[Row]:
-    """This run's policies against those of other runs: one row a set, metric and pair."""
+    """Own policies against those of other runs: one row a set, metric and pair."""
     return [
         {
             "prompt_set": prompt_set,
@@ -192,9 +192,11 @@ def breakdown_view(rows: Sequence[Row], evaluation: Evaluation) -> list[Row]:
 def paper_view(
     paper: Sequence[PaperRow], evaluation: Evaluation, breakdown: Sequence[Row]
 ) -> list[Row]:
-    """Each of the paper's tables with what this run has of it: base and its distance from the
-    paper's base first, then the run's policies, then the paper's rows. Tables without a column of
-    this run's are left out."""
+    """Each of the paper's tables with what the run has of it; those it has nothing of are left out.
+
+    Base and its distance from the paper's base lead, then come the run's policies and the paper's
+    rows.
+    """
     means: dict[Column, dict[str, float]] = {}
     for row in breakdown:
         column = Column(row["prompt_set"], row["metric"], row["group"])

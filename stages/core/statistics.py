@@ -142,7 +142,7 @@ def group_units(values: PerPrompt, strata: Labels, clusters: Labels) -> Units:
     both = np.stack([np.unique(strata, return_inverse=True)[1], clusters], axis=1)
     units, place = np.unique(both, axis=0, return_inverse=True)
     return Units(
-        sums=np.bincount(place, weights=values),
+        sums=np.bincount(place, weights=values).astype(np.float64),
         counts=np.bincount(place).astype(np.int64),
         strata=units[:, 0].astype(np.int64),
     )
