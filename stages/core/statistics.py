@@ -228,7 +228,7 @@ def win_interval(
     return wilson(win_rate, len(points))
 
 
-def wilson(share: float, num_trials: float) -> tuple[float, float]:
+def wilson(share: float, num_trials: int | float) -> tuple[float, float]:
     """95 % Wilson interval of a share of trials, whose number need not be whole."""
     z = special.ndtri(0.975)
     centre = share + z**2 / (2 * num_trials)
