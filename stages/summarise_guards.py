@@ -41,6 +41,8 @@ from stages.core.statistics import (
 
 CONFIDENT = 0.9
 """p(winner > loser) above which a pair counts as confident (paper: Sec. 5.5)."""
+PAIRS_PER_BIN = 20
+"""Of the reliability curve, at least; up to eight bins."""
 BLANK = 2.0
 """Largest standard deviation of a channel's values, of 255, below which an image is blank: JPEG
 noise on one colour stays under it, a plain background with anything on it does not."""
@@ -192,11 +194,15 @@ def truncated_share(args: Args) -> float:
 
 def reliability_rows(holdout: tuple[Path, ...]) -> list[dict[str, Any]]:
     """The judge's bins of every iteration."""
-    return [
-        {"iteration": iteration, "policy": f"iter{iteration:02d}", **asdict(part)}
-        for iteration, path in enumerate(holdout)
-        for part in reliability(_floats(read_table(path, HOLDOUT_REWARDS), "probability"))
-    ]
+    rows = []
+    for iteration, path in enumerate(holdout):
+        judged = _floats(read_table(path, HOLDOUT_REWARDS), "probability")
+        num_bins = min(8, max(1, len(judged) // PAIRS_PER_BIN))
+        rows += [
+            {"iteration": iteration, "policy": f"iter{iteration:02d}", **asdict(part)}
+            for part in reliability(judged, num_bins)
+        ]
+    return rows
 
 
 def _floats(table: Any, column: str) -> Float[NDArray[np.float64], " row"]:

@@ -225,23 +225,26 @@ def paper_table(
     base = paper[0].values
     gaps = {column: means[column][BASE] - base[column] for column in columns}
     far = [c for c in columns if abs(gaps[c]) > TOLERANCE.get(c.metric, float("inf"))]
+    decimals = {column: 4 if column.metric == "imagereward" else 2 for column in columns}
+
+    def row(name: str, values: Mapping[Column, float], *, sign: bool = False) -> Row:
+        cells = [number(values[column], decimals[column], sign=sign) for column in columns]
+        return {"name": name, "cells": cells}
+
+    difference = row("difference of base from the paper's", gaps, sign=True)
+    difference["cells"] = [
+        f"{cell} ⚠" if column in far else cell
+        for column, cell in zip(columns, difference["cells"], strict=True)
+    ]
     own = [
-        {"name": f"{policy} (this run)", "cells": [number(means[c][policy], 3) for c in columns]}
+        row(f"{policy} (this run)", {column: means[column][policy] for column in columns})
         for policy in policies
     ]
-    own.insert(
-        1,
-        {"name": "difference of base from the paper's",
-         "cells": [number(gaps[c], 3, sign=True) + (" ⚠" if c in far else "") for c in columns]},
-    )  # fmt: skip
-    others = [
-        {
-            "name": f"paper: {row.method}"
-            + (f" (printed as {row.printed_as})" if row.printed_as else ""),
-            "cells": [f"{row.values[c]:g}".replace("-", "−") for c in columns],
-        }
-        for row in paper
-    ]
+    own.insert(1, difference)
+    others = []
+    for line in paper:
+        printed = f" (printed as {line.printed_as})" if line.printed_as else ""
+        others.append(row(f"paper: {line.method}{printed}", line.values))
     return {
         "table": table,
         "columns": [" ".join(filter(None, (c.prompt_set, c.category, c.metric))) for c in columns],

@@ -49,9 +49,9 @@ def test_the_base_and_its_distance_from_the_papers_lead_the_papers_rows() -> Non
     first = tables[0]
     assert first["columns"] == ["pickapic pickscore"]
     assert [(row["name"], row["cells"]) for row in first["rows"][:5]] == [
-        ("base (this run)", ["20.600"]),
-        ("difference of base from the paper's", ["−0.020"]),
-        ("iter00 (this run)", ["20.810"]),
+        ("base (this run)", ["20.60"]),
+        ("difference of base from the paper's", ["−0.02"]),
+        ("iter00 (this run)", ["20.81"]),
         ("paper: base", ["20.62"]),
         ("paper: DiffusionDPO", ["21.07"]),
     ]
@@ -61,7 +61,7 @@ def test_the_base_and_its_distance_from_the_papers_lead_the_papers_rows() -> Non
 def test_a_base_far_from_the_papers_is_marked() -> None:
     table = paper_view(SD15, evaluation(20.50, 20.81), [])[0]
     assert table["is_far"]
-    assert table["rows"][1]["cells"] == ["−0.120 ⚠"]
+    assert table["rows"][1]["cells"] == ["−0.12 ⚠"]
 
 
 def test_styles_come_from_the_breakdown() -> None:
@@ -74,7 +74,7 @@ def test_styles_come_from_the_breakdown() -> None:
     assert (table["table"], other["table"]) == (1, 3)
     assert table["columns"] == ["hpsv2 anime hpsv2"]
     assert [row["cells"] for row in table["rows"][:4]] == [
-        ["27.200"], ["−0.030"], ["27.500"], ["27.23"]
+        ["27.20"], ["−0.03"], ["27.50"], ["27.23"]
     ]  # fmt: skip
     (view,) = breakdown_view(parts, evaluation(27.0, 27.3, **whole))
     assert (view["axis"], view["metric"], view["policy"]) == ("category", "hpsv2", "iter00")
