@@ -28,6 +28,7 @@ from rich.table import Table
 from stages.core.configuration import check_config, merged
 from stages.core.costs import Counts, Rates, clock_hours, count, disk_bytes, hours
 from stages.core.errors import UserError
+from stages.core.evaluation_prompts import read_evaluation_prompts
 from stages.core.images import encode_png, to_pixels
 from stages.core.models import (
     Denoiser,
@@ -129,21 +130,20 @@ def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
     """Prompts of all evaluation sets; notes data files that are not there."""
     if "shapes" in config:
         return 200
+    pool = config["prompts"].get("pool")
+    if pool is not None:
+        is_there = Path(pool).is_file()
+        found = f"{len(read_prompts(Path(pool))):,} prompts" if is_there else "does not exist"
+        findings.add(f"prompts.pool {pool}", found, holds=is_there)
     total = 0
-    for key, name in (
-        ("prompts.pool", config["prompts"].get("pool")),
-        *(
-            (f"evaluation.prompt_sets.{k}", v)
-            for k, v in config["evaluation"]["prompt_sets"].items()
-        ),
-    ):
-        if name is None:
-            continue
-        is_there = Path(name).is_file()
-        found = f"{len(read_prompts(Path(name))):,} prompts" if is_there else "does not exist"
-        findings.add(f"{key} {name}", found, holds=is_there)
-        if is_there and key.startswith("evaluation"):
-            total += len(read_prompts(Path(name)))
+    layouts = config["evaluation"]["prompt_layouts"]
+    for name, file in config["evaluation"]["prompt_sets"].items():
+        is_there = Path(file).exists()
+        layout = layouts.get(name, "plain")
+        count = len(read_evaluation_prompts(Path(file), layout)) if is_there else 0
+        found = f"{count:,} prompts" if is_there else "does not exist"
+        findings.add(f"evaluation.prompt_sets.{name} {file}", found, holds=is_there)
+        total += count
     return total
 
 

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,20 +22,29 @@ from stages.core.figures import TrainingCurves
 from stages.core.fingerprint import code_version
 from stages.core.guards import Guard, Limits
 from stages.core.page import (
+    breakdown_view,
     choose_shown,
     guards_view,
     headline,
+    leakage_view,
     metric_groups,
+    others_view,
     pairs_view,
+    paper_view,
+    reliability_panels,
     render,
     training_panels,
 )
+from stages.core.paper import read_paper_tables
 from stages.core.runtime import Run, log, run_stage, stage
 from stages.core.schemas import (
+    BREAKDOWN,
     GUARDS,
     HELD_OUT_CURVE,
     IMAGES,
+    LEAKAGE,
     PREFERENCES,
+    RELIABILITY,
     SUMMARY,
     TRAINING,
     Schema,
@@ -61,18 +70,22 @@ class Args:
     """The run's full configuration (JSON)."""
     summary: Path
     """Paired comparisons of policies (schema evaluation_summary)."""
+    breakdown: Path
+    """Those within categories (schema evaluation_breakdown)."""
     guards: Path
     """Measures of each iteration (schema guards)."""
+    reliability: Path
+    """How right the judge is where it is how sure (schema reliability)."""
+    leakage: Path
+    """Evaluation prompts that are trained on too (schema leakage)."""
     primary_metric: str
     """Metric whose verdicts head the page."""
     primary_set: str
     """Evaluation prompts whose verdicts head the page."""
-    min_reward_accuracy: float
-    """Warn when the interval of the reward's accuracy reaches down to this; 0.5 is chance."""
-    max_confident_share: float
-    """Warn when more than this share of an iteration's pairs has p(winner > loser) > 0.9."""
-    min_diversity_share: float
-    """Warn when diversity falls below this share of iteration 0's."""
+    limits: Limits
+    """Where a guard becomes a warning."""
+    paper_model: Literal["sd15", "sdxl"] | None = None
+    """Show the paper's tables of this model beside the run's rows; None shows none."""
     images: tuple[Path, ...]
     """Images of one prompt set, one table per policy, in the order of --policies (schema images)."""
     policies: tuple[str, ...]
@@ -97,18 +110,22 @@ def main(args: Args) -> None:
     with stage("report") as run:
         evaluation = read_evaluation(run, args)
         guards = [Guard(**row) for row in read(run, args.guards, GUARDS).to_pylist()]
-        limits = Limits(
-            min_reward_accuracy=args.min_reward_accuracy,
-            max_confident_share=args.max_confident_share,
-            min_diversity_share=args.min_diversity_share,
-        )
+        breakdown = read(run, args.breakdown, BREAKDOWN).to_pylist()
+        paper = [row for row in read_paper_tables() if row.model == args.paper_model]
         page = render(
             {
                 "run": args.run,
                 "primary_set": args.primary_set,
                 "headline": headline(evaluation, args.primary_set, args.primary_metric),
                 "metric_groups": metric_groups(evaluation, args.primary_set, args.primary_metric),
-                **guards_view(sorted(guards, key=lambda guard: guard.iteration), limits),
+                "others": others_view(evaluation),
+                "breakdown": breakdown_view(breakdown, evaluation),
+                "paper_tables": paper_view(paper, evaluation, breakdown),
+                **guards_view(sorted(guards, key=lambda guard: guard.iteration), args.limits),
+                "reliability_panels": reliability_panels(
+                    read(run, args.reliability, RELIABILITY).to_pylist()
+                ),
+                "leakage": leakage_view(read(run, args.leakage, LEAKAGE).to_pylist()),
                 "image_policies": args.policies,
                 "image_rows": read_grid(run, args),
                 "iteration_pairs": [read_pairs(run, path, args) for path in args.pairs],
@@ -274,7 +291,10 @@ def files(args: Args) -> Iterator[Row]:
     policies, iterations = args.policies, range(len(args.pairs) + 1)
     tables = [
         (args.summary, "paired comparisons of all policies"),
+        (args.breakdown, "the same by category"),
         (args.guards, "guards of each iteration"),
+        (args.reliability, "how right the judge is where it is how sure"),
+        (args.leakage, "evaluation prompts that are trained on"),
         *((path, f"images of {name}") for path, name in zip(args.images, policies, strict=True)),
         *(
             (path, f"pairs of iteration {i}")

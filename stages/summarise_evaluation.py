@@ -6,19 +6,26 @@ Example: paste the line from logs/<run>/evaluation/summarise_evaluation.log
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
-from stages.core.artifacts import read_table, write_table
+from stages.core.artifacts import read_metadata, read_table, read_tables, write_table
 from stages.core.errors import UserError
+from stages.core.prompts import prompt_id
 from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import METRIC_SCORES, SUMMARY
-from stages.core.statistics import Comparison, compare
+from stages.core.schemas import BREAKDOWN, EVALUATION_PROMPTS, IMAGES, METRIC_SCORES, SUMMARY
+from stages.core.statistics import Comparison, compare, holm
 
 PromptMeans = dict[str, float]
+Row = dict[str, Any]
+Prompts = Mapping[str, Row]
+"""Rows of an evaluation set's prompts by prompt_id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,37 +34,120 @@ class Args:
 
     scores: tuple[tuple[str, str, Path], ...]
     """Prompt set, policy and its scores (schema metric_scores); policies in their order."""
+    prompts: tuple[tuple[str, Path], ...] = ()
+    """Prompt set and its prompts (schema evaluation_prompts): strata, repeats, categories."""
+    others: tuple[tuple[str, str, Path], ...] = ()
+    """Prompt set, '<run>/<policy>' of another run, and its scores, to compare every policy with."""
     output: Path
     """Where the comparisons go (schema evaluation_summary)."""
+    breakdown: Path
+    """Where those within each category and challenge go (schema evaluation_breakdown)."""
 
 
 def main(args: Args) -> None:
     """Average a prompt's images first, then compare prompt by prompt."""
     with stage("summarise_evaluation") as run:
-        table: dict[tuple[str, str], dict[str, PromptMeans]] = defaultdict(dict)
-        for prompt_set, policy, path in args.scores:
-            for metric, means in read_prompt_means(path).items():
-                table[prompt_set, metric][policy] = means
-                run.rows_in += len(means)
-        rows = []
+        table = read_scores(args.scores)
+        others = read_scores(args.others)
+        check_same_noise(args.scores, args.others)
+        prompts = {name: read_prompt_rows(path) for name, path in args.prompts}
+        rows: list[Row] = []
+        parts: list[Row] = []
         for (prompt_set, metric), policies in table.items():
-            for policy, baseline, comparison in compare_all(policies, f"{prompt_set}, {metric}"):
-                rows.append(
-                    {
-                        "prompt_set": prompt_set,
-                        "metric": metric,
-                        "policy": policy,
-                        "baseline": baseline,
-                        **asdict(comparison),
-                    }
-                )
-                if baseline == next(iter(policies)) or policy == baseline:
-                    log.info("%s, %s: %s", prompt_set, metric, in_words(policy, comparison))
-        files = [path for *_, path in args.scores]
-        write_table(
-            args.output, rows, SUMMARY, stage="summarise_evaluation", arguments=args, inputs=files
+            where = {"prompt_set": prompt_set, "metric": metric}
+            values = align(
+                policies, others.get((prompt_set, metric), {}), ", ".join(where.values())
+            )
+            known = prompts.get(prompt_set, {})
+            names = [known.get(name, {}) for name in values.prompts]
+            run.rows_in += len(policies) * len(names)
+            for policy, baseline in values.pairs:
+                result = values.compare(policy, baseline, names)
+                rows.append({**where, "policy": policy, "baseline": baseline, **asdict(result)})
+                if baseline == values.first:
+                    log.info("%s, %s: %s", prompt_set, metric, in_words(policy, result))
+            for axis, group, inside in groups(names):
+                for policy, baseline in values.headline_pairs:
+                    result = values.compare(policy, baseline, names, inside)
+                    pair = {"policy": policy, "baseline": baseline, **asdict(result)}
+                    parts.append({**where, "axis": axis, "group": group, **pair})
+        adjust(rows)
+        files = [path for *_, path in (*args.scores, *args.others)]
+        files += [path for _, path in args.prompts]
+        for path, found, schema in (
+            (args.output, rows, SUMMARY),
+            (args.breakdown, parts, BREAKDOWN),
+        ):
+            write_table(
+                path, found, schema, stage="summarise_evaluation", arguments=args, inputs=files
+            )
+        run.rows_out = len(rows) + len(parts)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Prompt means of several policies on the same prompts, one row a policy."""
+
+    prompts: list[str]
+    """Their ids, in order."""
+    means: Mapping[str, NDArray[np.float64]]
+    """Of each policy and of each other run's."""
+    policies: Sequence[str]
+    """Of this run, in the order they were made."""
+
+    @property
+    def first(self) -> str:
+        """The base."""
+        return self.policies[0]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(policy, baseline): the first with itself, each with every earlier one, then the others."""
+        names = self.policies
+        found = [(self.first, self.first)]
+        found += [(policy, base) for i, policy in enumerate(names) for base in names[:i]]
+        others = [name for name in self.means if name not in names]
+        return found + [(policy, other) for other in others for policy in names]
+
+    @property
+    def headline_pairs(self) -> list[tuple[str, str]]:
+        """Each policy with the first one (itself included), and with the one before it."""
+        names = self.policies
+        found = [(policy, self.first) for policy in names]
+        return found + list(zip(names[2:], names[1:], strict=False))
+
+    def compare(
+        self,
+        policy: str,
+        baseline: str,
+        rows: Sequence[Row],
+        inside: NDArray[np.bool_] | None = None,
+    ) -> Comparison:
+        """The comparison on all prompts or some: repeats of a text together, keyed sets by style."""
+        chosen = np.flatnonzero(inside) if inside is not None else np.arange(len(rows))
+        texts = [
+            prompt_id(rows[i]["prompt"]) if rows[i] else self.prompts[i] for i in chosen.tolist()
+        ]
+        styles = [
+            rows[i]["category"] if rows[i].get("item") is not None else "" for i in chosen.tolist()
+        ]
+        return compare(
+            self.means[policy][chosen],
+            self.means[baseline][chosen],
+            strata=np.unique(styles, return_inverse=True)[1],
+            clusters=np.unique(texts, return_inverse=True)[1],
         )
-        run.rows_out = len(rows)
+
+
+def read_scores(
+    scores: Sequence[tuple[str, str, Path]],
+) -> dict[tuple[str, str], dict[str, PromptMeans]]:
+    """For each prompt set and metric, the prompt means of each policy."""
+    table: dict[tuple[str, str], dict[str, PromptMeans]] = defaultdict(dict)
+    for prompt_set, policy, path in scores:
+        for metric, means in read_prompt_means(path).items():
+            table[prompt_set, metric][policy] = means
+    return table
 
 
 def read_prompt_means(path: Path) -> dict[str, PromptMeans]:
@@ -72,23 +162,85 @@ def read_prompt_means(path: Path) -> dict[str, PromptMeans]:
     }
 
 
-def compare_all(policies: dict[str, PromptMeans], where: str) -> list[tuple[str, str, Comparison]]:
-    """(policy, baseline, comparison): the first with itself, then each with every earlier one.
+def read_prompt_rows(path: Path) -> dict[str, Row]:
+    """The prompts of a set by their id."""
+    return {row["prompt_id"]: row for row in read_table(path, EVALUATION_PROMPTS).to_pylist()}
 
-    UserError if two policies were not scored on the same prompts.
-    """
-    names = list(policies)
-    prompts = sorted(policies[names[0]])
-    for name in names:
-        if sorted(policies[name]) != prompts:
+
+def align(
+    policies: Mapping[str, PromptMeans], others: Mapping[str, PromptMeans], where: str
+) -> Aligned:
+    """All prompt means in one order. UserError if two policies were not scored on the same prompts."""
+    first = next(iter(policies))
+    prompts = sorted(policies[first])
+    everyone = {**policies, **others}
+    for name, means in everyone.items():
+        if sorted(means) != prompts:
             raise UserError(
-                f"{where}: {name} was scored on {len(policies[name])} prompts, {names[0]} on "
+                f"{where}: {name} was scored on {len(means)} prompts, {first} on "
                 f"{len(prompts)}, and they are not the same; run generate_evaluation again for both"
             )
-    values = {name: np.array([policies[name][p] for p in prompts]) for name in names}
-    pairs = [(names[0], names[0])]
-    pairs += [(policy, base) for i, policy in enumerate(names) for base in names[:i]]
-    return [(p, b, compare(values[p], values[b])) for p, b in pairs]
+    arrays = {name: np.array([means[p] for p in prompts]) for name, means in everyone.items()}
+    return Aligned(prompts, arrays, list(policies))
+
+
+def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """(axis, group, which prompts) of every category and challenge with at least two prompts."""
+    for axis in ("category", "challenge"):
+        labels = [row.get(axis) for row in rows]
+        for group in dict.fromkeys(sorted(filter(None, labels))):
+            inside = np.array([label == group for label in labels])
+            if inside.sum() > 1:
+                yield axis, group, inside
+
+
+def check_same_noise(
+    scores: Sequence[tuple[str, str, Path]], others: Sequence[tuple[str, str, Path]]
+) -> None:
+    """UserError if another run's images started from other noise, or were sampled otherwise."""
+    ours: dict[str, tuple[Row, Any]] = {}
+    for prompt_set, name, path in others:
+        if prompt_set not in ours:
+            own = next((file for ours_set, _, file in scores if ours_set == prompt_set), None)
+            if own is None:
+                raise UserError(
+                    f"--others names prompt set {prompt_set!r}, which --scores does not"
+                )
+            ours[prompt_set] = read_noise(own)
+        seeds, settings = read_noise(path)
+        if seeds != ours[prompt_set][0] or settings != ours[prompt_set][1]:
+            raise UserError(
+                f"{path}: the images of {name} on {prompt_set} were not sampled from the same noise "
+                f"in the same way as this run's (its sampler: {settings}, here: "
+                f"{ours[prompt_set][1]}), so they cannot be paired. Evaluate both runs with the same "
+                "evaluation.seed, evaluation.images_per_prompt and sampling."
+            )
+
+
+def read_noise(path: Path) -> tuple[Row, Any]:
+    """The seeds of the images behind some scores, and the sampler's settings."""
+    images = [Path(name) for name in read_metadata(path)["arguments"].get("images", [])]
+    if not images or not all(image.is_file() for image in images):
+        raise UserError(
+            f"{path} was made from images that are not there any more "
+            f"({', '.join(map(str, images)) or 'none are named'}); they tell whether two runs started "
+            "from the same noise. Run from the folder that the other run was made in, or put them back."
+        )
+    rows = read_tables(images, IMAGES, ["prompt_id", "candidate", "seed"]).to_pylist()
+    seeds = {f"{row['prompt_id']}/{row['candidate']}": row["seed"] for row in rows}
+    return seeds, read_metadata(images[0])["arguments"].get("settings")
+
+
+def adjust(rows: Sequence[Row]) -> None:
+    """Add Holm's adjustment of both tests over all rows of a prompt set, self-comparisons aside."""
+    for prompt_set in {row["prompt_set"] for row in rows}:
+        inside = [row for row in rows if row["prompt_set"] == prompt_set]
+        tested = [row for row in inside if row["policy"] != row["baseline"]]
+        for test in ("sign_p", "wilcoxon_p"):
+            for row, value in zip(tested, holm([row[test] for row in tested]), strict=True):
+                row[f"{test}_holm"] = value
+            for row in inside:
+                row.setdefault(f"{test}_holm", 1.0)
 
 
 def in_words(policy: str, result: Comparison) -> str:

@@ -124,7 +124,7 @@ def _nearest(key: str, known: dict[str, Any]) -> str:
     close = get_close_matches(key, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known keys here are {', '.join(sorted(known))}"
+    return f"; known keys here are {', '.join(sorted(known)) or 'none'}"
 
 
 def _check_together(config: Config) -> Iterator[str]:
@@ -164,6 +164,10 @@ def _check_together(config: Config) -> Iterator[str]:
     if config["train_seed"].get("policy") and not iterations:
         yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"
     evaluation = config["evaluation"]
+    for name in evaluation["prompt_layouts"]:
+        known = evaluation.get("prompt_sets", {})
+        if name not in known:
+            yield f"'evaluation.prompt_layouts' names no prompt set {name!r}{_nearest(name, known)}"
     if evaluation["primary_metric"] not in evaluation["metrics"]:
         yield (
             f"'evaluation.primary_metric' is {evaluation['primary_metric']!r}, which "

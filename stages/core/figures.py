@@ -119,6 +119,43 @@ def histogram(name: str, values: Float[NDArray[np.floating], " pair"]) -> Markup
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReliabilityPoint:
+    """Pairs that a judge was about equally sure of."""
+
+    num_pairs: int
+    mean_probability: float
+    share_right: float
+    share_low: float
+    share_high: float
+
+
+def reliability_panel(name: str, points: Sequence[ReliabilityPoint]) -> Markup:
+    """How often a judge is right against how sure it is; on the dashed line it is as right as sure."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
+        sure = [point.mean_probability for point in points]
+        for point in points:
+            ends = (point.share_low, point.share_high)
+            axes.vlines(point.mean_probability, *ends, color=ACCENT, linewidth=1.4)
+        right = [point.share_right for point in points]
+        axes.plot(sure, right, color=ACCENT, linewidth=1.2, marker="o", markersize=4.5)
+        axes.set_xlim(0.48, 1.02)
+        axes.set_xlabel("how sure")
+        axes.set_ylabel("how often right")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+            axis.set_major_locator(MaxNLocator(5))
+
+    text = f"{name}: " + ", ".join(
+        f"{100 * p.mean_probability:.0f} % sure, {100 * p.share_right:.0f} % right of {p.num_pairs}"
+        for p in points
+    )
+    return _svg(draw, (3.4, 2.4), name, text)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingCurves:
     """What one training measured at its steps."""
 

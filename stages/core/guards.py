@@ -16,6 +16,8 @@ Field = Literal[
     "rank_correlation",
     "best_beats_worst",
     "drift",
+    "blank_share",
+    "truncated_share",
 ]
 
 
@@ -31,6 +33,8 @@ class Guard:
     num_holdout_pairs: int
     diversity: float
     drift: float
+    blank_share: float
+    truncated_share: float
     rank_correlation: float | None
     best_beats_worst: float | None
     confident_share: float | None
@@ -41,8 +45,17 @@ class Limits:
     """Where a guard becomes a warning."""
 
     min_reward_accuracy: float
+    """The interval of the reward's accuracy reaches down to this; 0.5 is chance."""
     max_confident_share: float
+    """More than this share of an iteration's pairs has p(winner > loser) > 0.9."""
     min_diversity_share: float
+    """Diversity falls below this share of iteration 0's."""
+    max_blank_share: float
+    """More than this share of images is of nearly one colour."""
+    max_truncated_share: float
+    """A text encoder cuts more than this share of the evaluation prompts."""
+    max_drift: float | None
+    """Predictions are further than this from the base's; None never warns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +111,20 @@ MEASURES = (
         meaning="How far the policy's predictions have moved from those of base. It grows with "
         "training; a jump is a reason to look at the images.",
     ),
+    Measure(
+        field="blank_share",
+        title="Blank images",
+        is_share=True,
+        meaning="How many images are black or of nearly one colour, as a safety checker leaves "
+        "them or a broken model draws them. Their scores mean nothing.",
+    ),
+    Measure(
+        field="truncated_share",
+        title="Truncated prompts",
+        is_share=True,
+        meaning="How many evaluation prompts are longer than the text encoder reads, so that "
+        "their end has no influence. The same for every policy.",
+    ),
 )
 
 
@@ -120,7 +147,20 @@ def warning(guard: Guard, field: Field, seed: Guard, limits: Limits) -> str | No
         return confidence_warning(guard, limits.max_confident_share)
     if field == "diversity":
         return diversity_warning(guard, seed, limits.min_diversity_share)
+    if field == "drift":
+        return drift_warning(guard, limits.max_drift)
+    if field == "blank_share":
+        return blank_warning(guard, limits.max_blank_share)
+    if field == "truncated_share":
+        return truncated_warning(guard, limits.max_truncated_share)
     return None
+
+
+def warnings(guards: Sequence[Guard], limits: Limits) -> list[str]:
+    """Every guard's warnings, iteration by iteration; the same sentence once."""
+    seed = seed_guard(guards)
+    found = (warning(guard, item.field, seed, limits) for guard in guards for item in MEASURES)
+    return list(dict.fromkeys(sentence for sentence in found if sentence))
 
 
 def accuracy_warning(guard: Guard, limit: float) -> str | None:
@@ -155,4 +195,31 @@ def diversity_warning(guard: Guard, seed: Guard, limit: float) -> str | None:
         f"{guard.policy} has lost diversity: its images of one prompt differ "
         f"{percent(guard.diversity / seed.diversity)} as much as those of {seed.policy} "
         f"(limit {percent(limit)})."
+    )
+
+
+def drift_warning(guard: Guard, limit: float | None) -> str | None:
+    """Set when the predictions are further from the base's than the limit, if there is one."""
+    if limit is None or not guard.drift > limit:
+        return None
+    return f"{guard.policy} has drifted {guard.drift:.3g} from base (limit {limit:.3g})."
+
+
+def blank_warning(guard: Guard, limit: float) -> str | None:
+    """Set when more images than the limit's share are of nearly one colour."""
+    if not guard.blank_share > limit:
+        return None
+    return (
+        f"{guard.blank_share:.1%} of the images of {guard.policy} are black or of nearly one "
+        f"colour (limit {limit:.1%}): look at them, and at whether a safety checker is on."
+    )
+
+
+def truncated_warning(guard: Guard, limit: float) -> str | None:
+    """Set when a text encoder cuts more than the limit's share of the evaluation prompts."""
+    if not guard.truncated_share > limit:
+        return None
+    return (
+        f"{guard.truncated_share:.1%} of the evaluation prompts are longer than the text encoder "
+        f"reads (limit {limit:.1%}): metrics see words that the model does not."
     )

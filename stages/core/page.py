@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from stages.core.figures import (
     LN_2,
+    ReliabilityPoint,
     Series,
     TrainingCurves,
     histogram,
+    reliability_panel,
     series_panel,
     training_panel,
 )
 from stages.core.guards import MEASURES, Guard, Limits, Measure, seed_guard, warning
+from stages.core.paper import TOLERANCE, Column, PaperRow
 from stages.core.thumbnails import Thumbnail
 from stages.core.verdicts import (
     BASE,
@@ -31,6 +34,7 @@ from stages.core.verdicts import (
     Evaluation,
     best_sentence,
     number,
+    p_value,
     percent,
     sides_sentence,
     significant,
@@ -124,9 +128,147 @@ def metric_row(evaluation: Evaluation, prompt_set: str, metric: str, policy: str
         "mean": number(evaluation.mean(prompt_set, metric, policy), decimals),
         "base": difference_cell(base, decimals),
         "previous": difference_cell(previous, decimals),
-        "win_rate": percent(base.win_rate) if base else DASH,
+        "wins": wins_cell(base),
+        "effect_size": number(base.effect_size, 2, sign=True) if base else DASH,
+        "p": p_value(base.wilcoxon_p_holm) if base else DASH,
         "num_prompts": base.num_prompts if base else DASH,
     }
+
+
+def wins_cell(row: Comparison | None) -> Row | None:
+    """A win rate with its interval; None where nothing was compared."""
+    if row is None:
+        return None
+    low, high = (number(100 * end, 0) for end in (row.win_low, row.win_high))
+    return {"share": percent(row.win_rate), "interval": f"{low} to {high} %"}
+
+
+def others_view(evaluation: Evaluation) -> list[Row]:
+    """Own policies against those of other runs: one row a set, metric and pair."""
+    return [
+        {
+            "prompt_set": prompt_set,
+            "metric": metric,
+            "policy": policy,
+            "other": other,
+            "difference": difference_cell(row, evaluation.decimals(prompt_set, metric)),
+            "wins": wins_cell(row),
+            "p": p_value(row.wilcoxon_p_holm),
+        }
+        for other in evaluation.others
+        for prompt_set in evaluation.prompt_sets
+        for metric in evaluation.metrics(prompt_set)
+        for policy in evaluation.policies
+        if (row := evaluation.against(prompt_set, metric, policy, other)) is not None
+    ]
+
+
+def breakdown_view(rows: Sequence[Row], evaluation: Evaluation) -> list[Row]:
+    """For each set, axis and metric, how the last policy compares with base in each group."""
+    last = evaluation.policies[-1]
+    tables: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row["policy"] != last or row["baseline"] != BASE:
+            continue
+        decimals = evaluation.decimals(row["prompt_set"], row["metric"])
+        ends = (number(row[name], decimals, sign=True) for name in ("ci_low", "ci_high"))
+        tables.setdefault((row["prompt_set"], row["axis"], row["metric"]), []).append(
+            {
+                "group": row["group"],
+                "num_prompts": row["num_prompts"],
+                "base": number(row["baseline_mean"], decimals),
+                "last": number(row["mean"], decimals),
+                "difference": number(row["difference"], decimals, sign=True),
+                "interval": " to ".join(ends),
+                "win_rate": percent(row["win_rate"]),
+            }
+        )
+    return [
+        {"prompt_set": name, "axis": axis, "metric": metric, "policy": last, "rows": found}
+        for (name, axis, metric), found in tables.items()
+    ]
+
+
+def paper_view(
+    paper: Sequence[PaperRow], evaluation: Evaluation, breakdown: Sequence[Row]
+) -> list[Row]:
+    """Each of the paper's tables with what the run has of it; those it has nothing of are left out.
+
+    Base and its distance from the paper's base lead, then come the run's policies and the paper's
+    rows.
+    """
+    means: dict[Column, dict[str, float]] = {}
+    for row in breakdown:
+        column = Column(row["prompt_set"], row["metric"], row["group"])
+        means.setdefault(column, {})[row["policy"]] = row["mean"]
+    for prompt_set in evaluation.prompt_sets:
+        for metric in evaluation.metrics(prompt_set):
+            found = {p: evaluation.mean(prompt_set, metric, p) for p in evaluation.policies}
+            means[Column(prompt_set, metric)] = {p: m for p, m in found.items() if m is not None}
+    views = []
+    for table in dict.fromkeys(row.table for row in paper):
+        rows = [row for row in paper if row.table == table]
+        columns = [column for column in rows[0].values if column in means]
+        if columns:
+            views.append(paper_table(table, rows, columns, means, evaluation.policies))
+    return views
+
+
+def paper_table(
+    table: int,
+    paper: Sequence[PaperRow],
+    columns: Sequence[Column],
+    means: Mapping[Column, Mapping[str, float]],
+    policies: Sequence[str],
+) -> Row:
+    """One of the paper's tables beside this run's rows, and whether the two bases agree."""
+    base = paper[0].values
+    gaps = {column: means[column][BASE] - base[column] for column in columns}
+    far = [c for c in columns if abs(gaps[c]) > TOLERANCE.get(c.metric, float("inf"))]
+    decimals = {column: 4 if column.metric == "imagereward" else 2 for column in columns}
+
+    def row(name: str, values: Mapping[Column, float], *, sign: bool = False) -> Row:
+        cells = [number(values[column], decimals[column], sign=sign) for column in columns]
+        return {"name": name, "cells": cells}
+
+    difference = row("difference of base from the paper's", gaps, sign=True)
+    difference["cells"] = [
+        f"{cell} ⚠" if column in far else cell
+        for column, cell in zip(columns, difference["cells"], strict=True)
+    ]
+    own = [
+        row(f"{policy} (this run)", {column: means[column][policy] for column in columns})
+        for policy in policies
+    ]
+    own.insert(1, difference)
+    others = []
+    for line in paper:
+        printed = f" (printed as {line.printed_as})" if line.printed_as else ""
+        others.append(row(f"paper: {line.method}{printed}", line.values))
+    return {
+        "table": table,
+        "columns": [" ".join(filter(None, (c.prompt_set, c.category, c.metric))) for c in columns],
+        "rows": own + others,
+        "is_far": bool(far),
+    }
+
+
+def leakage_view(rows: Sequence[Row]) -> list[Row]:
+    """How many prompts of each evaluation set each training saw."""
+    return [{**row, "is_shared": row["num_shared"] > 0} for row in rows]
+
+
+def reliability_panels(rows: Sequence[Row]) -> list[Panel]:
+    """The judge's reliability in each iteration."""
+    panels = []
+    for iteration in dict.fromkeys(row["iteration"] for row in rows):
+        inside = [row for row in rows if row["iteration"] == iteration]
+        names = ("num_pairs", "mean_probability", "share_right", "share_low", "share_high")
+        points = [ReliabilityPoint(**{name: row[name] for name in names}) for row in inside]
+        title = f"Reliability of {inside[0]['policy']}"
+        caption = f"{sum(p.num_pairs for p in points)} held-out pairs in bins of equal size"
+        panels.append(Panel(title, reliability_panel(title, points), caption))
+    return panels
 
 
 def difference_cell(row: Comparison | None, decimals: int) -> Row | None:
@@ -188,7 +330,7 @@ def guards_view(guards: Sequence[Guard], limits: Limits) -> Row:
         for guard in guards
     ]
     return {
-        "warnings": [text for text in warned.values() if text],
+        "warnings": list(dict.fromkeys(text for text in warned.values() if text)),
         "guard_panels": [guard_panel(guards, measure, limits) for measure in MEASURES],
         "guard_columns": [measure.title for measure in MEASURES],
         "guard_rows": table,
@@ -326,8 +468,12 @@ def _reference_line(measure: Measure, seed: Guard, limits: Limits) -> tuple[floa
         "confident_share": (limits.max_confident_share, "limit"),
         "diversity": (limits.min_diversity_share * seed.diversity, "limit"),
         "best_beats_worst": (0.5, "chance"),
+        "blank_share": (limits.max_blank_share, "limit"),
+        "truncated_share": (limits.max_truncated_share, "limit"),
         "rank_correlation": (0.0, "no relation"),
     }
+    if limits.max_drift is not None:
+        lines["drift"] = (limits.max_drift, "limit")
     return lines.get(measure.field, (None, ""))
 
 

@@ -60,6 +60,22 @@ _PROMPT = [
 
 PROMPTS = Schema("prompts", 1, pa.schema(_PROMPT))
 
+EVALUATION_PROMPTS = Schema(
+    "evaluation_prompts",
+    1,
+    pa.schema(
+        [
+            _field(
+                "prompt_id", pa.string(), "digest of the prompt, of category and item too if keyed"
+            ),
+            *_PROMPT[1:],
+            _field("category", pa.string(), "its file's category or style", nullable=True),
+            _field("challenge", pa.string(), "PartiPrompts' challenge", nullable=True),
+            _field("item", pa.int32(), "keyed sets: position within the category", nullable=True),
+        ]
+    ),
+)
+
 _PREFERENCE = [
     _field("pair_id", pa.string(), "unique name of the pair"),
     *_PROMPT,
@@ -198,29 +214,88 @@ HELD_OUT_CURVE = Schema(
     ),
 )
 
+_COMPARISON = [
+    _field("metric", pa.string(), "name of the metric"),
+    _field("policy", pa.string(), "'base', 'iter00', 'iter01' ..."),
+    _field(
+        "baseline", pa.string(), "the policy it is compared with; '<run>/<policy>' of another run"
+    ),
+    _field("num_prompts", pa.int32(), "prompts both were scored on"),
+    _field("mean", pa.float64(), "mean score of the policy over prompts"),
+    _field("baseline_mean", pa.float64(), "mean score of the baseline over prompts"),
+    _field("difference", pa.float64(), "mean paired difference, policy minus baseline"),
+    _field("ci_low", pa.float64(), "95 % bootstrap interval over prompts, lower end"),
+    _field("ci_high", pa.float64(), "95 % bootstrap interval over prompts, upper end"),
+    _field("win_rate", pa.float64(), "share of prompts won; a draw counts one half"),
+    _field("win_low", pa.float64(), "95 % Wilson interval of the win rate, lower end"),
+    _field("win_high", pa.float64(), "95 % Wilson interval of the win rate, upper end"),
+    _field("num_wins", pa.int32(), "prompts won"),
+    _field("num_ties", pa.int32(), "prompts with equal scores"),
+    _field("num_losses", pa.int32(), "prompts lost"),
+    _field("sign_p", pa.float64(), "exact two-sided sign test, draws left out"),
+    _field("wilcoxon_p", pa.float64(), "two-sided Wilcoxon signed-rank test"),
+    _field("effect_size", pa.float64(), "d_z, mean over standard deviation of the differences"),
+]
+
 SUMMARY = Schema(
     "evaluation_summary",
+    2,
+    pa.schema(
+        [
+            _field("prompt_set", pa.string(), "evaluation prompts"),
+            *_COMPARISON,
+            _field("sign_p_holm", pa.float64(), "sign_p adjusted for all rows of the prompt set"),
+            _field("wilcoxon_p_holm", pa.float64(), "wilcoxon_p, adjusted likewise"),
+        ]
+    ),
+)
+
+BREAKDOWN = Schema(
+    "evaluation_breakdown",
     1,
     pa.schema(
         [
             _field("prompt_set", pa.string(), "evaluation prompts"),
-            _field("metric", pa.string(), "name of the metric"),
-            _field("policy", pa.string(), "'base', 'iter00', 'iter01' ..."),
-            _field("baseline", pa.string(), "the policy it is compared with"),
-            _field("num_prompts", pa.int32(), "prompts both were scored on"),
-            _field("mean", pa.float64(), "mean score of the policy over prompts"),
-            _field("baseline_mean", pa.float64(), "mean score of the baseline over prompts"),
-            _field("difference", pa.float64(), "mean paired difference, policy minus baseline"),
-            _field("ci_low", pa.float64(), "95 % bootstrap interval over prompts, lower end"),
-            _field("ci_high", pa.float64(), "95 % bootstrap interval over prompts, upper end"),
-            _field("win_rate", pa.float64(), "share of prompts won; a draw counts one half"),
+            _field("axis", pa.string(), "'category' or 'challenge'"),
+            _field("group", pa.string(), "its value; the comparison is over its prompts alone"),
+            *_COMPARISON,
+        ]
+    ),
+)
+
+LEAKAGE = Schema(
+    "leakage",
+    1,
+    pa.schema(
+        [
+            _field("prompt_set", pa.string(), "evaluation prompts"),
+            _field("source", pa.string(), "prompts that a training sees: 'seed', 'iter01' ..."),
+            _field("num_prompts", pa.int32(), "different prompts of the evaluation set"),
+            _field("num_shared", pa.int32(), "of them, those that the training sees too"),
+            _field("examples", pa.list_(pa.string()), "up to five of the shared ones"),
+        ]
+    ),
+)
+
+RELIABILITY = Schema(
+    "reliability",
+    1,
+    pa.schema(
+        [
+            _field("iteration", pa.int32(), "0 is the seed training"),
+            _field("policy", pa.string(), "the judge"),
+            _field("num_pairs", pa.int32(), "held-out pairs of this bin"),
+            _field("mean_probability", pa.float64(), "mean certainty, max(p, 1 - p)"),
+            _field("share_right", pa.float64(), "share it ranks as people do; half for p = 0.5"),
+            _field("share_low", pa.float64(), "95 % Wilson interval, lower end"),
+            _field("share_high", pa.float64(), "95 % Wilson interval, upper end"),
         ]
     ),
 )
 
 GUARDS = Schema(
     "guards",
-    1,
+    2,
     pa.schema(
         [
             _field("iteration", pa.int32(), "0 is the seed training"),
@@ -231,6 +306,10 @@ GUARDS = Schema(
             _field("num_holdout_pairs", pa.int32(), "held-out human pairs"),
             _field("diversity", pa.float64(), "mean distance of images of one prompt, in [0, 1]"),
             _field("drift", pa.float64(), "mean squared change of the prediction from the base's"),
+            _field("blank_share", pa.float64(), "share of images that are of nearly one colour"),
+            _field(
+                "truncated_share", pa.float64(), "share of evaluation prompts cut by an encoder"
+            ),
             _field(
                 "rank_correlation",
                 pa.float64(),

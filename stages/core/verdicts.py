@@ -33,6 +33,16 @@ class Comparison:
     ci_low: float
     ci_high: float
     win_rate: float
+    win_low: float
+    win_high: float
+    num_wins: int
+    num_ties: int
+    num_losses: int
+    sign_p: float
+    wilcoxon_p: float
+    effect_size: float
+    sign_p_holm: float
+    wilcoxon_p_holm: float
 
     @property
     def direction(self) -> Direction:
@@ -58,10 +68,13 @@ class Evaluation:
         self._rows = {(r.prompt_set, r.metric, r.policy, r.baseline): r for r in found}
         self.prompt_sets = list(dict.fromkeys(row.prompt_set for row in found))
         self.policies = sorted(
-            {row.policy for row in found} | {row.baseline for row in found},
+            {row.policy for row in found},
             key=lambda name: (name != BASE, _position(name, order), name),
         )
         """Base first, then as in `order`, then the rest by name."""
+        baselines = dict.fromkeys(row.baseline for row in found)
+        self.others = [name for name in baselines if name not in self.policies]
+        """Policies of other runs that this run's are compared with."""
 
     def metrics(self, prompt_set: str) -> list[str]:
         """Metrics that were measured on a prompt set, in the order of the table."""
@@ -121,6 +134,11 @@ def significant(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return DASH
     return f"{value:.3g}".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    """'0.012', or '< 0.001'."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def interval(row: Comparison, decimals: int) -> str:

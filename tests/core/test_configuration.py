@@ -76,7 +76,8 @@ def test_defaults_are_filled_in(config: Config) -> None:
     del config["evaluation"]["candidate_metric"]
     found = check_config(config)
     assert found["guards"] == {
-        "min_reward_accuracy": 0.5, "max_confident_share": 0.9, "min_diversity_share": 0.6
+        "min_reward_accuracy": 0.5, "max_confident_share": 0.9, "min_diversity_share": 0.6,
+        "max_blank_share": 0.01, "max_truncated_share": 0.05, "max_drift": None,
     }  # fmt: skip
     assert found["evaluation"]["candidate_metric"] is None
     assert "guards" not in config
@@ -152,6 +153,7 @@ def test_all_mistakes_are_listed_at_once(config: Config) -> None:
         ("evaluation.prompt_sets", {"mine": "a.txt"}, "'evaluation.prompt_sets' is given beside"),
         ("score_candidates.reference", "seed", "every reward would be 0"),
         ("evaluation.primary_metric", "beauty", "'evaluation.metrics' does not list (total, "),
+        ("evaluation.prompt_layouts", {"hps": "hpsv2"}, "'hps'; known keys here are none"),
     ],
 )
 def test_keys_that_contradict_each_other_are_told(

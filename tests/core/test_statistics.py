@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from stages.core.statistics import (
+    NUM_RESAMPLES,
     compare,
+    effect_size,
+    group_units,
+    holm,
     mean_interval,
     mean_pairwise_distance,
     rank_correlation,
+    reliability,
     share_interval,
+    sign_test,
+    signed_rank_test,
+    wilson,
+    win_interval,
 )
 
 
@@ -25,6 +34,134 @@ def test_comparison_of_hand_scores() -> None:
     assert found.difference == 0.75
     assert found.win_rate == (2 + 0.5) / 4
     assert found.ci_low < 0.75 < found.ci_high
+
+
+def test_wins_draws_losses_and_tests_of_hand_scores() -> None:
+    scores, baseline = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 2.0, 4.0, 1.0])
+    found = compare(scores, baseline)  # differences 1, 0, -1, 3
+    assert (found.num_wins, found.num_ties, found.num_losses) == (2, 1, 1)
+    assert found.sign_p == 1.0  # 2 of 3: p = min(1, 2 * 0.5)
+    assert found.effect_size == pytest.approx(0.75 / math.sqrt(35 / 12))
+    # points 1, 0.5, 0, 1 have variance 0.171875, a coin of 0.625 has 0.234375
+    assert (found.win_low, found.win_high) == wilson(0.625, 4 * 0.234375 / 0.171875)
+
+
+def test_win_interval_without_draws_is_wilsons_and_with_draws_alone_has_no_width() -> None:
+    points = np.array([1.0, 1.0, 0.0, 1.0, 0.0])
+    assert win_interval(0.6, points) == pytest.approx(share_interval(3, 5))
+    assert win_interval(1.0, np.ones(9)) == pytest.approx(share_interval(9, 9))
+    assert win_interval(0.0, np.zeros(9)) == pytest.approx(share_interval(0, 9))
+    assert win_interval(0.5, np.full(4, 0.5)) == (0.5, 0.5)
+
+
+def test_prompts_of_one_cluster_count_as_one_observation() -> None:
+    rng = np.random.default_rng(3)
+    scores, baseline = rng.random(30), rng.random(30)
+    single = compare(scores, baseline)
+    clusters = np.repeat(np.arange(30), 5)
+    repeated = compare(np.repeat(scores, 5), np.repeat(baseline, 5), clusters=clusters)
+    assert repeated.num_prompts == 150
+    for name in ("mean", "difference", "win_rate", "sign_p", "wilcoxon_p", "effect_size",
+                 "win_low", "win_high"):  # fmt: skip
+        assert getattr(repeated, name) == pytest.approx(getattr(single, name), rel=1e-12), name
+    width = single.ci_high - single.ci_low
+    assert repeated.ci_low == pytest.approx(single.ci_low, abs=0.02 * width)
+    assert repeated.ci_high == pytest.approx(single.ci_high, abs=0.02 * width)
+    naive = compare(np.repeat(scores, 5), np.repeat(baseline, 5))
+    assert naive.ci_high - naive.ci_low < 0.6 * width
+
+
+def test_stratified_interval_equals_scipys_of_several_samples() -> None:
+    rng = np.random.default_rng(6)
+    samples = [rng.exponential(scale, size=size) for scale, size in ((1, 40), (3, 25), (0.5, 60))]
+    values = np.concatenate(samples)
+    strata = np.repeat([0, 1, 2], [40, 25, 60])
+    low, high = group_units(values, strata, np.arange(len(values))).interval()
+
+    def whole_mean(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
+        weights = np.array([40, 25, 60]) / 125
+        return sum(w * part.mean(axis=axis) for w, part in zip(weights, parts, strict=True))
+
+    expected = stats.bootstrap(
+        samples, whole_mean, n_resamples=NUM_RESAMPLES, rng=np.random.default_rng(0)
+    ).confidence_interval  # the same draws
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+def test_strata_take_their_levels_out_of_the_interval() -> None:
+    rng = np.random.default_rng(7)
+    strata = np.repeat([0, 1], 50)
+    scores = 10.0 * strata + rng.standard_normal(100)
+    whole = compare(scores, np.zeros(100))
+    within = compare(scores, np.zeros(100), strata=strata)
+    assert within.ci_high - within.ci_low < 0.4 * (whole.ci_high - whole.ci_low)
+    error = math.sqrt(sum(scores[strata == s].var(ddof=1) / 50 for s in (0, 1))) / 2
+    assert within.ci_high - within.ci_low == pytest.approx(2 * 1.96 * error, rel=0.06)
+
+
+@pytest.mark.parametrize(("rises", "falls", "draws"), [(7, 2, 3), (0, 5, 0), (4, 4, 1), (1, 0, 0)])
+def test_sign_test_sums_the_binomial_tails(rises: int, falls: int, draws: int) -> None:
+    number, extreme = rises + falls, min(rises, falls)
+    tail = sum(math.comb(number, k) for k in range(extreme + 1)) / 2**number
+    values = np.array([1.5] * rises + [-0.1] * falls + [0.0] * draws)
+    assert sign_test(values) == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_signed_rank_test_equals_the_share_of_all_sign_patterns() -> None:
+    values = np.array([0.3, -0.1, 0.9, 1.4, -0.5, 0.7, 2.0, 1.1])
+    ranks = stats.rankdata(abs(values))
+    patterns = np.array(list(product([0, 1], repeat=len(values)))) @ ranks
+    centre = ranks.sum() / 2
+    found = abs(ranks[values > 0].sum() - centre)
+    expected = (abs(patterns - centre) >= found - 1e-9).mean()
+    assert signed_rank_test(values) == pytest.approx(expected)
+
+
+def test_tests_of_nothing_but_draws_find_nothing() -> None:
+    assert sign_test(np.zeros(5)) == signed_rank_test(np.zeros(5)) == 1.0
+    assert effect_size(np.zeros(5)) == 0.0
+    assert math.isnan(effect_size(np.ones(5)))
+
+
+def test_holm_equals_its_definition() -> None:
+    assert holm([0.01, 0.02, 0.03, 0.04, 0.05]) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
+    assert holm([0.04, 0.001, 0.5]) == pytest.approx([0.08, 0.003, 0.5])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+    values = np.random.default_rng(0).random(20) ** 3
+    for level in (0.01, 0.05, 0.2):
+        rejected = set()
+        for place, index in enumerate(np.argsort(values)):
+            if values[index] > level / (20 - place):
+                break
+            rejected.add(int(index))
+        found = holm(values.tolist())
+        assert {i for i, value in enumerate(found) if value <= level} == rejected
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 10), (7, 10), (10, 10), (1, 1)])
+def test_wilson_equals_scipys_for_whole_counts(hits: int, trials: int) -> None:
+    assert wilson(hits / trials, trials) == pytest.approx(share_interval(hits, trials), abs=1e-12)
+
+
+def test_reliability_of_hand_pairs() -> None:
+    low, high = reliability(np.array([0.9, 0.4, 0.6, 0.05]), num_bins=2)
+    assert (low.num_pairs, high.num_pairs) == (2, 2)
+    assert low.mean_probability == pytest.approx(0.6)  # 0.4 is 60 % sure, and wrong
+    assert low.share_right == 0.5
+    assert high.mean_probability == pytest.approx((0.9 + 0.95) / 2)
+    assert high.share_right == 0.5
+    assert [part.share_right for part in reliability(np.array([0.5]))] == [0.5]
+
+
+def test_reliability_of_a_calibrated_judge_lies_on_the_diagonal() -> None:
+    rng = np.random.default_rng(8)
+    truth = rng.random(20000)
+    first_wins = rng.random(20000) < truth
+    bins = reliability(np.where(first_wins, truth, 1 - truth))
+    assert sum(part.num_pairs for part in bins) == 20000
+    for part in bins:
+        assert part.share_right == pytest.approx(part.mean_probability, abs=0.03)
 
 
 def test_comparison_turned_around_is_its_mirror() -> None:

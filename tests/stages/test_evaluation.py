@@ -10,19 +10,22 @@ import numpy as np
 import pytest
 
 from stages import (
+    check_leakage,
     generate_evaluation,
     sample_candidates,
     score_candidates,
     score_holdout,
     score_metric,
     select_pairs,
+    select_prompts,
     summarise_evaluation,
     summarise_guards,
 )
 from stages.core.artifacts import read_metadata, write_table
 from stages.core.errors import UserError
+from stages.core.guards import Limits
 from stages.core.rewards import preference_probability
-from stages.core.schemas import IMAGES, METRIC_SCORES
+from stages.core.schemas import EVALUATION_PROMPTS, IMAGES, METRIC_SCORES, PROMPTS
 from stages.core.seeding import seed_of
 from stages.shapes.oracle import ORACLES
 from tests.builders import (
@@ -32,12 +35,22 @@ from tests.builders import (
     pixels_of,
     prompt_row,
     read_rows,
+    settings,
 )
 from tests.builders import (
     encoded as encoded_image,
 )
 
 Row = dict[str, Any]
+
+LIMITS = Limits(
+    min_reward_accuracy=0.5,
+    max_confident_share=0.9,
+    min_diversity_share=0.6,
+    max_blank_share=0.01,
+    max_truncated_share=0.05,
+    max_drift=None,
+)
 
 
 def test_every_policy_draws_the_same_prompts_from_the_same_noise(
@@ -162,6 +175,139 @@ def scores_table(path: Path, scores: dict[str, list[float]], metric: str = "tota
     return path
 
 
+def summary_args(folder: Path, **changes: Any) -> summarise_evaluation.Args:
+    """Arguments whose tables go to the folder."""
+    tables = {name: folder / f"{name}.parquet" for name in ("summary", "breakdown")}
+    return summarise_evaluation.Args(
+        output=tables["summary"], breakdown=tables["breakdown"], **changes
+    )
+
+
+def keyed_prompts(path: Path, rows: list[Row]) -> Path:
+    write_table(
+        path, rows, EVALUATION_PROMPTS, stage="select_evaluation_prompts", arguments={}
+    )  # fmt: skip
+    return path
+
+
+def test_a_summary_tests_adjusts_and_breaks_down_by_style(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"prompt_id": f"{style}{item}", "prompt": f"{style} {item - item % 2}",
+         "category": style, "challenge": None, "item": item}
+        for style in ("anime", "photo") for item in range(20)
+    ]  # fmt: skip
+    names = [row["prompt_id"] for row in rows]
+    base = {name: [float(rng.random())] for name in names}
+    better = {name: [values[0] + 1 + float(rng.random())] for name, values in base.items()}
+    files = (
+        ("hpsv2", "base", scores_table(tmp_path / "base.parquet", base)),
+        ("hpsv2", "iter00", scores_table(tmp_path / "iter00.parquet", better)),
+        ("hpsv2", "iter01", scores_table(tmp_path / "iter01.parquet", better)),
+    )
+    prompts = (("hpsv2", keyed_prompts(tmp_path / "prompts.parquet", rows)),)
+    args = summary_args(tmp_path, scores=files, prompts=prompts)
+    summarise_evaluation.main(args)
+    summary = {(row["policy"], row["baseline"]): row for row in read_rows(args.output)}
+    won = summary["iter00", "base"]
+    assert (won["num_wins"], won["num_ties"], won["num_losses"]) == (40, 0, 0)
+    assert won["sign_p"] == pytest.approx(2 * 0.5**20)  # 20 texts, each of two prompts
+    assert won["sign_p_holm"] == pytest.approx(3 * won["sign_p"])  # the smallest of three, twice
+    same = summary["iter01", "iter00"]
+    assert (same["sign_p"], same["wilcoxon_p"], same["sign_p_holm"]) == (1, 1, 1)
+    assert (same["num_ties"], same["win_low"], same["win_high"]) == (40, 0.5, 0.5)
+    parts = read_rows(args.breakdown)
+    assert {(row["axis"], row["group"], row["num_prompts"]) for row in parts} == {
+        ("category", "anime", 20), ("category", "photo", 20)
+    }  # fmt: skip
+    anime = next(
+        row for row in parts
+        if (row["group"], row["policy"], row["baseline"]) == ("anime", "iter00", "base")
+    )  # fmt: skip
+    gaps = [better[name][0] - base[name][0] for name in names[:20]]
+    assert anime["difference"] == pytest.approx(np.mean(gaps), abs=1e-6)
+
+
+@pytest.fixture
+def two_runs(
+    evaluated: dict[str, generate_evaluation.Args], tmp_path: Path
+) -> dict[str, score_metric.Args]:
+    """The scores of both policies' images, as two runs might have them."""
+    runs = {}
+    for name, images in evaluated.items():
+        runs[name] = score_metric.Args(
+            images=(images.output,), metric="total", output=tmp_path / f"{name}-scores.parquet"
+        )
+        score_metric.main(runs[name])
+    return runs
+
+
+def test_a_policy_of_another_run_is_paired_with_every_policy(
+    two_runs: dict[str, score_metric.Args], tmp_path: Path
+) -> None:
+    args = summary_args(
+        tmp_path,
+        scores=tuple(("mine", name, two_runs[name].output) for name in ("base", "iter00")),
+        others=(("mine", "theirs/iter01", two_runs["iter01"].output),),
+    )
+    summarise_evaluation.main(args)
+    rows = {(row["policy"], row["baseline"]): row for row in read_rows(args.output)}
+    assert list(rows)[2:] == [("base", "theirs/iter01"), ("iter00", "theirs/iter01")]
+    theirs = [row["score"] for row in read_rows(two_runs["iter01"].output)]
+    ours = [row["score"] for row in read_rows(two_runs["iter00"].output)]
+    found = rows["iter00", "theirs/iter01"]["difference"]
+    assert found == pytest.approx(np.mean(ours) - np.mean(theirs), abs=1e-6)
+
+
+def test_a_run_from_other_noise_is_not_paired(
+    two_runs: dict[str, score_metric.Args], evaluated: dict[str, generate_evaluation.Args],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    images = replace(evaluated["iter01"], seed=99, output=tmp_path / "images.parquet")
+    generate_evaluation.main(images)
+    other = replace(two_runs["iter01"], images=(images.output,), output=tmp_path / "other.parquet")
+    score_metric.main(other)
+    args = summary_args(
+        tmp_path,
+        scores=(("mine", "base", two_runs["base"].output),),
+        others=(("mine", "theirs/iter01", other.output),),
+    )
+    with pytest.raises(UserError, match="not sampled from the same noise"):
+        summarise_evaluation.main(args)
+    images.output.unlink()
+    with pytest.raises(UserError, match="images that are not there any more"):
+        summarise_evaluation.main(args)
+
+
+def leakage_args(folder: Path, *, allow: bool) -> check_leakage.Args:
+    sets = {"mine": ["A Cat", "a dog"], "seed": ["a  cat"], "iter01": ["a bird"]}
+    for name, prompts in sets.items():
+        rows = [prompt_row(prompt) for prompt in prompts]
+        write_table(folder / f"{name}.parquet", rows, PROMPTS, stage="select_prompts", arguments={})
+    named = {name: (name, folder / f"{name}.parquet") for name in sets}
+    return check_leakage.Args(
+        evaluation=(named["mine"],), training=(named["seed"], named["iter01"]), allow=allow,
+        output=folder / "leakage.parquet",
+    )  # fmt: skip
+
+
+def test_evaluation_prompts_that_a_training_sees_are_refused(tmp_path: Path) -> None:
+    args = leakage_args(tmp_path, allow=False)
+    with pytest.raises(UserError, match="1 of 2 prompts of mine stand in seed .as 'A Cat'"):
+        check_leakage.main(args)
+    assert not args.output.exists()
+
+
+def test_allowed_leakage_is_counted(tmp_path: Path) -> None:
+    args = leakage_args(tmp_path, allow=True)
+    check_leakage.main(args)
+    rows = read_rows(args.output)
+    assert [(row["source"], row["num_prompts"], row["num_shared"]) for row in rows] == [
+        ("seed", 2, 1), ("iter01", 2, 0)
+    ]  # fmt: skip
+    assert [row["examples"] for row in rows] == [["A Cat"], []]
+
+
 def test_a_summary_compares_each_policy_with_each_earlier_one_by_prompt(tmp_path: Path) -> None:
     scores = {
         "base": {"a": [1.0, 3.0], "b": [2.0, 2.0], "c": [0.0, 0.0]},
@@ -172,7 +318,7 @@ def test_a_summary_compares_each_policy_with_each_earlier_one_by_prompt(tmp_path
         ("mine", name, scores_table(tmp_path / f"{name}.parquet", values))
         for name, values in scores.items()
     ]
-    args = summarise_evaluation.Args(scores=tuple(files), output=tmp_path / "summary.parquet")
+    args = summary_args(tmp_path, scores=tuple(files))
     summarise_evaluation.main(args)
     rows = {(row["policy"], row["baseline"]): row for row in read_rows(args.output)}
     assert list(rows) == [
@@ -196,7 +342,7 @@ def test_policies_scored_on_other_prompts_are_not_compared(tmp_path: Path) -> No
         ("mine", "base", scores_table(tmp_path / "a.parquet", {"a": [1.0], "b": [2.0]})),
         ("mine", "iter00", scores_table(tmp_path / "b.parquet", {"a": [1.0], "c": [2.0]})),
     )
-    args = summarise_evaluation.Args(scores=files, output=tmp_path / "summary.parquet")
+    args = summary_args(tmp_path, scores=files)
     with pytest.raises(UserError, match="iter00 was scored on 2 prompts.*not the same"):
         summarise_evaluation.main(args)
     assert not args.output.exists()
@@ -206,7 +352,8 @@ def test_policies_scored_on_other_prompts_are_not_compared(tmp_path: Path) -> No
 def guards(
     judged: list[score_holdout.Args], evaluated: dict[str, generate_evaluation.Args],
     selected: select_pairs.Args, scored: list[score_candidates.Args],
-    candidate_scores: score_metric.Args, tmp_path: Path,
+    candidate_scores: score_metric.Args, prompts: select_prompts.Args, tiny_base: str,
+    tmp_path: Path,
 ) -> summarise_guards.Args:  # fmt: skip
     """Guards of iterations 0 and 1."""
     return summarise_guards.Args(
@@ -215,7 +362,11 @@ def guards(
         pairs=(selected.output,),
         rewards=tuple((1, args.output) for args in scored),
         candidate_scores=((1, candidate_scores.output),),
+        prompts=(prompts.output,),
+        model=settings(tiny_base),
+        limits=LIMITS,
         output=tmp_path / "guards.parquet",
+        reliability=tmp_path / "reliability.parquet",
     )
 
 
@@ -262,3 +413,41 @@ def test_guards_without_a_candidate_metric_leave_its_measures_out(
     row = read_rows(args.output)[1]
     assert (row["rank_correlation"], row["best_beats_worst"]) == (None, None)
     assert row["confident_share"] is not None
+
+
+def test_reliability_is_that_of_the_held_out_pairs(guards: summarise_guards.Args) -> None:
+    summarise_guards.main(guards)
+    rows = read_rows(guards.reliability)
+    for iteration, path in enumerate(guards.holdout):
+        judged = [row["probability"] for row in read_rows(path)]
+        found = [row for row in rows if row["iteration"] == iteration]
+        assert sum(row["num_pairs"] for row in found) == len(judged)
+        right = sum(row["num_pairs"] * row["share_right"] for row in found)
+        assert right == pytest.approx(sum(p > 0.5 for p in judged))
+
+
+def test_blank_images_and_cut_prompts_are_counted_and_said(
+    guards: summarise_guards.Args, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    black = np.zeros((64, 64, 3), np.uint8)
+    red = np.full((64, 64, 3), (200, 10, 10), np.uint8)
+    rows = [
+        {**image_row(CAPTIONS[0], image), "candidate": number}
+        for number, image in enumerate((black, red, picture(CAPTIONS[0]), picture(CAPTIONS[1])))
+    ]
+    path = images_table(tmp_path / "images.parquet", rows)
+    texts = [prompt_row(CAPTIONS[0]), prompt_row("a small red triangle " * 40)]
+    prompts = tmp_path / "texts.parquet"
+    write_table(prompts, texts, PROMPTS, stage="select_prompts", arguments={})
+    args = replace(
+        guards, images=((0, path), (1, guards.images[1][1])), prompts=(prompts,),
+        limits=replace(LIMITS, max_drift=1e-12),
+    )  # fmt: skip
+    summarise_guards.main(args)
+    first, second = read_rows(args.output)
+    assert (first["blank_share"], first["truncated_share"]) == (0.5, 0.5)
+    assert second["truncated_share"] == 0.5
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    for part in ("50.0% of the images of iter00 are black", "50.0% of the evaluation prompts are",
+                 "iter01 has drifted"):  # fmt: skip
+        assert sum(part in sentence for sentence in said) == 1, part

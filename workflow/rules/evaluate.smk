@@ -1,7 +1,10 @@
 # Every policy and the base on the same prompts and the same noise; and the guards of the loop.
 EVALUATION = [
     f"{RUN}/evaluation/summary.parquet",
+    f"{RUN}/evaluation/breakdown.parquet",
     f"{RUN}/evaluation/guards.parquet",
+    f"{RUN}/evaluation/reliability.parquet",
+    f"{RUN}/evaluation/leakage.parquet",
     *expand(
         f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet",
         set=PROMPT_SETS,
@@ -17,6 +20,20 @@ EVALUATION = [
 ]
 CANDIDATE_METRIC = config["evaluation"]["candidate_metric"]
 PRIMARY_SET = PROMPT_SETS[0]
+OTHER_SCORES = [
+    (
+        prompt_set,
+        f"{Path(other).parent.name}/{Path(other).name}",
+        f"{Path(other).parent}/evaluation/{prompt_set}/{Path(other).name}/scores/{metric}.parquet",
+    )
+    for other in config["evaluation"]["compare_with"]
+    for prompt_set in PROMPT_SETS
+    for metric in METRICS
+]
+TRAINING_PROMPTS = [
+    ("seed", f"{RUN}/seed/preferences.parquet"),
+    *[(f"iter{i:02d}", f"{RUN}/prompts/iter{i:02d}.parquet") for i in ITERATIONS],
+]
 
 
 rule select_evaluation_prompts:
@@ -32,11 +49,46 @@ rule select_evaluation_prompts:
     resources:
         gpu=0,
     params:
-        code=code_version("stages.select_prompts"),
-        command=stage("select_prompts"),
+        code=code_version("stages.select_evaluation_prompts"),
+        command=stage("select_evaluation_prompts"),
+        layout=lambda wildcards: config["evaluation"]["prompt_layouts"].get(
+            wildcards.set, "plain"
+        ),
     shell:
-        "{params.command} --pool {input:q} --shuffle-seed None --skip 0 --take None"
+        "{params.command} --file {input:q} --layout {params.layout}"
         " --output {output:q} 2>&1 | record {log:q}"
+
+
+rule check_leakage:
+    input:
+        evaluation=expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
+        training=[path for _, path in TRAINING_PROMPTS],
+    output:
+        f"{RUN}/evaluation/leakage.parquet",
+    log:
+        f"{LOGS}/evaluation/check_leakage.log",
+    priority: 20
+    conda:
+        "../../envs/sail.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+    params:
+        code=code_version("stages.check_leakage"),
+        command=stage("check_leakage"),
+        flags=flags(
+            {
+                "evaluation": [
+                    word
+                    for name in PROMPT_SETS
+                    for word in (name, f"{RUN}/evaluation/{name}/prompts.parquet")
+                ],
+                "training": [word for pair in TRAINING_PROMPTS for word in pair],
+                "allow": config["evaluation"]["allow_leakage"],
+            }
+        ),
+    shell:
+        "{params.command} {params.flags} --output {output:q} 2>&1 | record {log:q}"
 
 
 rule generate_evaluation:
@@ -132,14 +184,17 @@ rule score_holdout:
 
 rule summarise_evaluation:
     input:
-        expand(
+        scores=expand(
             f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet",
             set=PROMPT_SETS,
             policy=POLICY_NAMES,
             metric=METRICS,
         ),
+        prompts=expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
+        others=[path for *_, path in OTHER_SCORES],
     output:
-        f"{RUN}/evaluation/summary.parquet",
+        summary=f"{RUN}/evaluation/summary.parquet",
+        breakdown=f"{RUN}/evaluation/breakdown.parquet",
     log:
         f"{LOGS}/evaluation/summarise_evaluation.log",
     conda:
@@ -162,11 +217,22 @@ rule summarise_evaluation:
                         name,
                         f"{RUN}/evaluation/{prompt_set}/{name}/scores/{metric}.parquet",
                     )
-                ]
+                ],
+                "prompts": [
+                    word
+                    for name in PROMPT_SETS
+                    for word in (name, f"{RUN}/evaluation/{name}/prompts.parquet")
+                ],
+                **(
+                    {"others": [word for other in OTHER_SCORES for word in other]}
+                    if OTHER_SCORES
+                    else {}
+                ),
             }
         ),
     shell:
-        "{params.command} {params.flags} --output {output:q} 2>&1 | record {log:q}"
+        "{params.command} {params.flags} --output {output.summary:q}"
+        " --breakdown {output.breakdown:q} 2>&1 | record {log:q}"
 
 
 rule summarise_guards:
@@ -193,8 +259,10 @@ rule summarise_guards:
             if CANDIDATE_METRIC
             else []
         ),
+        prompts=expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
     output:
-        f"{RUN}/evaluation/guards.parquet",
+        guards=f"{RUN}/evaluation/guards.parquet",
+        reliability=f"{RUN}/evaluation/reliability.parquet",
     log:
         f"{LOGS}/evaluation/summarise_guards.log",
     conda:
@@ -205,6 +273,8 @@ rule summarise_guards:
     params:
         code=code_version("stages.summarise_guards"),
         command=stage("summarise_guards"),
+        model=MODEL,
+        limits=flags(config["guards"], "limits"),
         images=flags(
             {
                 "images": [
@@ -227,5 +297,7 @@ rule summarise_guards:
         ),
     shell:
         "{params.command} --holdout {input.holdout:q} --pairs {input.pairs:q}"
+        " --prompts {input.prompts:q} {params.model} {params.limits}"
         " {params.images} {params.rewards} {params.candidate_scores}"
-        " --output {output:q} 2>&1 | record {log:q}"
+        " --output {output.guards:q} --reliability {output.reliability:q}"
+        " --threads {threads} 2>&1 | record {log:q}"

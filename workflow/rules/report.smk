@@ -2,12 +2,16 @@
 import json
 
 REPORT = f"{RUN}/report.html"
+PAPER_MODEL = config["evaluation"]["paper_model"]
 
 
 rule write_report:
     input:
         summary=f"{RUN}/evaluation/summary.parquet",
+        breakdown=f"{RUN}/evaluation/breakdown.parquet",
         guards=f"{RUN}/evaluation/guards.parquet",
+        reliability=f"{RUN}/evaluation/reliability.parquet",
+        leakage=f"{RUN}/evaluation/leakage.parquet",
         images=[
             path
             for name in POLICY_NAMES
@@ -47,13 +51,15 @@ rule write_report:
                 "policies": POLICY_NAMES,
                 "primary_metric": config["evaluation"]["primary_metric"],
                 "primary_set": PRIMARY_SET,
-                **config["guards"],
+                **({"paper_model": PAPER_MODEL} if PAPER_MODEL else {}),
             }
         ),
+        limits=flags(config["guards"], "limits"),
     shell:
         "printf '%s\\n' {params.config:q} > {output.config:q};"
         " {params.command} --config {output.config:q} --summary {input.summary:q}"
-        " --guards {input.guards:q} --images {input.images:q} --pairs {input.pairs:q}"
+        " --breakdown {input.breakdown:q} --reliability {input.reliability:q}"
+        " --leakage {input.leakage:q} --guards {input.guards:q} --images {input.images:q} --pairs {input.pairs:q}"
         " {params.training} {params.held_out_curve}"
         " --import-summary {input.import_summary:q}"
-        " {params.flags} --output {output.report:q} 2>&1 | record {log:q}"
+        " {params.flags} {params.limits} --output {output.report:q} 2>&1 | record {log:q}"

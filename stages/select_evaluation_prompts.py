@@ -1,0 +1,50 @@
+"""A file of evaluation prompts in; the set out, with its categories and a key for every prompt.
+
+Example:
+    python -m stages.select_evaluation_prompts --file hpsv2.json --layout hpsv2 --output set.parquet
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from stages.core.artifacts import write_table
+from stages.core.evaluation_prompts import Layout, read_evaluation_prompts
+from stages.core.runtime import log, run_stage, stage
+from stages.core.schemas import EVALUATION_PROMPTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """A file of evaluation prompts in, the set out."""
+
+    file: Path
+    """Prompts in the layout."""
+    layout: Layout
+    """'plain' (.txt, one a line, or a prompts table), 'partiprompts' or 'hpsv2'."""
+    output: Path
+    """Where the set goes (schema evaluation_prompts)."""
+
+
+def main(args: Args) -> None:
+    """Read the file; in a keyed set equal prompts stay apart, elsewhere the first one stands."""
+    with stage("select_evaluation_prompts") as run:
+        prompts = read_evaluation_prompts(args.file, args.layout)
+        rows = [{"prompt_id": prompt.prompt_id, **asdict(prompt)} for prompt in prompts]
+        categories = {prompt.category for prompt in prompts if prompt.category is not None}
+        log.info(
+            "select_evaluation_prompts: %d prompts in %d categories", len(rows), len(categories)
+        )
+        inputs = [args.file] if args.file.is_file() else sorted(args.file.glob("*.json"))
+        write_table(
+            args.output, rows, EVALUATION_PROMPTS,
+            stage="select_evaluation_prompts", arguments=args, inputs=inputs,
+        )  # fmt: skip
+        run.rows_in, run.rows_out = len(prompts), len(rows)
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))

@@ -1,0 +1,102 @@
+"""What the page says of comparisons, categories, other runs and the paper's numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages.core.figures import ReliabilityPoint, reliability_panel
+from stages.core.page import breakdown_view, leakage_view, others_view, paper_view
+from stages.core.paper import read_paper_tables
+from stages.core.verdicts import Evaluation, p_value
+
+Row = dict[str, Any]
+SD15 = [row for row in read_paper_tables() if row.model == "sd15"]
+
+
+def comparison(policy: str, mean: float, baseline: str, baseline_mean: float, **more: Any) -> Row:
+    """A row of a summary; its interval is 0.1 wide on each side."""
+    difference = mean - baseline_mean
+    return {
+        "prompt_set": "pickapic", "metric": "pickscore", "policy": policy, "baseline": baseline,
+        "num_prompts": 500, "mean": mean, "baseline_mean": baseline_mean,
+        "difference": difference, "ci_low": difference - 0.1, "ci_high": difference + 0.1,
+        "win_rate": 0.6, "win_low": 0.56, "win_high": 0.64, "num_wins": 300, "num_ties": 0,
+        "num_losses": 200, "sign_p": 0.0001, "wilcoxon_p": 0.002, "effect_size": 0.3,
+        "sign_p_holm": 0.0004, "wilcoxon_p_holm": 0.008, **more,
+    }  # fmt: skip
+
+
+def evaluation(base: float, last: float, **more: Any) -> Evaluation:
+    rows = [comparison("base", base, "base", base, **more)]
+    rows.append(comparison("iter00", last, "base", base, **more))
+    rows.append(comparison("iter00", last, "theirs/iter03", 20.9, **more))
+    return Evaluation(rows, ["base", "iter00"])
+
+
+def test_policies_of_other_runs_are_no_policies_of_this_one() -> None:
+    found = evaluation(20.6, 20.8)
+    assert found.policies == ["base", "iter00"]
+    assert found.others == ["theirs/iter03"]
+    (row,) = others_view(found)
+    assert (row["policy"], row["other"], row["p"]) == ("iter00", "theirs/iter03", "0.008")
+    assert row["difference"]["difference"] == "−0.10"
+    assert row["wins"] == {"share": "60 %", "interval": "56 to 64 %"}
+
+
+def test_the_base_and_its_distance_from_the_papers_lead_the_papers_rows() -> None:
+    tables = paper_view(SD15, evaluation(20.60, 20.81), [])
+    assert [table["table"] for table in tables] == [1, 3, 6]  # those with PickScore on Pick-a-Pic
+    first = tables[0]
+    assert first["columns"] == ["pickapic pickscore"]
+    assert [(row["name"], row["cells"]) for row in first["rows"][:5]] == [
+        ("base (this run)", ["20.60"]),
+        ("difference of base from the paper's", ["−0.02"]),
+        ("iter00 (this run)", ["20.81"]),
+        ("paper: base", ["20.62"]),
+        ("paper: DiffusionDPO", ["21.07"]),
+    ]
+    assert not first["is_far"]
+
+
+def test_a_base_far_from_the_papers_is_marked() -> None:
+    table = paper_view(SD15, evaluation(20.50, 20.81), [])[0]
+    assert table["is_far"]
+    assert table["rows"][1]["cells"] == ["−0.12 ⚠"]
+
+
+def test_styles_come_from_the_breakdown() -> None:
+    whole = {"prompt_set": "hpsv2", "metric": "hpsv2"}
+    parts = [
+        comparison(policy, mean, "base", 27.2, axis="category", group="anime", **whole)
+        for policy, mean in (("base", 27.2), ("iter00", 27.5))
+    ]
+    (table, other) = paper_view(SD15, evaluation(27.0, 27.3, **whole), parts)
+    assert (table["table"], other["table"]) == (1, 3)
+    assert table["columns"] == ["hpsv2 anime hpsv2"]
+    assert [row["cells"] for row in table["rows"][:4]] == [
+        ["27.20"], ["−0.03"], ["27.50"], ["27.23"]
+    ]  # fmt: skip
+    (view,) = breakdown_view(parts, evaluation(27.0, 27.3, **whole))
+    assert (view["axis"], view["metric"], view["policy"]) == ("category", "hpsv2", "iter00")
+    assert [(row["group"], row["difference"]) for row in view["rows"]] == [("anime", "+0.30")]
+
+
+def test_a_run_without_the_papers_metrics_shows_none_of_its_tables() -> None:
+    assert paper_view(SD15, evaluation(1.0, 2.0, prompt_set="shapes", metric="total"), []) == []
+
+
+def test_shared_prompts_are_marked() -> None:
+    rows = [{"num_shared": count, "source": "seed"} for count in (0, 2)]
+    assert [row["is_shared"] for row in leakage_view(rows)] == [False, True]
+
+
+def test_a_reliability_panel_tells_its_numbers_in_words() -> None:
+    point = ReliabilityPoint(
+        num_pairs=25, mean_probability=0.8, share_right=0.6, share_low=0.4, share_high=0.77
+    )
+    svg = reliability_panel("Reliability of iter01", [point])
+    assert 'aria-label="Reliability of iter01: 80 % sure, 60 % right of 25"' in svg
+
+
+def test_p_values_in_words() -> None:
+    assert (p_value(0.0004), p_value(0.0123), p_value(1.0)) == ("< 0.001", "0.012", "1.000")
