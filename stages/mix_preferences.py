@@ -58,9 +58,7 @@ def main(args: Args) -> None:
         ) as writer:  # fmt: skip
             for batch in read_batches(args.pairs, TRAINING_PAIRS, size=PAIRS_AT_ONCE):
                 writer.write(batch)
-            for batch in joined_batches(
-                args.preferences, args.latents, rows, size=PAIRS_AT_ONCE
-            ):
+            for batch in joined_batches(args.preferences, args.latents, rows, size=PAIRS_AT_ONCE):
                 writer.write(batch)
         log.info(
             "mix_preferences: %d generated and %d human pairs, a human share of %.3f",

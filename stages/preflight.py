@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from glob import glob, has_magic
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from stages.core.configuration import check_config
 from stages.core.costs import Counts, Rates, count, disk_bytes, hours
 from stages.core.errors import UserError
 from stages.core.images import encode_png, to_pixels
+from stages.core.layouts import Layout, Ledger, find_layout
 from stages.core.models import (
     Denoiser,
     DiffusionModel,
@@ -139,34 +141,45 @@ def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
     if "shapes" in config:
         return 200
     total = 0
+    pool = config["prompts"].get("pool", [])
     for key, name in (
-        ("prompts.pool", config["prompts"].get("pool")),
+        *(("prompts.pool", name) for name in ([pool] if isinstance(pool, str) else pool)),
         *(
             (f"evaluation.prompt_sets.{k}", v)
             for k, v in config["evaluation"]["prompt_sets"].items()
         ),
     ):
-        if name is None:
-            continue
-        is_there = Path(name).is_file()
-        found = f"{len(read_prompts(Path(name))):,} prompts" if is_there else "does not exist"
-        findings.add(f"{key} {name}", found, holds=is_there)
-        if is_there and key.startswith("evaluation"):
-            total += len(read_prompts(Path(name)))
+        files = [Path(match) for match in sorted(glob(name))]
+        count = len(read_prompts(*files)) if files else 0
+        found = f"{count:,} prompts" if files else "does not exist"
+        findings.add(f"{key} {name}", found, holds=bool(files))
+        if key.startswith("evaluation"):
+            total += count
     return total
 
 
 def labelled_pairs(config: Mapping[str, Any], findings: Findings) -> int:
-    """Rows of all files of human pairs; notes patterns that match none."""
-    total = 0
-    for pattern in config["preferences"].get("files", []):
-        files = sorted(glob(pattern)) if has_magic(pattern) else [pattern]
-        is_there = bool(files) and all(Path(file).is_file() for file in files)
-        rows = sum(pq.read_metadata(file).num_rows for file in files) if is_there else 0
-        found = f"{len(files)} files, {rows:,} rows" if is_there else "does not exist"
-        findings.add(f"preferences.files {pattern}", found, holds=is_there)
-        total += rows
-    return total
+    """Rows of all files of human labels; notes what cannot be found or recognised."""
+    names = config["preferences"].get("files", [])
+    if not names:
+        return 0
+    shown = f"preferences.files {', '.join(names)}"
+    try:
+        layout = find_layout([Path(name) for name in names], config["preferences"]["layout"])
+        rows = num_labels(layout)
+    except UserError as error:
+        findings.add(shown, str(error), holds=False)
+        return 0
+    found = f"{len(layout.files)} files, layout {layout.name}, {rows:,} rows"
+    findings.add(shown, found, holds=True)
+    return rows
+
+
+def num_labels(layout: Layout) -> int:
+    """Rows of Parquet files by their metadata; of other files by reading them."""
+    if all(file.suffix == ".parquet" for file in layout.files):
+        return sum(pq.read_metadata(file).num_rows for file in layout.files)
+    return sum(1 for _label in layout.labels(Ledger(allowed_bad=sys.maxsize)))
 
 
 def check_invariants(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> None:

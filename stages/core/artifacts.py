@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,13 @@ def digest(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; run the stage that writes it first")
+    facts = path.stat()
+    return _digest(path.resolve(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path, _size: int, _mtime_ns: int, _inode: int) -> str:
+    """Read once for all tables that a stage makes of the file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -86,7 +86,8 @@ def test_tables_give_their_prompts(tmp_path: Path) -> None:
         ("none.txt", None, "does not exist"),
         ("blank.txt", b"\n  \n", "holds no prompts"),
         ("latin.txt", "caf\xe9".encode("latin-1"), "not UTF-8"),
-        ("prompts.csv", b"a cat", "'.csv'"),
+        ("prompts.docx", b"a cat", "'.docx'"),
+        ("prompts.csv", b"a cat", "no column 'prompt'"),
         ("prompts.parquet", b"a cat", "no readable Parquet"),
     ],
 )

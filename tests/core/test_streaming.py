@@ -89,10 +89,13 @@ def test_a_row_that_does_not_fit_leaves_the_old_table_and_no_part(tmp_path: Path
     path = tmp_path / "prompts.parquet"
     write_table(path, ROWS[:2], PROMPTS, **MADE)
     before = path.read_bytes()
-    with pytest.raises(ArtifactError, match="do not fit the prompts schema"):
-        with writing_table(path, PROMPTS, **MADE) as writer:
-            writer.write(ROWS)
-            writer.write([{"prompt_id": "1", "prompt": None}])
+    message = "do not fit the prompts schema"
+    with (
+        pytest.raises(ArtifactError, match=message),
+        writing_table(path, PROMPTS, **MADE) as writer,
+    ):
+        writer.write(ROWS)
+        writer.write([{"prompt_id": "1", "prompt": None}])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

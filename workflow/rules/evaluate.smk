@@ -21,7 +21,7 @@ PRIMARY_SET = PROMPT_SETS[0]
 
 rule select_evaluation_prompts:
     input:
-        prompt_set_file,
+        lambda wildcards: prompt_set_file(wildcards.set),
     output:
         f"{RUN}/evaluation/{{set}}/prompts.parquet",
     log:
