@@ -150,7 +150,8 @@ def _pairs(file: Path, prompt: str, judged: Sequence[Judged], ledger: Ledger) ->
 
 def _ranked(images: str, ranks: str | None, row: int, values: Record) -> list[Judged]:
     found = _list(values, images)
-    order = _list(values, ranks) if ranks else list(range(len(found)))
+    has_ranks = ranks is not None and values.get(ranks) is not None
+    order = _list(values, str(ranks)) if has_ranks else list(range(len(found)))
     if len(order) != len(found):
         raise Bad(f"{images!r} lists {len(found)} images and {ranks!r} {len(order)} ranks")
     if len(found) < 2:
