@@ -34,6 +34,7 @@ from stages.core.training import (
     Execution,
     HeldOut,
     TrainingSettings,
+    best_step,
     needs_reference,
     train_dpo,
 )
@@ -236,6 +237,7 @@ def train_policy(
             "num_pairs": len(pairs),
             "num_steps": len(steps),
             "last_loss": steps[-1].loss,
+            **({"best_step": best_step(curve)} if settings.stop_after_no_gain else {}),
         },
     )
     shutil.rmtree(outputs.work, ignore_errors=True)
