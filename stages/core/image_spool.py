@@ -9,7 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 
-from stages.core.images import ImageError, decode_image
+from stages.core.images import ImageError, preview_image
 from stages.core.layouts.labels import Cell, FoundImage
 from stages.core.near_duplicates import difference_hash
 
@@ -85,16 +85,16 @@ class ImageSpool:
         return os.pread(self._file.fileno(), image.length, image.offset)
 
     def _append(self, data: bytes) -> Stored:
-        image = decode_image(data)
-        if min(image.size) < MIN_SIDE:
+        found = preview_image(data)
+        if min(found.width, found.height) < MIN_SIDE:
             raise ImageError(
-                f"the image is {image.width} x {image.height} pixels; expected at least "
+                f"the image is {found.width} x {found.height} pixels; expected at least "
                 f"{MIN_SIDE} x {MIN_SIDE}"
             )
         offset = self._file.tell()
         self._file.write(data)
         self._file.flush()
-        return Stored(offset, len(data), image.width, image.height, difference_hash(image))
+        return Stored(offset, len(data), found.width, found.height, difference_hash(found.image))
 
 
 def _without_data(found: FoundImage) -> FoundImage:

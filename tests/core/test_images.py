@@ -13,6 +13,7 @@ from stages.core.images import (
     ImageError,
     decode_image,
     encode_png,
+    preview_image,
     to_model_input,
     to_pixels,
 )
@@ -104,6 +105,37 @@ def test_an_image_is_turned_as_its_exif_says(kind: str) -> None:
     assert found.shape == (32, 16, 3)
     assert found[:14].min() > 200  # the left half is on top now
     assert found[18:].max() < 55
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_preview_shows_the_image_and_knows_its_size(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    coarse = np.repeat(np.repeat(noise_picture(4, 8), 128, 0), 128, 1)  # 1024 x 512
+    data = saved(Image.fromarray(coarse), kind, exif=exif)
+    whole, preview = decode_image(data), preview_image(data)
+    assert (preview.width, preview.height) == whole.size
+    sides = (preview.image.width / preview.width, preview.image.height / preview.height)
+    assert sides == ((1 / 8, 1 / 8) if kind == "JPEG" else (1, 1))
+    found, expected = (np.asarray(i.resize((8, 8), Image.Resampling.BOX)).astype(int)
+                       for i in (preview.image, whole))  # fmt: skip
+    assert np.abs(found - expected).max() <= 4
+
+
+@pytest.mark.parametrize("size", [300, 5_000, 20_000])
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("is_progressive", [False, True])
+def test_a_preview_notices_a_cut_off_file_as_decoding_does(
+    size: int, subsampling: int, is_progressive: bool
+) -> None:
+    image = Image.fromarray(noise_picture(256, 256))
+    data = saved(image, "JPEG", subsampling=subsampling, progressive=is_progressive)
+    assert len(data) > 20_000
+    for cut in (data[:size], data[: len(data) - size]):
+        for decode in (decode_image, preview_image):
+            with pytest.raises(ImageError, match="no readable image"):
+                decode(cut)
 
 
 def test_an_exif_block_that_says_nothing_turns_nothing() -> None:

@@ -123,19 +123,20 @@ class Pairs(Layout):
 
 def row_images(file: Path, cells: Collection[Cell], uids: dict[str, str]) -> Iterator[FoundImage]:
     """The images of some cells of a file of rows; `uids` names the column of each column's uid."""
-    by_row: dict[int, list[Cell]] = defaultdict(list)
-    for cell in cells:
-        by_row[cell.row].append(cell)
-    columns = sorted({cell.column for cell in cells})
-    columns += [uids[column] for column in columns if column in uids]
-    for row, values in read_rows(file, columns, with_images=True, only=by_row):
-        for cell in sorted(by_row[row]):
-            value = values.get(cell.column)
-            if isinstance(value, list):
-                value = value[cell.position]
-            data, problem = read_cell(value, file.parent)
-            uid = values.get(uids.get(cell.column, ""))
-            yield FoundImage(file, cell, data, uid or None, problem)
+    for name in sorted({cell.column for cell in cells}):  # one column's pages in memory at a time
+        by_row: dict[int, list[Cell]] = defaultdict(list)
+        for cell in cells:
+            if cell.column == name:
+                by_row[cell.row].append(cell)
+        columns = [name, uids[name]] if name in uids else [name]
+        for row, values in read_rows(file, columns, with_images=True, only=by_row):
+            for cell in sorted(by_row[row]):
+                value = values.get(name)
+                if isinstance(value, list):
+                    value = value[cell.position]
+                data, problem = read_cell(value, file.parent)
+                uid = values.get(uids.get(name, ""))
+                yield FoundImage(file, cell, data, uid or None, problem)
 
 
 def find_column(names: Sequence[str], wanted: Sequence[str]) -> str | None:
