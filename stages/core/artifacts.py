@@ -57,8 +57,10 @@ def read_batches(
 ) -> Iterator[pa.Table]:
     """The table in parts of `size` rows, checked as `read_table` does; one row group is in memory.
 
-    `rows` are the positions to read, in rising order; None reads all.
+    `rows` are the positions to read, in rising order; None reads all. ValueError unless size > 0.
     """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, found {size}")
     file = _open_parquet(path)
     fields = _wanted(path, file, schema, columns)
     names = [field.name for field in fields]

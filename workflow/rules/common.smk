@@ -186,14 +186,14 @@ def shards(pattern, numbers):
     return lambda wildcards: expand(pattern, shard=numbers, **dict(wildcards))
 
 
-def prompt_set_file(name):
-    """The file of an evaluation set's prompts."""
+def prompt_set_files(name):
+    """The files of an evaluation set's prompts."""
     if "shapes" in config:
-        return f"{RUN}/world/evaluation.txt"
-    return config["evaluation"]["prompt_sets"][name]
+        return [f"{RUN}/world/evaluation.txt"]
+    return matching([config["evaluation"]["prompt_sets"][name]])
 
 
-EVALUATION_FILES = [prompt_set_file(name) for name in PROMPT_SETS]
+EVALUATION_FILES = [file for name in PROMPT_SETS for file in prompt_set_files(name)]
 
 
 def evaluation_images(prompt_set, name):

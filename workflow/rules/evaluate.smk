@@ -21,7 +21,7 @@ PRIMARY_SET = PROMPT_SETS[0]
 
 rule select_evaluation_prompts:
     input:
-        lambda wildcards: prompt_set_file(wildcards.set),
+        lambda wildcards: prompt_set_files(wildcards.set),
     output:
         f"{RUN}/evaluation/{{set}}/prompts.parquet",
     log:
