@@ -16,7 +16,7 @@ def test_seed_pairs_iteration_prompts_and_evaluation_sets_never_overlap(tmp_path
     data = tmp_path / "data"
     data.mkdir()
     WRITERS["pairs-csv"][1](data / "labels", some_pairs(20))
-        WRITERS["folders"][1](data / "studio", some_pairs(20))
+    WRITERS["folders"][1](data / "studio", some_pairs(20))
     (data / "evaluation.tsv").write_text("Prompt\tCategory\n" + "\n".join(
         f"{caption.upper()}\tany" for caption in CAPTIONS[18:24]))  # fmt: skip
     (data / "pool.json").write_text(json.dumps(CAPTIONS[:30]))
