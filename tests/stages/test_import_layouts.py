@@ -427,3 +427,39 @@ def test_the_spool_is_gone_when_the_import_ends(tmp_path: Path) -> None:
     with ImageSpool(tmp_path / "spool") as spool:
         assert not list((tmp_path / "spool").iterdir())
         assert (tmp_path, Cell(0, "chosen")) not in spool
+
+
+def test_a_csv_of_image_paths_and_ranks_has_an_image_a_row(tmp_path: Path) -> None:
+    args = write("rankings-csv", tmp_path / "data", some_pairs())
+    path = args.files[0] / "labels.csv"
+    path.write_text(path.read_text().replace("prompt,image,rank", "Prompt,image_path,Rank"))
+    main(args)
+    assert report_of(args)["layout"] == "rankings"
+    assert len(found_pairs(args)) == 6
+
+
+def test_a_folder_that_datasets_wrote_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    pairs = some_pairs()
+    image = datasets.Image()
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "chosen": image, "rejected": image}
+    )
+    rows = {
+        "prompt": [pair[0] for pair in pairs],
+        "chosen": [{"bytes": pair[1], "path": None} for pair in pairs],
+        "rejected": [{"bytes": pair[2], "path": None} for pair in pairs],
+    }
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    dataset.save_to_disk(str(tmp_path / "data"), num_shards=2)
+    args = args_for(tmp_path / "data")
+    main(args)
+    assert found_pairs(args) == sorted(pairs)
+    datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(str(tmp_path / "both"))
+    assert "holds the splits test, train" in complaint(
+        replace(args_for(tmp_path / "both"), summary=tmp_path / "other" / "import.json")
+    )
+    dataset.to_parquet(str(tmp_path / "table" / "train.parquet"))
+    args = args_for(tmp_path / "table")
+    main(args)
+    assert found_pairs(args) == sorted(pairs)

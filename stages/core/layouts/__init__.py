@@ -16,12 +16,11 @@ from stages.core.layouts.folders import Suffixes, WinLose, images_in
 from stages.core.layouts.groups import (
     DISLIKED,
     IMAGE,
-    IMAGES,
     LIKED,
     RANK,
     Likes,
     Rankings,
-    refuse_lists_in_csv,
+    list_column,
 )
 from stages.core.layouts.labels import Cell, FoundImage, Key, Label, Layout, Ledger
 from stages.core.layouts.rows import CHOSEN, REJECTED, Pairs, Pickapic, find_column
@@ -88,8 +87,7 @@ def recognise(file: Path) -> str:
         return "pairs"
     if has(LIKED) and (has(DISLIKED) or has(IMAGE)):
         return "likes"
-    refuse_lists_in_csv(file, names)
-    if has(IMAGES) or has(IMAGE, RANK):
+    if list_column(file, names) or has(IMAGE, RANK):
         return "rankings"
     raise UserError(
         f"{file}: no layout has the columns {', '.join(names) or '(none)'}. Expected a prompt with "

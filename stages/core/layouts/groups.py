@@ -15,7 +15,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import UserError
 from stages.core.layouts.labels import (
     Cell,
     FoundImage,
@@ -32,7 +31,7 @@ from stages.core.prompts import PROMPT_COLUMNS, normalise
 from stages.core.text_files import PROBLEM, Record
 
 IMAGES = ("images", "image_paths", "image_path", "file_path", "file_names")
-IMAGE = ("image", "file_name", "path")
+IMAGE = ("image", "file_name", "path", "image_path", "file_path")
 RANKS = ("ranks", "rank", "ranking")
 RANK = ("rank",)
 LIKED, DISLIKED = ("liked", "likes"), ("disliked", "dislikes")
@@ -66,7 +65,7 @@ class Rankings(Layout):
         for file in self.files:
             names = columns_of(file)
             prompt = need(file, names, PROMPT_COLUMNS)
-            images, image = find_column(names, IMAGES), find_column(names, IMAGE)
+            images, image = list_column(file, names), find_column(names, IMAGE)
             if images:
                 ranks = find_column(names, RANKS)
                 columns = [prompt, images, *([ranks] if ranks else [])]
@@ -200,7 +199,6 @@ def _check(values: Record, prompt: str) -> None:
         raise Bad(problem)
 
 
-def refuse_lists_in_csv(file: Path, names: Sequence[str]) -> None:
-    """UserError for a .csv or .tsv file with list columns, which only JSON and Parquet can hold."""
-    if file.suffix in (".csv", ".tsv") and find_column(names, IMAGES):
-        raise UserError(f"{file}: a cell of {file.suffix} holds one image; give each a row")
+def list_column(file: Path, names: Sequence[str]) -> str | None:
+    """The column that holds a prompt's images as a list; a cell of .csv or .tsv holds one image."""
+    return None if file.suffix in (".csv", ".tsv") else find_column(names, IMAGES)
