@@ -7,15 +7,17 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 
-from stages.core.artifacts import read_table, write_table
+from stages.core.artifacts import num_rows, read_batches, writing_table
 from stages.core.images import decode_image, geometry, to_model_input
-from stages.core.models import ModelSettings, load_model
+from stages.core.models import DiffusionModel, ModelSettings, load_model
 from stages.core.runtime import choose_device, progress, run_stage, stage
 from stages.core.schemas import PAIR_LATENTS, PREFERENCES
 
@@ -39,34 +41,37 @@ class Args:
 def main(args: Args) -> None:
     """Encode winner and loser of every pair."""
     with stage("encode_preferences") as run:
-        table = read_table(args.preferences, PREFERENCES, ["pair_id", "winner", "loser"])
-        pairs = table.to_pylist()
+        count = num_rows(args.preferences)
+        batches = read_batches(
+            args.preferences, PREFERENCES, ["pair_id", "winner", "loser"], size=args.batch
+        )
         model = load_model(args.model, device=choose_device(args.threads))
-        rows = []
-        starts = range(0, len(pairs), args.batch)
-        for start in progress(starts, "encoding", "pairs", args.batch):
-            part = pairs[start : start + args.batch]
-            images = [decode_image(pair[side]["bytes"]) for side in ("winner", "loser")
-                      for pair in part]  # fmt: skip
-            pixels = torch.from_numpy(to_model_input(images, model.image_size))
-            latents = model.encode_images(pixels)
-            flat = latents.float().cpu().flatten(start_dim=1).numpy()
-            sizes = [geometry(image, model.image_size) for image in images]
-            for row, pair in enumerate(part):
-                rows.append(
-                    {
-                        "pair_id": pair["pair_id"],
-                        "winner_latents": flat[row],
-                        "loser_latents": flat[len(part) + row],
-                        "winner_geometry": sizes[row],
-                        "loser_geometry": sizes[len(part) + row],
-                    }
-                )
-        write_table(
-            args.output, rows, PAIR_LATENTS,
+        with writing_table(
+            args.output, PAIR_LATENTS,
             stage="encode_preferences", arguments=args, inputs=[args.preferences],
-        )  # fmt: skip
-        run.rows_in, run.rows_out = len(pairs), len(rows)
+        ) as writer:  # fmt: skip
+            starts = range(0, count, args.batch)
+            for _start in progress(starts, "encoding", "pairs", args.batch):
+                writer.write(encode(model, next(batches).to_pylist()))
+        run.rows_in, run.rows_out = count, writer.num_rows
+
+
+def encode(model: DiffusionModel, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """Rows of a latents table for some rows of a preferences table."""
+    images = [decode_image(pair[side]["bytes"]) for side in ("winner", "loser") for pair in pairs]
+    pixels = torch.from_numpy(to_model_input(images, model.image_size))
+    flat = model.encode_images(pixels).float().cpu().flatten(start_dim=1).numpy()
+    sizes = [geometry(image, model.image_size) for image in images]
+    return [
+        {
+            "pair_id": pair["pair_id"],
+            "winner_latents": flat[row],
+            "loser_latents": flat[len(pairs) + row],
+            "winner_geometry": sizes[row],
+            "loser_geometry": sizes[len(pairs) + row],
+        }
+        for row, pair in enumerate(pairs)
+    ]
 
 
 if __name__ == "__main__":

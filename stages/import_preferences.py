@@ -1,9 +1,12 @@
-r"""Human preference pairs in the Pick-a-Pic v2 columns in; seed pairs and held-out pairs out.
+r"""Human labels in any known layout in; seed pairs and held-out pairs out. See docs/own-labels.md.
 
-Ties and unlabelled rows are dropped and counted. Training and held-out pairs share no prompt.
+Text and labels are read first; then only the chosen pairs' images, a few at a time, so that memory
+does not grow with the shards. Ties and unlabelled rows are dropped and counted. Seed pairs, held-out
+pairs and the sets of `--exclude` share no prompt. Which pairs are chosen depends on what they are, not
+on the number or order of files.
 
 Example:
-    python -m stages.import_preferences --files data/train-*.parquet --num-pairs 512 \\
+    python -m stages.import_preferences --files 'data/train-*.parquet' --num-pairs 512 \\
         --num-holdout 200 --seed 0 --preferences preferences.parquet --holdout holdout.parquet \\
         --summary import.json
 """
@@ -11,33 +14,35 @@ Example:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tyro
 
-from stages.core.artifacts import write_json, write_table
+from stages.core.artifacts import write_json, writing_table
 from stages.core.errors import UserError
-from stages.core.images import ImageError, decode_image
-from stages.core.prompts import normalise, prompt_id
+from stages.core.image_spool import ImageSpool, Place
+from stages.core.images import ImageError
+from stages.core.import_report import describe_captions, describe_pairs, places
+from stages.core.layouts import Cell, Label, Layout, LayoutName, Ledger, find_layout
+from stages.core.prompts import prompt_id, read_prompts
 from stages.core.runtime import log, progress, run_stage, stage
 from stages.core.schemas import PREFERENCES
 from stages.core.seeding import seed_of
 
-TEXT_COLUMNS = ("caption", "label_0", "label_1")
-IMAGE_COLUMNS = ("jpg_0", "jpg_1")
+ROWS_AT_ONCE = 32
+
+ByPrompt = dict[str, list[Label]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Human preference pairs in, checked seed pairs and held-out pairs out."""
+    """Human labels in, checked seed pairs and held-out pairs out."""
 
     files: tuple[Path, ...]
-    """Parquet files with the columns caption, jpg_0, jpg_1, label_0, label_1 (has_label)."""
+    """Files of labels, folders of them or of images, or patterns."""
     num_pairs: int | None
     """Seed pairs to keep; None keeps all that are not held out."""
     num_holdout: int
@@ -49,134 +54,78 @@ class Args:
     holdout: Path
     """Where the held-out pairs go (schema preferences)."""
     summary: Path
-    """Where the counts go: rows read, dropped and kept (JSON)."""
-
-
-@dataclass(frozen=True)
-class Label:
-    """One usable row, before its images are read."""
-
-    file: Path
-    row: int
-    caption: str
-    winner: Literal[0, 1]
-
-    @property
-    def pair_id(self) -> str:
-        """Unique within a run."""
-        return f"human-{self.file.stem}-{self.row:06d}"
+    """Where the report goes: what was read, dropped and kept, and why (JSON)."""
+    exclude: tuple[Path, ...] = ()
+    """Files of prompts that no pair may have: the evaluation sets."""
+    layout: LayoutName = "auto"
+    """How the labels are laid out; 'auto' recognises it."""
+    skip_bad: int = 0
+    """Rows that may be unusable; they are listed in the report. One more stops the import."""
+    tokenizer: Path | None = None
+    """Folder of the model's tokenizer, to count the captions that are too long for it."""
 
 
 def main(args: Args) -> None:
-    """Read labels first, choose by prompt, then read only the chosen rows' images."""
-    with stage("import_preferences") as run:
-        check_names(args.files)
-        counts = {"rows_read": 0, "unlabelled_dropped": 0, "ties_dropped": 0}
-        labels = [label for file in args.files for label in read_labels(file, counts)]
+    """Read labels, choose by prompt, read the chosen pairs' images, write."""
+    with stage("import_preferences") as run, ImageSpool(args.preferences.parent) as spool:
+        layout, ledger = find_layout(args.files, args.layout), Ledger(args.skip_bad)
+        labels = read_labels(layout, ledger, args)
+        chosen, holdout = choose(labels, layout, ledger, spool, args)
+        write(chosen, holdout, spool, layout, args)
+        report = summarise(labels, chosen, holdout, layout, ledger)
+        report |= describe_pairs(chosen, holdout, spool)
+        prompts = [label.prompt for label in (*chosen, *holdout)]
+        report["long_captions"] = describe_captions(prompts, args.tokenizer)
+        for key, value in report.items():
+            if value and not isinstance(value, list):
+                log.info("import_preferences: %s: %s", key.replace("_", " "), value)
+        write_json(args.summary, report)
+        run.rows_in, run.rows_out = ledger.counts["rows_read"], len(chosen) + len(holdout)
+
+
+def read_labels(layout: Layout, ledger: Ledger, args: Args) -> ByPrompt:
+    """The usable labels by prompt, each prompt's in an order that no file decides."""
+    excluded = {prompt_id(prompt) for prompt in read_prompts(*args.exclude)}
+    names: dict[str, str] = {}
+    by_prompt: ByPrompt = defaultdict(list)
+    for label in layout.labels(ledger):
+        name = names.setdefault(label.prompt, prompt_id(label.prompt))
+        if name in excluded:
+            ledger.counts["pairs_in_other_sets_dropped"] += 1
+        else:
+            by_prompt[name].append(label)
+    for labels in by_prompt.values():
+        labels.sort(key=lambda label: (label.key, str(label.file), label.winner, label.loser))
+    return by_prompt
+
+
+def choose(
+    labels: ByPrompt, layout: Layout, ledger: Ledger, spool: ImageSpool, args: Args
+) -> tuple[list[Label], list[Label]]:
+    """(seed pairs, held-out pairs) whose images are in the spool; others take bad ones' places."""
+    while True:
         chosen, holdout = split(labels, args)
-        run.rows_in = counts["rows_read"]
-        by_file: dict[Path, set[int]] = defaultdict(set)
-        for label in (*chosen, *holdout):
-            by_file[label.file].add(label.row)
-        images = {
-            (file, row): pair
-            for file in progress(sorted(by_file), "reading images", "files")
-            for row, pair in read_images(file, by_file[file])
-        }
-        for path, part in ((args.preferences, chosen), (args.holdout, holdout)):
-            rows = [to_row(label, images[label.file, label.row]) for label in part]
-            write_table(
-                path, rows, PREFERENCES,
-                stage="import_preferences", arguments=args, inputs=args.files,
-            )  # fmt: skip
-            run.rows_out += len(rows)
-        counts |= {
-            "pairs_kept": len(chosen),
-            "pairs_held_out": len(holdout),
-            "pairs_left_over": len(labels) - len(chosen) - len(holdout),
-            "prompts_kept": len({prompt_id(label.caption) for label in chosen}),
-            "prompts_held_out": len({prompt_id(label.caption) for label in holdout}),
-        }
-        log.info("import_preferences: %s", ", ".join(f"{k} {v}" for k, v in counts.items()))
-        write_json(args.summary, counts)
+        missing = missing_images((*chosen, *holdout), spool)
+        if not missing:
+            return chosen, holdout
+        bad = set(fetch(missing, layout, ledger, spool))
+        for name, of_prompt in labels.items():
+            labels[name] = [label for label in of_prompt if not bad & set(places(label))]
 
 
-def check_names(files: tuple[Path, ...]) -> None:
-    """UserError if two files have one name, from which the names of their pairs come."""
-    for name, count in Counter(file.stem for file in files).items():
-        if count > 1:
-            raise UserError(
-                f"{count} of the files are called {name!r}; the pairs are named after their file. "
-                "Give each file once, under a name of its own."
-            )
-
-
-def read_labels(file: Path, counts: dict[str, int]) -> Iterator[Label]:
-    """The file's rows with a winner; ties and unlabelled rows are counted and left out.
-
-    UserError names the file and row of a caption or label that cannot be used.
-    """
-    parquet = open_checked(file)
-    has_flag = "has_label" in parquet.schema_arrow.names
-    columns = [*TEXT_COLUMNS, *(["has_label"] if has_flag else [])]
-    row = -1
-    for batch in parquet.iter_batches(columns=columns, batch_size=4096):
-        for values in batch.to_pylist():
-            row += 1
-            counts["rows_read"] += 1
-            if has_flag and values["has_label"] is False:
-                counts["unlabelled_dropped"] += 1
-                continue
-            caption, label = values["caption"], (values["label_0"], values["label_1"])
-            if not isinstance(caption, str) or not normalise(caption):
-                found = {None: "null", "": "empty"}.get(caption, f"{caption!r}")
-                raise UserError(
-                    f"{file}, row {row}: the caption is {found}; every pair needs its prompt. "
-                    "Fill it in or remove the row."
-                )
-            if label == (0.5, 0.5):
-                counts["ties_dropped"] += 1
-                continue
-            if label not in ((1, 0), (0, 1)):
-                raise UserError(
-                    f"{file}, row {row}: label_0, label_1 = {label[0]}, {label[1]}; expected "
-                    "1, 0 (image 0 wins), 0, 1 (image 1 wins) or 0.5, 0.5 (a tie)"
-                )
-            yield Label(file, row, caption, 0 if label[0] == 1 else 1)
-
-
-def open_checked(file: Path) -> pq.ParquetFile:
-    """The file, known to have the columns we need. UserError names a missing one."""
-    if not file.is_file():
-        raise UserError(f"{file} does not exist; preferences.files must name Parquet files")
-    try:
-        parquet = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is no readable Parquet file: {error}") from error
-    names = parquet.schema_arrow.names
-    missing = [name for name in (*TEXT_COLUMNS, *IMAGE_COLUMNS) if name not in names]
-    if missing:
-        raise UserError(
-            f"{file} has no column {', '.join(map(repr, missing))} (found: {', '.join(names)}); "
-            "expected the Pick-a-Pic v2 columns caption, jpg_0, jpg_1, label_0, label_1"
-        )
-    return parquet
-
-
-def split(labels: list[Label], args: Args) -> tuple[list[Label], list[Label]]:
+def split(by_prompt: ByPrompt, args: Args) -> tuple[list[Label], list[Label]]:
     """(seed pairs, held-out pairs), whole prompts at a time, in an order the seed decides.
 
     UserError if there are fewer than two usable pairs, or fewer than asked for.
     """
-    by_prompt: dict[str, list[Label]] = defaultdict(list)
-    for label in labels:
-        by_prompt[prompt_id(label.caption)].append(label)
     order = sorted(by_prompt, key=lambda name: (seed_of(args.seed, "import", name), name))
-    holdout: list[Label] = []
-    while len(holdout) < args.num_holdout and order:
-        holdout.extend(by_prompt[order.pop(0)])
-    holdout = holdout[: args.num_holdout]
-    chosen = [label for name in order for label in by_prompt[name]]
+    labels = [label for name in order for label in by_prompt[name]]
+    num_held_out = 0  # with the rest of the last held-out prompt, which nobody trains on
+    for name in order:
+        if num_held_out >= args.num_holdout:
+            break
+        num_held_out += len(by_prompt[name])
+    holdout, chosen = labels[: min(num_held_out, args.num_holdout)], labels[num_held_out:]
     wanted = len(chosen) if args.num_pairs is None else args.num_pairs
     if len(chosen) < max(2, wanted):
         raise UserError(
@@ -187,41 +136,86 @@ def split(labels: list[Label], args: Args) -> tuple[list[Label], list[Label]]:
     return chosen[:wanted], holdout
 
 
-def read_images(file: Path, rows: set[int]) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
-    """(row, (jpg_0, jpg_1)) of the wanted rows. UserError names the row of a broken image."""
-    start = 0
-    for batch in open_checked(file).iter_batches(columns=list(IMAGE_COLUMNS), batch_size=64):
-        for row in range(start, start + len(batch)):
-            if row not in rows:
-                continue
-            pair = []
-            for name in IMAGE_COLUMNS:
-                value: Any = batch.column(name)[row - start].as_py()
-                data: Any = value.get("bytes") if isinstance(value, dict) else value
-                try:
-                    decode_image(data if isinstance(data, bytes) else None)
-                except ImageError as error:
-                    raise UserError(
-                        f"{file}, row {row}, column {name!r}: {error}. Repair or remove the row."
-                    ) from error
-                pair.append(data)
-            yield row, (pair[0], pair[1])
-        start += len(batch)
+def missing_images(labels: Iterable[Label], spool: ImageSpool) -> dict[Path, set[Cell]]:
+    """Images of the labels that are not in the spool yet, by file."""
+    missing: dict[Path, set[Cell]] = defaultdict(set)
+    for label in labels:
+        for file, cell in places(label):
+            if (file, cell) not in spool:
+                missing[file].add(cell)
+    return missing
 
 
-def to_row(label: Label, images: tuple[bytes, bytes]) -> dict[str, object]:
-    """The pair as a row of a preferences table."""
-    image = [{"bytes": data, "path": None} for data in images]
+def fetch(
+    missing: Mapping[Path, set[Cell]], layout: Layout, ledger: Ledger, spool: ImageSpool
+) -> Iterator[Place]:
+    """Bring images into the spool; where those stand that cannot be used."""
+    for file in progress(sorted(missing), "reading images", "files"):
+        for found in layout.images(file, missing[file]):
+            try:
+                spool.store(found)
+            except ImageError as error:
+                reason = f"{error}. Repair or remove the row."
+                ledger.note_bad(file, found.cell.row, reason, found.cell.column)
+                yield file, found.cell
+
+
+def write(
+    chosen: Sequence[Label], holdout: Sequence[Label], spool: ImageSpool, layout: Layout, args: Args
+) -> None:
+    """Write both tables."""
+    inputs = [*(file for file in layout.files if file.is_file()), *args.exclude]
+    taken: Counter[str] = Counter()
+    for path, labels in ((args.preferences, chosen), (args.holdout, holdout)):
+        with writing_table(
+            path, PREFERENCES, stage="import_preferences", arguments=args, inputs=inputs
+        ) as writer:
+            rest = iter(labels)
+            while some := list(islice(rest, ROWS_AT_ONCE)):
+                writer.write([to_row(label, spool, taken) for label in some])
+
+
+def to_row(label: Label, spool: ImageSpool, taken: Counter[str]) -> dict[str, object]:
+    """The pair as a row of a preferences table; a repeated label gets a number after its name."""
+    taken[label.name] += 1
+    repeat = f"-{taken[label.name]}" if taken[label.name] > 1 else ""
+    winner, loser = ({"bytes": spool.read(place), "path": None} for place in places(label))
     return {
-        "pair_id": label.pair_id,
-        "prompt_id": prompt_id(label.caption),
-        "prompt": label.caption,
-        "winner": image[label.winner],
-        "loser": image[1 - label.winner],
+        "pair_id": f"{label.name}{repeat}",
+        "prompt_id": prompt_id(label.prompt),
+        "prompt": label.prompt,
+        "winner": winner,
+        "loser": loser,
         "source": "human",
         "iteration": 0,
         "source_file": str(label.file),
         "source_row": label.row,
+    }
+
+
+def summarise(
+    labels: ByPrompt,
+    chosen: Sequence[Label],
+    holdout: Sequence[Label],
+    layout: Layout,
+    ledger: Ledger,
+) -> dict[str, object]:
+    """The counts of what was read, dropped and kept, and the bad rows."""
+    usable = sum(map(len, labels.values()))
+    return {
+        "layout": layout.name,
+        "num_files": len(layout.files),
+        "unlabelled_dropped": 0,
+        "ties_dropped": 0,
+        "pairs_in_other_sets_dropped": 0,
+        **ledger.counts,
+        "bad_rows_dropped": len(ledger.bad),
+        "bad_rows": ledger.bad,
+        "pairs_kept": len(chosen),
+        "pairs_held_out": len(holdout),
+        "pairs_left_over": usable - len(chosen) - len(holdout),
+        "prompts_kept": len({prompt_id(label.prompt) for label in chosen}),
+        "prompts_held_out": len({prompt_id(label.prompt) for label in holdout}),
     }
 
 

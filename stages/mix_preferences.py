@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import tyro
 
-from stages.core.artifacts import read_table, write_table
+from stages.core.artifacts import num_rows, read_batches, writing_table
 from stages.core.mixing import choose_without_replacement, num_human_pairs
 from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import PAIR_LATENTS, PREFERENCES, TRAINING_PAIRS
+from stages.core.schemas import TRAINING_PAIRS
 from stages.core.seeding import seed_of
-from stages.core.tables import join_latents
+from stages.core.tables import joined_batches
+
+PAIRS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,33 +43,28 @@ class Args:
 def main(args: Args) -> None:
     """Keep all generated pairs, and draw human pairs without replacement."""
     with stage("mix_preferences") as run:
-        generated = read_table(args.pairs, TRAINING_PAIRS)
-        names = read_table(args.preferences, PREFERENCES, ["pair_id"])
-        wanted = num_human_pairs(len(generated), args.seed_fraction)
-        if wanted > len(names):
+        num_generated, num_available = num_rows(args.pairs), num_rows(args.preferences)
+        wanted = num_human_pairs(num_generated, args.seed_fraction)
+        if wanted > num_available:
             log.warning(
                 "mix_preferences: %d human pairs would make a share of %.2f, there are %d; "
-                "all are used", wanted, args.seed_fraction, len(names),
+                "all are used", wanted, args.seed_fraction, num_available,
             )  # fmt: skip
         seed = seed_of(args.seed, "mix_preferences", args.iteration)
-        rows = pa.array(choose_without_replacement(len(names), wanted, seed))
-        human = join_latents(
-            read_table(args.preferences, PREFERENCES).take(rows),
-            read_table(args.latents, PAIR_LATENTS).take(rows),
-            args.latents,
-        )
-        layout = TRAINING_PAIRS.arrow
-        mix = pa.concat_tables([table.select(layout.names).cast(layout)
-                                for table in (generated, human)])  # fmt: skip
-        write_table(
-            args.output, mix, TRAINING_PAIRS, stage="mix_preferences", arguments=args,
+        rows = choose_without_replacement(num_available, wanted, seed).tolist()
+        with writing_table(
+            args.output, TRAINING_PAIRS, stage="mix_preferences", arguments=args,
             inputs=[args.pairs, args.preferences, args.latents],
-        )  # fmt: skip
+        ) as writer:  # fmt: skip
+            for batch in read_batches(args.pairs, TRAINING_PAIRS, size=PAIRS_AT_ONCE):
+                writer.write(batch)
+            for batch in joined_batches(args.preferences, args.latents, rows, size=PAIRS_AT_ONCE):
+                writer.write(batch)
         log.info(
             "mix_preferences: %d generated and %d human pairs, a human share of %.3f",
-            len(generated), len(human), len(human) / len(mix),
+            num_generated, len(rows), len(rows) / writer.num_rows,
         )  # fmt: skip
-        run.rows_in, run.rows_out = len(generated) + len(names), len(mix)
+        run.rows_in, run.rows_out = num_generated + num_available, writer.num_rows
 
 
 if __name__ == "__main__":

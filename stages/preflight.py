@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from glob import glob, has_magic
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from rich.table import Table
 from stages.core.configuration import check_config, merged
 from stages.core.costs import Counts, Rates, clock_hours, count, disk_bytes, hours
 from stages.core.errors import UserError
-from stages.core.evaluation_prompts import read_evaluation_prompts
+from stages.core.evaluation_prompts import PromptLayout, read_evaluation_prompts
 from stages.core.images import encode_png, to_pixels
+from stages.core.layouts import Layout, Ledger, find_layout
 from stages.core.models import (
     Denoiser,
     DiffusionModel,
@@ -40,7 +42,6 @@ from stages.core.models import (
 from stages.core.noising import generator, reward_draws, training_draws
 from stages.core.objective import preference_logit
 from stages.core.optimizers import make_optimizer
-from stages.core.prompts import read_prompts
 from stages.core.rewards import implicit_reward
 from stages.core.runtime import choose_device, log, run_stage, stage
 from stages.core.sampling import sample_latents
@@ -130,34 +131,50 @@ def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
     """Prompts of all evaluation sets; notes data files that are not there."""
     if "shapes" in config:
         return 200
-    pool = config["prompts"].get("pool")
-    if pool is not None:
-        is_there = Path(pool).is_file()
-        found = f"{len(read_prompts(Path(pool))):,} prompts" if is_there else "does not exist"
-        findings.add(f"prompts.pool {pool}", found, holds=is_there)
-    total = 0
+    pool = config["prompts"].get("pool", [])
+    for name in [pool] if isinstance(pool, str) else pool:
+        note_prompts(f"prompts.pool {name}", name, "plain", findings)
     layouts = config["evaluation"]["prompt_layouts"]
-    for name, file in config["evaluation"]["prompt_sets"].items():
-        is_there = Path(file).exists()
-        layout = layouts.get(name, "plain")
-        count = len(read_evaluation_prompts(Path(file), layout)) if is_there else 0
-        found = f"{count:,} prompts" if is_there else "does not exist"
-        findings.add(f"evaluation.prompt_sets.{name} {file}", found, holds=is_there)
-        total += count
+    total = 0
+    for key, name in config["evaluation"]["prompt_sets"].items():
+        what = f"evaluation.prompt_sets.{key} {name}"
+        total += note_prompts(what, name, layouts.get(key, "plain"), findings)
     return total
+
+
+def note_prompts(what: str, name: str, layout: PromptLayout, findings: Findings) -> int:
+    """Count the prompts of a file, a pattern or a folder; notes it where there is none."""
+    matches = [Path(match) for match in sorted(glob(name))]
+    files = [file for match in matches
+             for file in (sorted(match.rglob("*")) if match.is_dir() else [match])]  # fmt: skip
+    count = len(read_evaluation_prompts(files, layout)) if files else 0
+    found = f"{count:,} prompts" if files else "does not exist"
+    findings.add(what, found, holds=bool(files))
+    return count
 
 
 def labelled_pairs(config: Mapping[str, Any], findings: Findings) -> int:
-    """Rows of all files of human pairs; notes patterns that match none."""
-    total = 0
-    for pattern in config["preferences"].get("files", []):
-        files = sorted(glob(pattern)) if has_magic(pattern) else [pattern]
-        is_there = bool(files) and all(Path(file).is_file() for file in files)
-        rows = sum(pq.read_metadata(file).num_rows for file in files) if is_there else 0
-        found = f"{len(files)} files, {rows:,} rows" if is_there else "does not exist"
-        findings.add(f"preferences.files {pattern}", found, holds=is_there)
-        total += rows
-    return total
+    """Rows of all files of human labels; notes what cannot be found or recognised."""
+    names = config["preferences"].get("files", [])
+    if not names:
+        return 0
+    shown = f"preferences.files {', '.join(names)}"
+    try:
+        layout = find_layout([Path(name) for name in names], config["preferences"]["layout"])
+        rows = num_labels(layout)
+    except UserError as error:
+        findings.add(shown, str(error), holds=False)
+        return 0
+    found = f"{len(layout.files)} files, layout {layout.name}, {rows:,} rows"
+    findings.add(shown, found, holds=True)
+    return rows
+
+
+def num_labels(layout: Layout) -> int:
+    """Rows of Parquet files by their metadata; of other files by reading them."""
+    if all(file.suffix == ".parquet" for file in layout.files):
+        return sum(pq.read_metadata(file).num_rows for file in layout.files)
+    return sum(1 for _label in layout.labels(Ledger(allowed_bad=sys.maxsize)))
 
 
 def check_invariants(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> None:

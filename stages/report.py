@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from stages.core.artifacts import read_metadata, read_table, write_text
+from stages.core.artifacts import read_batches, read_metadata, read_table, write_text
 from stages.core.errors import UserError
 from stages.core.figures import TrainingCurves
 from stages.core.fingerprint import code_version
@@ -232,13 +232,16 @@ def read_images(
     path: Path, schema: Schema, columns: tuple[str, ...], places: list[int]
 ) -> list[tuple[Thumbnail, ...]]:
     """The images in some rows of a table, column by column, ready for the page."""
-    table = read_table(path, schema, columns).take(places)
+    order = sorted(set(places))
+    batches = read_batches(path, schema, columns, size=16, rows=order)
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    by_place = dict(zip(order, rows, strict=True))
     return [
         tuple(
-            thumbnail(row[name]["bytes"], f"{path}, row {place}, column {name!r}")
+            thumbnail(by_place[place][name]["bytes"], f"{path}, row {place}, column {name!r}")
             for name in columns
         )
-        for place, row in zip(places, table.to_pylist(), strict=True)
+        for place in places
     ]
 
 

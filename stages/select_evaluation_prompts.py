@@ -1,7 +1,7 @@
 """A file of evaluation prompts in; the set out, with its categories and a key for every prompt.
 
 Example:
-    python -m stages.select_evaluation_prompts --file hpsv2.json --layout hpsv2 --output set.parquet
+    python -m stages.select_evaluation_prompts --files hpsv2.json --layout hpsv2 --output set.parquet
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from stages.core.artifacts import write_table
-from stages.core.evaluation_prompts import Layout, read_evaluation_prompts
+from stages.core.evaluation_prompts import PromptLayout, read_evaluation_prompts
 from stages.core.runtime import log, run_stage, stage
 from stages.core.schemas import EVALUATION_PROMPTS
 
@@ -21,10 +21,10 @@ from stages.core.schemas import EVALUATION_PROMPTS
 class Args:
     """A file of evaluation prompts in, the set out."""
 
-    file: Path
+    files: tuple[Path, ...]
     """Prompts in the layout."""
-    layout: Layout
-    """'plain' (.txt, one a line, or a prompts table), 'partiprompts' or 'hpsv2'."""
+    layout: PromptLayout
+    """'plain' (.txt, .csv, .tsv, .json, .jsonl or .parquet), 'partiprompts' or 'hpsv2'."""
     output: Path
     """Where the set goes (schema evaluation_prompts)."""
 
@@ -32,16 +32,15 @@ class Args:
 def main(args: Args) -> None:
     """Read the file; in a keyed set equal prompts stay apart, elsewhere the first one stands."""
     with stage("select_evaluation_prompts") as run:
-        prompts = read_evaluation_prompts(args.file, args.layout)
+        prompts = read_evaluation_prompts(args.files, args.layout)
         rows = [{"prompt_id": prompt.prompt_id, **asdict(prompt)} for prompt in prompts]
         categories = {prompt.category for prompt in prompts if prompt.category is not None}
         log.info(
             "select_evaluation_prompts: %d prompts in %d categories", len(rows), len(categories)
         )
-        inputs = [args.file] if args.file.is_file() else sorted(args.file.glob("*.json"))
         write_table(
             args.output, rows, EVALUATION_PROMPTS,
-            stage="select_evaluation_prompts", arguments=args, inputs=inputs,
+            stage="select_evaluation_prompts", arguments=args, inputs=args.files,
         )  # fmt: skip
         run.rows_in, run.rows_out = len(prompts), len(rows)
 

@@ -22,8 +22,8 @@ from stages.core.schemas import PROMPTS
 class Args:
     """A pool of prompts in, one set out that shares no prompt with any other."""
 
-    pool: Path
-    """Prompts to choose from: .txt (one a line) or a prompts table."""
+    pool: tuple[Path, ...]
+    """Prompts to choose from: .txt (one a line), .csv, .tsv, .json, .jsonl or .parquet files."""
     exclude: tuple[Path, ...] = ()
     """Prompts that must not be chosen: seed pairs, held-out pairs, evaluation sets."""
     shuffle_seed: int | None
@@ -39,8 +39,8 @@ class Args:
 def main(args: Args) -> None:
     """Choose prompts by position in a seeded order, so that sets of one seed never overlap."""
     with stage("select_prompts") as run:
-        pool = read_prompts(args.pool)
-        excluded = {prompt_id(prompt) for path in args.exclude for prompt in read_prompts(path)}
+        pool = read_prompts(*args.pool)
+        excluded = {prompt_id(prompt) for prompt in read_prompts(*args.exclude)}
         overlap = sum(prompt_id(prompt) in excluded for prompt in pool)
         log.info("select_prompts: %d of %d pool prompts are in other sets", overlap, len(pool))
         take = len(pool) - overlap - args.skip if args.take is None else args.take
@@ -48,7 +48,7 @@ def main(args: Args) -> None:
             pool, excluded=excluded, shuffle_seed=args.shuffle_seed, skip=args.skip, take=take
         )
         rows = [{"prompt_id": prompt_id(prompt), "prompt": prompt} for prompt in chosen]
-        inputs = [args.pool, *args.exclude]
+        inputs = [*args.pool, *args.exclude]
         write_table(
             args.output, rows, PROMPTS, stage="select_prompts", arguments=args, inputs=inputs
         )

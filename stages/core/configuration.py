@@ -152,6 +152,17 @@ def _check_together(config: Config) -> Iterator[str]:
                 f"'{block}.batch_pairs' is {config[block]['batch_pairs']}, no multiple of "
                 f"'execution.training_gpus' = {gpus}; a batch is shared equally"
             )
+        patience = config[block].get("stop_after_no_gain", 0)
+        if patience and not config["held_out_curve"]["num_pairs"]:
+            yield (
+                f"'{block}.stop_after_no_gain' is {patience} and 'held_out_curve.num_pairs' is 0: "
+                "nothing would be scored"
+            )
+        if patience and config[block].get("ema_decay"):
+            yield (
+                f"'{block}.stop_after_no_gain' keeps scored weights and '{block}.ema_decay' an "
+                "average that is not scored; set one of them to 0"
+            )
     if (
         iterations
         and config["score_candidates"]["reference"] == "seed"

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
 from stages.core.errors import UserError
-from stages.core.prompts import normalise, prompt_id, read_prompts
+from stages.core.prompts import normalise, prompt_id, read_hpsv2, read_prompts
+from stages.core.text_files import PROBLEM, column_names, read_records
 
-Layout = Literal["plain", "partiprompts", "hpsv2"]
-
-HPSV2_STYLES = ("anime", "concept-art", "paintings", "photo")
-HPSV2_PER_STYLE = 800
+PromptLayout = Literal["plain", "partiprompts", "hpsv2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +36,20 @@ class EvaluationPrompt:
         return blake2b(key.encode(), digest_size=8).hexdigest()
 
 
-def read_evaluation_prompts(path: Path, layout: Layout) -> list[EvaluationPrompt]:
-    """The prompts of a file in one of the layouts, in its order.
+def read_evaluation_prompts(paths: Sequence[Path], layout: PromptLayout) -> list[EvaluationPrompt]:
+    """The prompts of some files in one of the layouts, in their order.
 
     'plain' keeps different prompts and knows no category; 'partiprompts' is the official .tsv,
-    'hpsv2' the benchmark's 4 x 800 prompts, repeats included. UserError names what is wrong.
+    'hpsv2' the benchmark's 4 x 800 prompts, repeats included: one file in the styles' order, or the
+    four published ones. UserError names what is wrong.
     """
-    if layout == "partiprompts":
-        rows = _read_partiprompts(path)
-    elif layout == "hpsv2":
-        rows = _read_hpsv2(path)
+    if layout == "plain":
+        rows = [EvaluationPrompt(prompt=prompt) for prompt in read_prompts(*paths)]
+    elif layout == "partiprompts":
+        rows = [row for path in paths for row in _read_partiprompts(path)]
     else:
-        rows = [EvaluationPrompt(prompt=prompt) for prompt in read_prompts(path)]
-    for number, row in enumerate(rows):
-        if not normalise(row.prompt):
-            raise UserError(f"{path}: the prompt in row {number} is empty")
+        items = read_hpsv2(paths[0] if len(paths) == 1 else paths[0].parent)
+        rows = [EvaluationPrompt(prompt=i.prompt, category=i.style, item=i.index) for i in items]
     return list({row.prompt_id: row for row in rows}.values())
 
 
@@ -67,55 +62,23 @@ def shared_prompts(evaluation: Iterable[str], training: Iterable[str]) -> list[s
 
 def _read_partiprompts(path: Path) -> list[EvaluationPrompt]:
     """Rows of the official file. Quotes are part of a prompt (`"G I G G L E" ...`), never syntax."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no readable PartiPrompts file: {error}") from error
-    names = list(rows[0]) if rows else []
+    names = column_names(path)
     for name in ("Prompt", "Category", "Challenge"):
         if name not in names:
             raise UserError(
                 f"{path} has no column {name!r} (found: {', '.join(names) or 'nothing'}); layout "
                 "'partiprompts' is the tab-separated PartiPrompts.tsv of google-research/parti"
             )
-    return [
-        EvaluationPrompt(prompt=row["Prompt"], category=row["Category"], challenge=row["Challenge"])
-        for row in rows
-    ]
-
-
-def _read_hpsv2(path: Path) -> list[EvaluationPrompt]:
-    """From the folder of the four published lists, or one list of all 3,200 in the styles' order."""
-    if path.is_dir():
-        parts = [_read_texts(path / f"{style}.json") for style in HPSV2_STYLES]
-    else:
-        texts = _read_texts(path)
-        starts = range(0, max(len(texts), 1), HPSV2_PER_STYLE)
-        parts = [texts[start : start + HPSV2_PER_STYLE] for start in starts]
-    if [len(part) for part in parts] != [HPSV2_PER_STYLE] * len(HPSV2_STYLES):
-        raise UserError(
-            f"{path} holds {sum(map(len, parts))} prompts; layout 'hpsv2' needs "
-            f"{HPSV2_PER_STYLE} of each style, in the order {', '.join(HPSV2_STYLES)}"
+    rows = []
+    for number, record in enumerate(read_records(path)):
+        if PROBLEM in record or not normalise(record["Prompt"]):
+            reason = record.get(PROBLEM, "the prompt is empty")
+            raise UserError(f"{path}, row {number}: {reason}")
+        rows.append(
+            EvaluationPrompt(
+                prompt=record["Prompt"].strip(),
+                category=record["Category"],
+                challenge=record["Challenge"],
+            )
         )
-    return [
-        EvaluationPrompt(prompt=text, category=style, item=item)
-        for style, part in zip(HPSV2_STYLES, parts, strict=True)
-        for item, text in enumerate(part)
-    ]
-
-
-def _read_texts(path: Path) -> list[str]:
-    """A JSON list of texts, or of objects with a text 'prompt'."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no readable JSON file: {error}") from error
-    if not isinstance(values, list):
-        raise UserError(f"{path} holds a {type(values).__name__}, expected a list of prompts")
-    texts = [value.get("prompt") if isinstance(value, dict) else value for value in values]
-    found = [text for text in texts if isinstance(text, str)]
-    if len(found) < len(texts):
-        number = next(i for i, text in enumerate(texts) if not isinstance(text, str))
-        raise UserError(f"{path}: entry {number} is no text and has no text 'prompt'")
-    return found
+    return rows

@@ -39,6 +39,7 @@ from stages.core.training import (
     Progress,
     Step,
     TrainingSettings,
+    best_step,
     needs_reference,
     train_dpo,
 )
@@ -230,6 +231,7 @@ def train_policy(
                 "num_pairs": len(pairs),
                 "num_steps": len(steps),
                 "last_loss": steps[-1].loss,
+                **({"best_step": best_step(curve)} if settings.stop_after_no_gain else {}),
             }
             write_manifest(
                 outputs.policy,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from stages.core.artifacts import read_table
 from stages.core.errors import UserError
-from stages.core.schemas import PROMPTS
+from stages.core.text_files import PROBLEM, RECORD_SUFFIXES, column_names, read_lines, read_records
+
+HPSV2_STYLES = ("anime", "concept-art", "paintings", "photo")
+PROMPT_COLUMNS = ("prompt", "caption", "text")
+STYLE_COLUMNS = ("style", "category")
 
 
 def normalise(prompt: str) -> str:
@@ -24,26 +30,64 @@ def prompt_id(prompt: str) -> str:
     return blake2b(normalise(prompt).encode(), digest_size=8).hexdigest()
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The different prompts of a .txt file (one a line) or a prompts table, in their order.
+@dataclass(frozen=True, slots=True)
+class PromptItem:
+    """A prompt where it stands in its file; of two equal prompts both are there."""
 
-    UserError names the file and line of an empty prompt, or says that there is none at all.
-    """
-    if path.suffix == ".parquet":
-        prompts = read_table(path, PROMPTS, ["prompt"]).column("prompt").to_pylist()
-    elif path.suffix == ".txt":
-        prompts = _read_lines(path)
-    else:
-        raise UserError(f"{path}: prompts are read from .txt or .parquet, found {path.suffix!r}")
-    for row, prompt in enumerate(prompts):
-        if not normalise(prompt):
-            raise UserError(f"{path}: the prompt in row {row} is empty")
-    if not prompts:
-        raise UserError(f"{path} holds no prompts; expected one a line")
+    prompt: str
+    style: str | None
+    """What the file calls style or category, or the name of one of several files."""
+    index: int
+    """Position among the items of its file."""
+
+
+def read_prompts(*paths: Path) -> list[str]:
+    """The different prompts of some files, in their order; see `read_items`."""
     different: dict[str, str] = {}
-    for prompt in prompts:
-        different.setdefault(prompt_id(prompt), prompt)
+    for path in paths:
+        for item in read_items(path):
+            different.setdefault(prompt_id(item.prompt), item.prompt)
     return list(different.values())
+
+
+def read_items(path: Path) -> Iterator[PromptItem]:
+    """Every prompt of a file, repeats too.
+
+    .txt has one a line; .csv, .tsv (without quotes, as PartiPrompts'), .jsonl, .json and .parquet
+    have them in a column `prompt` or `caption`, and .json may be a list of texts. UserError names
+    the file and the row of an empty prompt, or says that there is none at all.
+    """
+    is_empty = True
+    for item in _read_any(path):
+        is_empty = False
+        if not isinstance(item.prompt, str) or not normalise(item.prompt):
+            raise UserError(f"{path}: the prompt in row {item.index} is empty")
+        yield item
+    if is_empty:
+        raise UserError(f"{path} holds no prompts; expected one a line or a row")
+
+
+def read_hpsv2(path: Path) -> list[PromptItem]:
+    """The HPSv2 benchmark: 800 prompts of each of four styles, 28 of them repeats.
+
+    From the folder of the four published files, or from one file that lists them in `HPSV2_STYLES`'
+    order. UserError unless every style has its 800.
+    """
+    if path.is_dir():
+        parts = {style: list(read_items(path / f"{style}.json")) for style in HPSV2_STYLES}
+    else:
+        whole = list(read_items(path))
+        parts = {style: whole[800 * number : 800 * (number + 1)]
+                 for number, style in enumerate(HPSV2_STYLES)}  # fmt: skip
+        parts["more than the four styles"] = whole[3200:]
+    found = {style: len(items) for style, items in parts.items() if items}
+    if found != dict.fromkeys(HPSV2_STYLES, 800):
+        raise UserError(f"{path} holds {found}; expected 800 prompts of each of HPSv2's styles")
+    return [
+        PromptItem(item.prompt, style, index)
+        for style in HPSV2_STYLES
+        for index, item in enumerate(parts[style])
+    ]
 
 
 def select_prompts(
@@ -68,11 +112,54 @@ def select_prompts(
     return chosen
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_any(path: Path) -> Iterator[PromptItem]:
+    if path.suffix == ".parquet":
+        yield from _read_parquet(path)
+    elif path.suffix == ".txt":
+        lines = (line.strip() for line in read_lines(path))
+        for index, line in enumerate(line for line in lines if line):
+            yield PromptItem(line, None, index)
+    elif path.suffix in RECORD_SUFFIXES:
+        yield from _read_records(path)
+    else:
+        raise UserError(
+            f"{path}: prompts are read from .txt, {', '.join(RECORD_SUFFIXES)} or .parquet, "
+            f"found {path.suffix!r}"
+        )
+
+
+def _read_records(path: Path) -> Iterator[PromptItem]:
+    names = column_names(path)
+    prompt = _named(path, names, PROMPT_COLUMNS)
+    style = next((name for name in names if name.lower() in STYLE_COLUMNS), "")
+    for index, record in enumerate(read_records(path)):
+        if PROBLEM in record:
+            raise UserError(f"{path}, row {index}: {record[PROBLEM]}")
+        text = record.get(prompt)
+        text = text.strip() if isinstance(text, str) else ""
+        yield PromptItem(text, record.get(style) or None, index)
+
+
+def _read_parquet(path: Path) -> Iterator[PromptItem]:
     if not path.is_file():
-        raise UserError(f"{path} does not exist; expected a text file with one prompt a line")
+        raise UserError(f"{path} does not exist")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is no readable Parquet file: {error}") from error
+    name = _named(path, file.schema_arrow.names, PROMPT_COLUMNS)
+    texts = (text for batch in file.iter_batches(columns=[name])
+             for text in batch.column(0).to_pylist())  # fmt: skip
+    for index, text in enumerate(texts):
+        yield PromptItem(text, None, index)
+
+
+def _named(path: Path, names: Sequence[str], wanted: Sequence[str]) -> str:
+    """The first of the columns that has a wanted name, in whatever case."""
+    for want in wanted:
+        for name in names:
+            if name.lower() == want:
+                return name
+    raise UserError(
+        f"{path} has no column {' or '.join(map(repr, wanted))} (found: {', '.join(names)})"
+    )

@@ -16,6 +16,7 @@ from diffusers.training_utils import EMAModel
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stages.core.early_stopping import BestWeights, Score, best_score
 from stages.core.errors import UserError
 from stages.core.models import Conditioning, Denoiser, DiffusionModel
 from stages.core.noising import Draws, training_draws
@@ -72,6 +73,9 @@ class TrainingSettings:
     """'adamw' (paper, SD1.5), 'adafactor' (paper, SDXL) or 'adamw8bit' (bitsandbytes)."""
     ema_decay: float = 0.0
     """Decay of the average of the weights that becomes the policy; 0 takes the last ones (paper)."""
+    stop_after_no_gain: int = 0
+    """Held-out scores in a row without a gain that end the training, with the best-scored weights;
+    0 trains to the end and keeps the last (paper)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,7 @@ def train_dpo(
     TrainingError if the loss or the gradient stops being finite; the state then stays where it was.
     Paper: SAIL Alg. 1; Diffusion-DPO's loss on mean errors.
     """
+    _refuse_unscored_stop(settings, held_out)
     total = num_steps(len(pairs), settings)
     parameters = policy.trainable()
     if execution.gradient_checkpointing:
@@ -156,7 +161,8 @@ def train_dpo(
     scaler = torch.amp.GradScaler(
         model.device.type, init_scale=FIRST_SCALE, enabled=model.dtype == torch.float16
     )
-    state = TrainingState(work, identity, policy, optimizer, scaler, average)
+    best = BestWeights(parameters, settings.stop_after_no_gain)
+    state = TrainingState(work, identity, policy, optimizer, scaler, average, best)
     records = state.restore()
     steps = [Step(**step) for step in records["steps"]]
     curve = [Progress(**point) for point in records["curve"]]
@@ -167,6 +173,7 @@ def train_dpo(
         held_out = replace(held_out, rows_per_batch=fewer)
     if held_out is not None and not curve:
         curve.append(held_out.score(model, policy, reference, settings, step=0))
+        best.note(_scores(curve))
     for number in progress(range(len(steps) + 1, total + 1), "training", "pairs",
                            settings.batch_pairs):  # fmt: skip
         started = time.monotonic()
@@ -203,6 +210,11 @@ def train_dpo(
         if held_out is not None and (number % held_out.every_steps == 0 or number == total):
             curve.append(held_out.score(model, policy, reference, settings, step=number))
             processes.track({f"held_out/{k}": v for k, v in asdict(curve[-1]).items()}, number)
+            best.note(_scores(curve))
+            is_over = torch.tensor(float(best.is_over(_scores(curve))), device=processes.device)
+            if processes.mean({"is_over": is_over})["is_over"] > 0:  # all stop together
+                log.info("no gain since step %d; stopping", best_step(curve))
+                break
         if number % execution.save_every == 0 and number < total:
             if processes.is_main:
                 state.save([asdict(step) for step in steps], [asdict(p) for p in curve])
@@ -212,6 +224,7 @@ def train_dpo(
         policy.network.disable_gradient_checkpointing()
     if average is not None:
         average.copy_to(parameters)
+    best.put_back()
     policy.freeze()
     return steps, curve
 
@@ -386,6 +399,29 @@ class HeldOut:
             logit=float(logit.mean()),
             winner_error=float(torch.cat([e.policy_w - e.reference_w for e in found]).mean()),
             loser_error=float(torch.cat([e.policy_l - e.reference_l for e in found]).mean()),
+        )
+
+
+def best_step(curve: list[Progress]) -> int:
+    """The step with the best held-out score, whose weights early stopping keeps."""
+    return curve[best_score(_scores(curve))].step
+
+
+def _scores(curve: list[Progress]) -> list[Score]:
+    return [(point.accuracy, point.logit) for point in curve]
+
+
+def _refuse_unscored_stop(settings: TrainingSettings, held_out: HeldOut | None) -> None:
+    """UserError for early stopping without held-out scores, or of an average that nobody scores."""
+    if settings.stop_after_no_gain and held_out is None:
+        raise UserError(
+            f"stop_after_no_gain is {settings.stop_after_no_gain}, but no held-out pairs are scored; "
+            "set held_out_curve.num_pairs"
+        )
+    if settings.stop_after_no_gain and settings.ema_decay:
+        raise UserError(
+            "stop_after_no_gain keeps weights that were scored, ema_decay an average that was not; "
+            "set one of them to 0"
         )
 
 

@@ -171,3 +171,20 @@ def test_without_the_shapes_block_a_run_names_its_own_data(config: Config) -> No
     change(config, "evaluation.prompt_sets", {"mine": "a.txt"})
     change(config, "iterations", 0)
     check_config(config)  # a plain Diffusion-DPO training needs no pool
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"held_out_curve": {"num_pairs": 0}}, "'held_out_curve.num_pairs' is 0: nothing would be"),
+        ({"train_seed.ema_decay": 0.9}, "'train_seed.ema_decay' an average that is not scored"),
+    ],
+)
+def test_early_stopping_needs_scores_of_what_is_kept(
+    config: Config, changes: Config, expected: str
+) -> None:
+    change(config, "train_seed.stop_after_no_gain", 3)
+    check_config(config)
+    for key, value in changes.items():
+        change(config, key, value)
+    assert expected in complaint(config)

@@ -121,7 +121,7 @@ def prompts(imported: import_preferences.Args, made: Path) -> select_prompts.Arg
     pool.write_text("\n".join(CAPTIONS) + "\n")
     used = write_rows(made / "used.parquet", [prompt_row(caption) for caption in CAPTIONS[:8]])
     args = select_prompts.Args(
-        pool=pool,
+        pool=(pool,),
         exclude=(used,),
         shuffle_seed=0,
         skip=0,

@@ -15,6 +15,7 @@ from stages.core.errors import UserError
 from stages.core.models import DiffusionModel
 from stages.core.scoring import Errors
 from tests import tiny_models
+from tests.label_files import WRITERS, some_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +49,7 @@ def test_missing_data_files_are_named_and_fail(tiny_base: str, tmp_path: Path) -
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(
-        UserError, match="prompts.pool data/pickapic_v2/prompts.txt.*preferences.files"
+        UserError, match="prompts.pool data/pickapic_v2/train-\\*.parquet.*preferences.files"
     ):
         preflight.main(preflight.Args(config=(path,), results=tmp_path, threads=1))
 
@@ -78,3 +79,33 @@ def test_a_config_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="config.yaml cannot be read as YAML"):
         preflight.main(preflight.Args(config=(path,)))
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("pickapic", "1 files, layout pickapic, 6 rows"),
+        ("likes-csv", "1 files, layout likes, 6 rows"),
+        ("folders", "1 files, layout folders, 6 rows"),
+    ],
+)
+def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
+    tmp_path: Path, kind: str, found: str
+) -> None:
+    WRITERS[kind][1](tmp_path / "data", some_pairs())
+    (tmp_path / "pool.json").write_text('["a cat", "a dog"]')
+    config = {
+        "preferences": {"files": [str(tmp_path / "data")], "layout": "auto"},
+        "prompts": {"pool": [str(tmp_path / "*.json"), str(tmp_path / "none")]},
+        "evaluation": {"prompt_sets": {"one": str(tmp_path / "pool.json")}},
+    }
+    findings = preflight.Findings()
+    assert preflight.labelled_pairs(config, findings) == 6
+    assert preflight.evaluation_prompts(config, findings) == 2
+    assert findings.checks[0][1:] == (found, True)
+    assert [check[1:] for check in findings.checks[1:]] == [
+        ("2 prompts", True), ("does not exist", False), ("2 prompts", True),
+    ]  # fmt: skip
+    config["preferences"]["files"] = [str(tmp_path / "nothing-*")]
+    assert preflight.labelled_pairs(config, findings) == 0
+    assert "matches no file" in findings.checks[-1][1]

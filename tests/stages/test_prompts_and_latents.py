@@ -48,7 +48,7 @@ def test_iterations_take_disjoint_blocks(prompts: select_prompts.Args, tmp_path:
 
 
 def test_a_pool_that_is_used_up_is_refused(prompts: select_prompts.Args, tmp_path: Path) -> None:
-    args = replace(prompts, exclude=(prompts.pool,), take=None, output=tmp_path / "p.parquet")
+    args = replace(prompts, exclude=prompts.pool, take=None, output=tmp_path / "p.parquet")
     with pytest.raises(UserError, match="the pool has only 0 that no other set uses"):
         select_prompts.main(args)
     assert not args.output.exists()

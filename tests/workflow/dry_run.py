@@ -27,7 +27,8 @@ def named_files(config: Mapping[str, Any]) -> Iterator[str]:
     """The data files that a config reads; a pattern's first match."""
     yield from config["preferences"].get("files", [])
     if "pool" in config["prompts"]:
-        yield config["prompts"]["pool"]
+        pool = config["prompts"]["pool"]
+        yield from [pool] if isinstance(pool, str) else pool
     yield from config["evaluation"].get("prompt_sets", {}).values()
 
 

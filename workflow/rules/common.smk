@@ -77,10 +77,21 @@ def settings(block):
 
 
 def matching(patterns):
-    """The files that match patterns of the config, in order."""
-    return list(
-        dict.fromkeys(file for pattern in patterns for file in sorted(glob(pattern)))
-    )
+    """The files that match patterns of the config, and those in folders that do, in order."""
+    matches = [match for pattern in patterns for match in sorted(glob(pattern))]
+    return list(dict.fromkeys(file for match in matches for file in files_in(match)))
+
+
+def files_in(name):
+    """The file, or all files of a folder."""
+    if not Path(name).is_dir():
+        return [name]
+    return sorted(str(path) for path in Path(name).rglob("*") if path.is_file())
+
+
+def named(value):
+    """One name or a list of them, as a list."""
+    return [value] if isinstance(value, str) else value
 
 
 def data_files():
@@ -89,7 +100,7 @@ def data_files():
         ("preferences.files", name) for name in config["preferences"].get("files", [])
     )
     if config["iterations"] and "pool" in config["prompts"]:
-        yield "prompts.pool", config["prompts"]["pool"]
+        yield from (("prompts.pool", name) for name in named(config["prompts"]["pool"]))
     for name, path in config["evaluation"].get("prompt_sets", {}).items():
         yield f"evaluation.prompt_sets.{name}", path
 
@@ -191,10 +202,14 @@ def shards(pattern, numbers):
     return lambda wildcards: expand(pattern, shard=numbers, **dict(wildcards))
 
 
-def prompt_set_file(wildcards):
+def prompt_set_files(name):
+    """The files of an evaluation set's prompts."""
     if "shapes" in config:
-        return f"{RUN}/world/evaluation.txt"
-    return config["evaluation"]["prompt_sets"][wildcards.set]
+        return [f"{RUN}/world/evaluation.txt"]
+    return matching([config["evaluation"]["prompt_sets"][name]])
+
+
+EVALUATION_FILES = [file for name in PROMPT_SETS for file in prompt_set_files(name)]
 
 
 def evaluation_images(prompt_set, name):

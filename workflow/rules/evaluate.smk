@@ -38,7 +38,7 @@ TRAINING_PROMPTS = [
 
 rule select_evaluation_prompts:
     input:
-        prompt_set_file,
+        lambda wildcards: prompt_set_files(wildcards.set),
     output:
         f"{RUN}/evaluation/{{set}}/prompts.parquet",
     log:
@@ -55,7 +55,7 @@ rule select_evaluation_prompts:
             wildcards.set, "plain"
         ),
     shell:
-        "{params.command} --file {input:q} --layout {params.layout}"
+        "{params.command} --files {input:q} --layout {params.layout}"
         " --output {output:q} 2>&1 | record {log:q}"
 
 

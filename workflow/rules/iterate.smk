@@ -16,7 +16,9 @@ POLICIES = expand(
     artifact=["policy/manifest.json", "training.parquet", "held_out_curve.parquet"],
 )
 PROMPT_POOL = (
-    f"{RUN}/world/pool.txt" if "shapes" in config else config["prompts"].get("pool", [])
+    [f"{RUN}/world/pool.txt"]
+    if "shapes" in config
+    else matching(named(config["prompts"].get("pool", [])))
 )
 
 

@@ -5,6 +5,10 @@ PREFERENCE_FILES = (
     else matching(config["preferences"]["files"])
 )
 
+PREFERENCES = config["preferences"]
+# Only a tokenizer that lies here already: the import fetches nothing.
+TOKENIZER = Path(config["model"]["base"]) / "tokenizer"
+
 SEED = [
     f"{RUN}/seed/preferences_latents.parquet",
     f"{RUN}/seed/holdout_latents.parquet",
@@ -21,7 +25,8 @@ SEED = [
 
 rule import_preferences:
     input:
-        PREFERENCE_FILES,
+        files=PREFERENCE_FILES,
+        exclude=EVALUATION_FILES,
     output:
         preferences=f"{RUN}/seed/preferences.parquet",
         holdout=f"{RUN}/seed/holdout.parquet",
@@ -37,15 +42,19 @@ rule import_preferences:
     params:
         code=code_version("stages.import_preferences"),
         command=stage("import_preferences"),
+        files=flags({"files": PREFERENCES.get("files", PREFERENCE_FILES)}),
         flags=flags(
             {
                 "seed": config["seed"],
-                "num_pairs": config["preferences"]["num_pairs"],
-                "num_holdout": config["preferences"]["num_holdout"],
+                **{
+                    key: PREFERENCES[key]
+                    for key in ("num_pairs", "num_holdout", "layout", "skip_bad")
+                },
+                "tokenizer": TOKENIZER if TOKENIZER.is_dir() else None,
             }
         ),
     shell:
-        "{params.command} --files {input:q} {params.flags}"
+        "{params.command} {params.files} --exclude {input.exclude:q} {params.flags}"
         " --preferences {output.preferences:q} --holdout {output.holdout:q}"
         " --summary {output.summary:q} 2>&1 | record {log:q}"
 

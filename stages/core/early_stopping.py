@@ -1,0 +1,39 @@
+"""A training that ends when held-out pairs are no longer judged better, with the weights of the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Score = tuple[float, float]
+"""Accuracy and mean logit of the held-out pairs; the logit decides between equal accuracies."""
+
+
+def best_score(scores: Sequence[Score]) -> int:
+    """Position of the best score; the first of equal ones."""
+    return max(range(len(scores)), key=lambda place: (scores[place], -place))
+
+
+class BestWeights:
+    """A copy of the weights at the best score so far; without patience it does nothing."""
+
+    def __init__(self, parameters: Sequence[Tensor], patience: int) -> None:
+        self._parameters, self._patience = parameters, patience
+        self.saved: list[Tensor] | None = None
+
+    def note(self, scores: Sequence[Score]) -> None:
+        """Keep the weights if the last score is the best."""
+        if self._patience and best_score(scores) == len(scores) - 1:
+            self.saved = [weight.detach().cpu().clone() for weight in self._parameters]
+
+    def is_over(self, scores: Sequence[Score]) -> bool:
+        """Whether the last `patience` scores brought no gain."""
+        return bool(self._patience) and len(scores) - 1 - best_score(scores) >= self._patience
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give the policy the best weights."""
+        for weight, saved in zip(self._parameters, self.saved or [], strict=False):
+            weight.copy_(saved)

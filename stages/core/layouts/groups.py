@@ -1,0 +1,204 @@
+"""Layouts that judge several images of a prompt: N-way rankings, and likes with dislikes.
+
+Both are expanded to pairs: a ranking to every pair of images with different ranks, likes to every
+liked image beside every disliked one of the same prompt. Either a row holds a prompt's images as
+lists, or each image has a row of its own and rows of one prompt belong together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from stages.core.layouts.labels import (
+    Cell,
+    FoundImage,
+    Key,
+    Label,
+    Layout,
+    Ledger,
+    check_prompt,
+    digest_of,
+)
+from stages.core.layouts.rows import find_column, need, row_images
+from stages.core.layouts.sources import columns_of, read_rows
+from stages.core.prompts import PROMPT_COLUMNS, normalise
+from stages.core.text_files import PROBLEM, Record
+
+IMAGES = ("images", "image_paths", "image_path", "file_path", "file_names")
+IMAGE = ("image", "file_name", "path", "image_path", "file_path")
+RANKS = ("ranks", "rank", "ranking")
+RANK = ("rank",)
+LIKED, DISLIKED = ("liked", "likes"), ("disliked", "dislikes")
+YES, NO = ("1", "true", "yes", "like"), ("0", "false", "no", "dislike")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One image, with a rank: the smaller, the better."""
+
+    cell: Cell
+    rank: float
+    digest: int
+
+
+Judge = Callable[[int, Record], list[Judged]]
+RankOf = Callable[[str, object], float]
+
+
+class Bad(Exception):
+    """A row that cannot be used; the message says why."""
+
+
+class Rankings(Layout):
+    """N images of a prompt in an order; images of one rank are a tie."""
+
+    name = "rankings"
+
+    def labels(self, ledger: Ledger) -> Iterator[Label]:
+        """Every pair of images with different ranks."""
+        for file in self.files:
+            names = columns_of(file)
+            prompt = need(file, names, PROMPT_COLUMNS)
+            images, image = list_column(file, names), find_column(names, IMAGE)
+            if images:
+                ranks = find_column(names, RANKS)
+                columns = [prompt, images, *([ranks] if ranks else [])]
+                yield from _expand_rows(file, columns, ledger, partial(_ranked, images, ranks))
+            else:
+                one, rank = image or need(file, names, IMAGE), need(file, names, RANK)
+                yield from _expand_groups(file, [prompt, one, rank], ledger, _rank_of)
+
+    def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
+        """The images."""
+        yield from row_images(file, cells, {})
+
+
+class Likes(Layout):
+    """Images of a prompt that were liked or disliked."""
+
+    name = "likes"
+
+    def labels(self, ledger: Ledger) -> Iterator[Label]:
+        """Every liked image of a prompt beside every disliked one."""
+        for file in self.files:
+            names = columns_of(file)
+            prompt, liked = need(file, names, PROMPT_COLUMNS), need(file, names, LIKED)
+            disliked, image = find_column(names, DISLIKED), find_column(names, IMAGE)
+            if disliked:
+                sides = (liked, disliked)
+                yield from _expand_rows(file, [prompt, *sides], ledger, partial(_liked, sides))
+            else:
+                one = image or need(file, names, IMAGE)
+                yield from _expand_groups(file, [prompt, one, liked], ledger, _like_of)
+
+    def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
+        """The images."""
+        yield from row_images(file, cells, {})
+
+
+def _expand_rows(
+    file: Path, columns: Sequence[str], ledger: Ledger, judge: Judge
+) -> Iterator[Label]:
+    """The pairs of each row that holds lists."""
+    for row, values in read_rows(file, columns, with_images=True):
+        ledger.counts["rows_read"] += 1
+        try:
+            _check(values, columns[0])
+            yield from _pairs(file, values[columns[0]], judge(row, values), ledger)
+        except Bad as bad:
+            ledger.note_bad(file, row, str(bad))
+
+
+def _expand_groups(
+    file: Path, columns: Sequence[str], ledger: Ledger, rank_of: RankOf
+) -> Iterator[Label]:
+    """The pairs of the rows of each prompt."""
+    groups: dict[str, list[Judged]] = defaultdict(list)
+    prompts: dict[str, str] = {}
+    for row, values in read_rows(file, columns, with_images=True):
+        ledger.counts["rows_read"] += 1
+        try:
+            _check(values, columns[0])
+            rank = rank_of(columns[2], values.get(columns[2]))
+        except Bad as bad:
+            ledger.note_bad(file, row, str(bad))
+            continue
+        name = normalise(values[columns[0]])
+        prompts.setdefault(name, values[columns[0]])
+        digest = digest_of(values.get(columns[1]))
+        groups[name].append(Judged(Cell(row, columns[1]), rank, digest))
+    for name, judged in groups.items():
+        yield from _pairs(file, prompts[name], judged, ledger)
+
+
+def _pairs(file: Path, prompt: str, judged: Sequence[Judged], ledger: Ledger) -> Iterator[Label]:
+    for one, other in combinations(judged, 2):
+        if one.rank == other.rank:
+            ledger.counts["ties_dropped"] += 1
+            continue
+        winner, loser = sorted((one, other), key=lambda image: image.rank)
+        key = Key(True, 0, digest_of(winner.digest, loser.digest))
+        yield Label(file, winner.cell.row, prompt, winner.cell, loser.cell, key)
+
+
+def _ranked(images: str, ranks: str | None, row: int, values: Record) -> list[Judged]:
+    found = _list(values, images)
+    has_ranks = ranks is not None and values.get(ranks) is not None
+    order = _list(values, str(ranks)) if has_ranks else list(range(len(found)))
+    if len(order) != len(found):
+        raise Bad(f"{images!r} lists {len(found)} images and {ranks!r} {len(order)} ranks")
+    if len(found) < 2:
+        raise Bad(f"{images!r} lists {len(found)} images; a ranking needs 2 or more")
+    return [
+        Judged(Cell(row, images, place), _rank_of(ranks or "", rank), digest_of(image))
+        for place, (image, rank) in enumerate(zip(found, order, strict=True))
+    ]
+
+
+def _liked(sides: tuple[str, str], row: int, values: Record) -> list[Judged]:
+    return [
+        Judged(Cell(row, side, place), float(rank), digest_of(image))
+        for rank, side in enumerate(sides)
+        for place, image in enumerate(_list(values, side))
+    ]
+
+
+def _rank_of(column: str, value: object) -> float:
+    try:
+        rank = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        rank = float("nan")
+    if rank != rank:
+        raise Bad(f"{column!r} is {value!r}; expected a number, 1 for the best image")
+    return rank
+
+
+def _like_of(column: str, value: object) -> float:
+    word = str(value).strip().lower().removesuffix(".0")
+    if word not in (*YES, *NO):
+        raise Bad(f"{column!r} is {value!r}; expected 1 (liked) or 0 (disliked)")
+    return float(word in NO)
+
+
+def _list(values: Mapping[str, Any], column: str) -> list[Any]:
+    value = values.get(column)
+    if not isinstance(value, list):
+        raise Bad(f"{column!r} is {value!r}; expected a list")
+    return value
+
+
+def _check(values: Record, prompt: str) -> None:
+    problem = values.get(PROBLEM) or check_prompt(values.get(prompt))
+    if problem:
+        raise Bad(problem)
+
+
+def list_column(file: Path, names: Sequence[str]) -> str | None:
+    """The column that holds a prompt's images as a list; a cell of .csv or .tsv holds one image."""
+    return None if file.suffix in (".csv", ".tsv") else find_column(names, IMAGES)

@@ -1,0 +1,168 @@
+"""A training that stops by its held-out pairs: when, with which weights, and after an interruption."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.core.early_stopping import BestWeights, best_score
+from stages.core.errors import UserError
+from stages.core.models import DiffusionModel, StableDiffusion
+from stages.core.models.loading import Source
+from stages.core.noising import generator
+from stages.core.processes import Processes
+from stages.core.training import (
+    EncodedPairs,
+    Execution,
+    HeldOut,
+    Progress,
+    Step,
+    TrainingSettings,
+    best_step,
+    train_dpo,
+)
+from tests.builders import CAPTIONS, settings
+
+CPU = torch.device("cpu")
+SETTINGS = TrainingSettings(
+    dpo_beta=100.0, learning_rate=3e-4, batch_pairs=2, passes=7.0, warmup_share=0.0,
+    gradient_clip=1.0, weight_decay=0.01, caption_dropout=0.0, stop_after_no_gain=3,
+)  # fmt: skip
+
+
+def test_the_first_of_equal_scores_is_the_best_and_the_logit_decides_equal_accuracies() -> None:
+    assert best_score([(0.5, 0.0), (0.7, 0.1), (0.7, 0.2), (0.6, 9.0), (0.7, 0.2)]) == 2
+    assert best_score([(0.5, 0.0)]) == 0
+
+
+def test_patience_counts_the_scores_since_the_best() -> None:
+    scores = [(0.5, 0.0), (0.7, 0.0), (0.6, 0.0), (0.7, 0.0), (0.7, -1.0)]
+    weights = BestWeights([], patience=3)
+    assert [weights.is_over(scores[:count]) for count in (1, 2, 3, 4, 5)] == [
+        False, False, False, False, True,
+    ]  # fmt: skip
+    assert not BestWeights([], patience=0).is_over([(0.9, 0.0), *[(0.1, 0.0)] * 50])
+
+
+def test_the_weights_of_the_best_score_are_put_back() -> None:
+    weight = torch.zeros(2)
+    best = BestWeights([weight], patience=2)
+    scores = []
+    for value, accuracy in enumerate([0.5, 0.8, 0.6]):
+        weight.fill_(value)
+        scores.append((accuracy, 0.0))
+        best.note(scores)
+    best.put_back()
+    assert weight.tolist() == [1.0, 1.0]
+
+
+class Interrupted(RuntimeError):
+    """The power cut."""
+
+
+class FailingModel(StableDiffusion):
+    """A model that stops at its `stop_at`-th batch, of training or of scoring."""
+
+    stop_at = 0
+    calls = 0
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise Interrupted
+        return super().add_noise(latents, noise, timesteps)
+
+
+def random_pairs(model: DiffusionModel, count: int, seed: int) -> EncodedPairs:
+    both = torch.randn((2, count, *model.latents_shape), generator=generator(seed))
+    return EncodedPairs(
+        winner=both[0], loser=both[1], caption=torch.arange(count) % 3,
+        text=model.encode_text([*CAPTIONS[:3], ""]),
+        winner_geometry=model.native_geometry(count), loser_geometry=model.native_geometry(count),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs(model: DiffusionModel) -> EncodedPairs:
+    """Four pairs of noise to learn by heart."""
+    return random_pairs(model, 4, seed=2)
+
+
+@pytest.fixture(scope="module")
+def held_out(model: DiffusionModel) -> HeldOut:
+    """Eight others, which nothing can be learnt about."""
+    return HeldOut(pairs=random_pairs(model, 8, seed=5), num_draws=1, every_steps=1, seed=6)
+
+
+def train(
+    model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut | None, work: Path,
+    **changes: object,
+) -> tuple[list[Step], list[Progress], dict[str, Tensor]]:  # fmt: skip
+    policy = model.load_denoiser()
+    steps, curve = train_dpo(
+        model, policy, model.load_denoiser(), pairs, replace(SETTINGS, **changes),
+        seed=3, work=work, identity="one", processes=Processes(CPU),
+        execution=Execution(save_every=2), held_out=held_out,
+    )  # fmt: skip
+    return steps, curve, policy.state_dict()
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_training_ends_when_there_is_no_gain_with_the_weights_of_its_best_step(
+    model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
+) -> None:
+    steps, curve, weights = train(model, pairs, held_out, tmp_path / "stopped")
+    best = best_step(curve)
+    assert 0 < best < len(steps) == best + 3 < 14
+    whole, _, last = train(model, pairs, held_out, tmp_path / "whole", stop_after_no_gain=0)
+    assert len(whole) == 14
+    assert not same(weights, last)
+    short, _, expected = train(
+        model, pairs, None, tmp_path / "short", stop_after_no_gain=0, passes=best / 2
+    )
+    assert len(short) == best
+    assert same(weights, expected)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_not_stopped_keeps_its_best_weights_too(
+    model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
+) -> None:
+    steps, curve, weights = train(model, pairs, held_out, tmp_path / "a", stop_after_no_gain=99)
+    assert len(steps) == 14
+    _, _, expected = train(
+        model, pairs, None, tmp_path / "b", stop_after_no_gain=0, passes=best_step(curve) / 2
+    )
+    assert same(weights, expected)
+
+
+def test_an_interrupted_training_stops_at_the_same_step_with_the_same_weights(
+    tiny_base: str, model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
+) -> None:
+    steps, curve, weights = train(model, pairs, held_out, tmp_path / "unbroken")
+    for stop_at in (7, 2 * len(steps)):
+        failing = FailingModel(Source(settings(tiny_base)), device=CPU)
+        failing.stop_at = stop_at
+        with pytest.raises(Interrupted):
+            train(failing, pairs, held_out, tmp_path / str(stop_at))
+        assert (tmp_path / str(stop_at) / "state.json").is_file()
+        again, same_curve, same_weights = train(model, pairs, held_out, tmp_path / str(stop_at))
+        assert [asdict(point) for point in same_curve] == [asdict(point) for point in curve]
+        assert len(again) == len(steps)
+        assert same(same_weights, weights)
+
+
+def test_stopping_needs_scores_of_what_is_kept(
+    model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no held-out pairs are scored"):
+        train(model, pairs, None, tmp_path)
+    with pytest.raises(UserError, match="ema_decay an average that was not"):
+        train(model, pairs, held_out, tmp_path, ema_decay=0.9)
