@@ -38,9 +38,9 @@ def export_folder(output: Path) -> Iterator[Path]:
         if output.exists():
             output.replace(old)
         new.replace(output)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def check_replaceable(output: Path) -> None:

@@ -127,8 +127,10 @@ def _vae_key(key: str, num_levels: int) -> str:
     key = re.sub(r"\.down_blocks\.(\d+)\.downsamplers\.0\.", r".down.\1.downsample.", key)
     key = re.sub(
         r"\.up_blocks\.(\d+)\.(resnets\.|upsamplers\.0\.)",
-        lambda found: f".up.{num_levels - 1 - int(found[1])}."
-        + ("block." if found[2] == "resnets." else "upsample."),
+        lambda found: (
+            f".up.{num_levels - 1 - int(found[1])}."
+            + ("block." if found[2] == "resnets." else "upsample.")
+        ),
         key,
     )
     return key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
