@@ -95,7 +95,7 @@ def write_table(
         else:
             table = pa.Table.from_pylist(list(rows), schema=layout)
         table.validate(full=True)
-        for field in layout:
+        for field in schema.arrow:
             if not field.nullable and table.column(field.name).null_count:
                 raise pa.ArrowInvalid(f"column {field.name!r} has nulls")
     except (ValueError, pa.ArrowTypeError, KeyError) as error:
