@@ -50,4 +50,5 @@ def test_every_audit_snippet_runs(
     for code in found:
         exec(compile(code, str(PAGE), "exec"), {})
     assert "generated" in capsys.readouterr().out
-    assert Image.open("winner.png").size == (64, 64)
+    with Image.open("winner.png") as saved:
+        assert saved.size == (64, 64)
