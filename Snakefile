@@ -2,7 +2,7 @@
 #
 #   snakemake --cores all                        the embedded world, on any machine
 #   snakemake --cores all --resources gpu=8      on eight GPUs
-#   snakemake --cores all seed|datasets|evaluate|report     only so far
+#   snakemake --cores all seed|datasets|evaluate|report|export     only so far
 from snakemake.utils import min_version
 
 min_version("9.20")
@@ -20,6 +20,7 @@ include: "workflow/rules/seed.smk"
 include: "workflow/rules/iterate.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/export.smk"
 
 
 rule all:
@@ -30,6 +31,7 @@ rule all:
         POLICIES,
         EVALUATION,
         REPORT,
+        EXPORT,
 
 
 rule seed:
@@ -50,3 +52,8 @@ rule evaluate:
 rule report:
     input:
         REPORT,
+
+
+rule export:
+    input:
+        EXPORT,

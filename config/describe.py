@@ -28,8 +28,8 @@ own (`run: mine`), or its results replace those of the run it was copied from. `
 top-level keys only. YAML reads `1e-5` as text: write `1.0e-5`. An unknown key, a missing key or a
 value of another type is refused before anything runs.
 
-Everything here changes what is computed, save the block `execution`. How Snakemake runs (cores, GPUs,
-retries) is in `profiles/`.
+Everything here changes what is computed, save the blocks `execution` and `export`. How Snakemake runs
+(cores, GPUs, retries) is in `profiles/`.
 This page is written by `python config/describe.py` from the schema and `config.yaml`.
 """
 

@@ -133,7 +133,9 @@ class TableWriter:
 
     def __init__(self, path: Path, part: Path, schema: Schema, made_by: dict[str, str]) -> None:
         self._path, self._schema, self._made_by = path, schema, made_by
-        self._file = pq.ParquetWriter(part, schema.with_metadata(made_by), compression="zstd")
+        self._file = pq.ParquetWriter(
+            part, schema.with_metadata(made_by), compression="zstd", write_page_checksum=True
+        )
         self._waiting: list[pa.Table] = []
         self.num_rows = 0
 
@@ -340,7 +342,7 @@ def _fitting(
         else:
             table = pa.Table.from_pylist(list(rows), schema=layout)
         table.validate(full=True)
-        for field in layout:
+        for field in schema.arrow:
             if not field.nullable and table.column(field.name).null_count:
                 raise pa.ArrowInvalid(f"column {field.name!r} has nulls")
     except (ValueError, pa.ArrowTypeError, KeyError) as error:

@@ -32,7 +32,11 @@ class Schema:
             "huggingface": json.dumps({"info": {"features": _features(self.arrow)}}),
             **extra,
         }
-        return self.arrow.with_metadata(metadata)
+        # `datasets` decodes only columns that may be null; `artifacts` refuses nulls all the same.
+        fields = [
+            field.with_nullable(True) if field.type == IMAGE else field for field in self.arrow
+        ]
+        return pa.schema(fields, metadata=metadata)
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False) -> pa.Field:

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from stages.core import schemas
 from stages.core.artifacts import policy_digest, read_table
+from stages.core.noising import generator
 from tests import tiny_models
 from tests.builders import encoded, write_rows
 from tests.workflow.projects import Project
@@ -131,5 +133,19 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
     else:
         opened.unet = opened.unet.from_pretrained(policy / "unet")
     opened.set_progress_bar_config(disable=True)
+    exports = results / "export" / "iter02"
+    kinds = {"diffusers", "lora-diffusers", "lora-kohya"} if lora else {"diffusers"}
+    assert {path.name for path in exports.iterdir()} == kinds
+    exported = pipeline.from_pretrained(exports / "diffusers", torch_dtype=torch.float32)
+    exported.set_progress_bar_config(disable=True)
+    pictures = [
+        pipe("a cat", num_inference_steps=2, generator=generator(0), output_type="np").images[0]
+        for pipe in (opened, exported)
+    ]
+    np.testing.assert_allclose(*pictures, atol=0.01)  # a fused LoRA is float16 by default
+    for kind in kinds:
+        card = (exports / kind / "README.md").read_text()
+        assert "| parti | colourfulness |" in card
+        assert "| 2 | update_policy |" in card
     assert opened("a cat", num_inference_steps=1).images[0].size == (64, 64)
     assert project.planned(config=config) == {}

@@ -41,7 +41,7 @@ rule write_report:
             f"{RUN}/iter{{i:02d}}/held_out_curve.parquet", TRAINED, "held_out_curve"
         ),
         config=json.dumps(
-            {k: v for k, v in config.items() if k != "execution"},
+            {k: v for k, v in config.items() if k not in ("execution", "export")},
             sort_keys=True,
             indent=2,
         ),

@@ -1,0 +1,50 @@
+r"""Exported policies and the evaluation in; their model cards with metrics out.
+
+Example:
+    python -m stages.write_model_cards --exports results/shapes/export/iter03/diffusers iter03 \\
+        --summary results/shapes/evaluation/summary.parquet
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from stages.core.artifacts import read_table, write_text
+from stages.core.cards import model_card
+from stages.core.errors import UserError
+from stages.core.exports import CARD, MANIFEST
+from stages.core.runtime import run_stage, stage
+from stages.core.schemas import SUMMARY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Exported policies and the evaluation in; their model cards with metrics out."""
+
+    exports: tuple[tuple[Path, str], ...]
+    """Folder of each export, and how the summary names its policy."""
+    summary: Path
+    """Paired comparisons of all policies (schema evaluation_summary)."""
+
+
+def main(args: Args) -> None:
+    """Write each card anew; the weights beside it stay as they are."""
+    with stage("write_model_cards") as run:
+        rows = read_table(args.summary, SUMMARY).to_pylist()
+        run.rows_in = len(rows)
+        for folder, name in args.exports:
+            path = folder / MANIFEST
+            if not path.is_file():
+                raise UserError(f"{folder} is no finished export: it has no manifest.json")
+            facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
+            own = [row for row in rows if row["policy"] == name]
+            write_text(folder / CARD, model_card(facts, own))
+            run.rows_out += len(own)
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))
