@@ -71,7 +71,7 @@ def test_who_waits_for_two_is_not_overtaken_and_holds_nothing_meanwhile(tmp_path
     kill(one)
     assert leased(two) == [0, 1]
     kill(two)
-    assert leased(late) == [0]
+    assert leased(late) in ([0], [1])
     kill(late)
 
 
