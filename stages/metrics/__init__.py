@@ -114,7 +114,9 @@ def _network(name: str) -> Callable[[Mapping[str, str], torch.device], Scorer]:
     from stages.metrics.imagereward import ImageReward
     from stages.metrics.pickscore import PickScore
 
-    kinds = dict(zip(NETWORKS, (PickScore, HPSv2, ImageReward, Aesthetics, ClipScore), strict=True))
+    kinds: Any = dict(
+        zip(NETWORKS, (PickScore, HPSv2, ImageReward, Aesthetics, ClipScore), strict=True)
+    )
     return kinds[name]
 
 

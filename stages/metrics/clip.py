@@ -26,7 +26,8 @@ class Pictures:
     def __init__(
         self, model: Any, device: torch.device, preprocess: Preprocess = clip_input
     ) -> None:
-        self.model, self.device, self.preprocess = ready(model, device), device, preprocess
+        self.model: Any = ready(model, device)
+        self.device, self.preprocess = device, preprocess
         vision = getattr(model.config, "vision_config", model.config)
         self.size: int = vision.image_size
 

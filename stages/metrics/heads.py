@@ -17,7 +17,8 @@ class Head(nn.Module):
         super().__init__()
         widths = (width, *SIZES[:-1])
         linear = {
-            name: nn.Linear(*sizes) for name, *sizes in zip(NAMES, widths, SIZES, strict=True)
+            name: nn.Linear(columns, rows)
+            for name, columns, rows in zip(NAMES, widths, SIZES, strict=True)
         }
         self.layers = nn.Sequential(*(linear.get(place, nn.Identity()) for place in range(8)))
 
