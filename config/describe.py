@@ -69,6 +69,8 @@ def table(name: str, node: dict[str, Any], values: dict[str, Any], schema: dict[
         value = json.dumps(values[key]) if key in values else (
             "-" if "default" not in item else f"({json.dumps(default)})")  # fmt: skip
         text += f"| `{key}` | `{value}` | {allowed(item)} | {item.get('description', '')} |\n"
+        for inner, part in item.get("properties", {}).items():
+            text += f"| `{key}.{inner}` | `-` | {allowed(part)} | {part['description']} |\n"
     return text
 
 

@@ -5,7 +5,7 @@ Example: paste the line from logs/<run>/evaluation/<set>/iter01/score_metric-tot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,15 @@ import tyro
 from stages.core.artifacts import read_tables, write_table
 from stages.core.errors import UserError
 from stages.core.images import decode_image
-from stages.core.runtime import run_stage, stage
+from stages.core.runtime import choose_device, run_stage, stage
 from stages.core.schemas import IMAGES, METRIC_SCORES
-from stages.metrics import load_scorer, score_in_batches
+from stages.metrics import (
+    IMAGES_PER_BATCH,
+    load_scorer,
+    needs_gpu,
+    score_in_batches,
+    spec_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +34,25 @@ class Args:
     metric: str
     """Name of the metric."""
     output: Path
-    """Where the scores go (schema metric_scores)."""
+    """Where the scores go (schema metric_scores); its metadata says what made them."""
+    options: dict[str, str] = field(default_factory=dict)
+    """The metric's own options, as weights and version: name, value, name, value, ..."""
+    images_per_batch: int = IMAGES_PER_BATCH
+    """Images that are scored together; changes no score."""
+    threads: int = 1
+    """CPU threads, for metrics that are networks."""
 
 
 def main(args: Args) -> None:
     """Decode, score, write; not one missing or infinite score."""
     with stage("score_metric") as run:
-        scorer = load_scorer(args.metric)
+        device = choose_device(args.threads) if needs_gpu(args.metric) else None
+        scorer = load_scorer(args.metric, args.options, device)
         columns = ["prompt_id", "prompt", "candidate", "image"]
         rows = read_tables(args.images, IMAGES, columns).to_pylist()
         images = [np.asarray(decode_image(row["image"]["bytes"])) for row in rows]
-        scores = score_in_batches(scorer, images, [row["prompt"] for row in rows])
+        prompts = [row["prompt"] for row in rows]
+        scores = score_in_batches(scorer, images, prompts, args.images_per_batch)
         if not np.isfinite(scores).all():
             bad = rows[int(np.flatnonzero(~np.isfinite(scores))[0])]
             raise UserError(
@@ -56,7 +70,8 @@ def main(args: Args) -> None:
         ]
         write_table(
             args.output, out, METRIC_SCORES,
-            stage="score_metric", arguments=args, inputs=args.images,
+            stage="score_metric", arguments=asdict(args) | {"spec": spec_of(scorer)},
+            inputs=args.images,
         )  # fmt: skip
         run.rows_in, run.rows_out = len(rows), len(out)
 

@@ -23,6 +23,20 @@ from tests.builders import settings
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--run-golden", action="store_true", help="score with published weights (docs/metrics.md)"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--run-golden"):
+        reason = "needs the published weights: --run-golden, docs/metrics.md"
+        for item in items:
+            if "golden" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture(scope="session")
 def tiny_base() -> str:
     """The committed pipeline: 64 x 64 pictures, 8 x 8 latents, milliseconds a prediction."""

@@ -1,37 +1,144 @@
-"""Scorers of images, one file each, behind one small interface."""
+"""Scorers of images, one file each, behind one small interface.
+
+A package of anybody's adds a metric through the entry point group `sail.metrics`; docs/metrics.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
 from stages.core.errors import UserError
+from stages.core.runtime import progress
 from stages.metrics import pixels, shapes
 
+if TYPE_CHECKING:
+    import torch
+
 Images = UInt8[NDArray[np.uint8], "image height width rgb"]
-Scorer = Callable[..., Float[NDArray[np.float32], " image"]]
-"""Called as scorer(images=..., prompts=...); one score an image, higher is better."""
+
+
+class Scorer(Protocol):
+    """What scores images; it may have `spec`, a dictionary of what decides its numbers."""
+
+    def __call__(
+        self, *, images: Images, prompts: Sequence[str]
+    ) -> Float[NDArray[np.float32], " image"]:
+        """One score an image, higher is better, whatever else is in the batch."""
+        ...
+
 
 SCORERS: dict[str, Callable[[], Scorer]] = {**pixels.SCORERS, **shapes.SCORERS}
-"""How to load each metric, by name."""
+"""How to load each metric that needs no weights, by name."""
+
+NETWORKS = ("pickscore", "hpsv2", "imagereward", "aesthetics", "clipscore")
+"""Metrics that are networks: they need weights and go faster on a GPU."""
+
+GROUP = "sail.metrics"
+"""Entry points of other packages: name of the metric = module:load, called load(options, device)."""
+
+IMAGES_PER_BATCH = 64
 
 
-def load_scorer(name: str) -> Scorer:
-    """The metric of that name. UserError lists the names there are."""
-    if name not in SCORERS:
-        raise UserError(f"there is no metric {name!r}; expected one of {', '.join(SCORERS)}")
-    return SCORERS[name]()
+def metric_names() -> list[str]:
+    """Names of all metrics there are, those of other packages last."""
+    return [*SCORERS, *NETWORKS, *_plugins()]
+
+
+def needs_gpu(name: str) -> bool:
+    """Whether the metric should have a GPU where there is one."""
+    return name not in SCORERS
+
+
+def load_scorer(
+    name: str, options: Mapping[str, str] | None = None, device: torch.device | None = None
+) -> Scorer:
+    """The metric of that name with its options from the config, on the device (default: the CPU).
+
+    UserError lists the names there are, or says which option or weight file is wrong.
+    """
+    if name in SCORERS:
+        if options:
+            raise UserError(f"metric {name!r} has no options, found metrics.{name} in the config")
+        return SCORERS[name]()
+    import torch
+
+    place = device or torch.device("cpu")
+    if name in NETWORKS:
+        return _network(name)(options or {}, place)
+    if name not in _plugins():
+        raise UserError(f"there is no metric {name!r}; expected one of {', '.join(metric_names())}")
+    return _from_plugin(_plugins()[name], options or {}, place)
 
 
 def score_in_batches(
-    scorer: Scorer, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str], batch: int = 64
+    scorer: Scorer,
+    images: Sequence[NDArray[np.uint8]],
+    prompts: Sequence[str],
+    batch: int = IMAGES_PER_BATCH,
 ) -> list[float]:
-    """The metric's score of every image."""
+    """The metric's score of every image; images of one size are scored together."""
     scores: list[float] = []
-    for start in range(0, len(images), batch):
-        part = slice(start, start + batch)
+    for part in progress(_batches(images, batch), "scoring", "images", per_item=batch):
         scores += scorer(images=np.stack(images[part]), prompts=prompts[part]).tolist()
     return scores
+
+
+def spec_of(scorer: Scorer) -> dict[str, Any]:
+    """What decides the scorer's numbers: weights, options, versions; empty for plain functions."""
+    return dict(getattr(scorer, "spec", {}))
+
+
+def _batches(images: Sequence[NDArray[np.uint8]], batch: int) -> list[slice]:
+    """Neighbours of one size, at most `batch` of them."""
+    changes = [i for i, (a, b) in enumerate(pairwise(images), 1) if a.shape != b.shape]
+    bounds = [0, *changes, len(images)]
+    return [
+        slice(start, min(start + batch, end))
+        for first, end in pairwise(bounds)
+        for start in range(first, end, batch)
+    ]
+
+
+def _network(name: str) -> Callable[[Mapping[str, str], torch.device], Scorer]:
+    from stages.metrics.aesthetics import Aesthetics
+    from stages.metrics.clipscore import ClipScore
+    from stages.metrics.hpsv2 import HPSv2
+    from stages.metrics.imagereward import ImageReward
+    from stages.metrics.pickscore import PickScore
+
+    kinds: Any = dict(
+        zip(NETWORKS, (PickScore, HPSv2, ImageReward, Aesthetics, ClipScore), strict=True)
+    )
+    return kinds[name]
+
+
+@cache
+def _plugins() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        if point.name in (*SCORERS, *NETWORKS, *found):
+            raise UserError(
+                f"two metrics are called {point.name!r}; one is {point.value}, of the entry points "
+                f"{GROUP!r}. Rename it or uninstall its package."
+            )
+        found[point.name] = point
+    return found
+
+
+def _from_plugin(point: EntryPoint, options: Mapping[str, str], device: torch.device) -> Scorer:
+    try:
+        load = point.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"metric {point.name!r} ({point.value}) cannot be loaded: {error}"
+        ) from error
+    scorer: Scorer = load(options, device)
+    return scorer

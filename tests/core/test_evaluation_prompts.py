@@ -66,7 +66,7 @@ def test_the_folder_of_four_files_is_the_same_set(tmp_path: Path) -> None:
     ("name", "layout", "content", "reason"),
     [
         ("h.json", "hpsv2", json.dumps(["a"] * 3199), "'photo': 799.*expected 800 prompts of each"),
-        ("h.json", "hpsv2", json.dumps([]), "holds no prompts"),
+        ("h.json", "hpsv2", json.dumps([]), "has no column 'prompt'"),
         ("h.json", "hpsv2", json.dumps({"a": 1}), "list"),
         ("h.json", "hpsv2", json.dumps(["a", 3]), "row 1"),
         ("h.json", "hpsv2", "[", "h.json"),

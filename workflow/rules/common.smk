@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from stages.core.configuration import ConfigError, check_config, without_defaults
 from stages.core.fingerprint import code_version
 from stages.core.flags import flags
-from stages.metrics import SCORERS
+from stages.metrics import NETWORKS, metric_names, needs_gpu
 
 try:
     config = check_config(config)
@@ -19,10 +19,16 @@ except ConfigError as error:
 
 asked = [*config["evaluation"]["metrics"], config["evaluation"]["candidate_metric"]]
 asked += [config["select_pairs"]["ranker"]]
-for name in set(asked) - {None, "self", *SCORERS}:
+for name in set(asked) - {None, "self", *metric_names()}:
     raise WorkflowError(
-        f"there is no metric {name!r}; expected one of {', '.join(SCORERS)}"
+        f"there is no metric {name!r}; expected one of {', '.join(metric_names())}"
     )
+for name in sorted(set(asked) & set(NETWORKS)):
+    if "weights" not in config["metrics"].get(name, {}):
+        raise WorkflowError(
+            f"metric {name!r} needs its weights: set metrics.{name}.weights to a path or a hub id"
+            " (docs/metrics.md says where they are published), or leave the metric out"
+        )
 
 RUN = f"results/{config['run']}"
 LOGS = f"logs/{config['run']}"
@@ -62,6 +68,21 @@ shell.prefix(
     ' else python -m "${{@:2}}"; fi; }}; '
     'record() {{ tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
 )
+
+
+def metric_options(wildcards):
+    """A metric's own block of the config, as one flag."""
+    options = config["metrics"].get(wildcards.metric, {})
+    words = [word for name in sorted(options) for word in (name, options[name])]
+    return flags({"options": words}) if words else ""
+
+
+def metric_gpus(wildcards):
+    """A GPU for metrics that are networks."""
+    return int(needs_gpu(wildcards.metric))
+
+
+METRIC_EXECUTION = flags({"images_per_batch": EXECUTION["metric_images_per_batch"]})
 
 
 def stage(name):

@@ -136,15 +136,18 @@ rule score_metric:
     log:
         f"{LOGS}/evaluation/{{set}}/{{policy}}/score_metric-{{metric}}.log",
     conda:
-        "../../envs/sail.yaml"
+        "../../envs/metrics.yaml"
     threads: 1
     resources:
-        gpu=0,
+        gpu=metric_gpus,
+        execution=METRIC_EXECUTION,
     params:
         code=code_version("stages.score_metric"),
         command=stage("score_metric"),
+        options=metric_options,
     shell:
         "{params.command} --images {input:q} --metric {wildcards.metric:q}"
+        " {params.options} {resources.execution} --threads {threads}"
         " --output {output:q} 2>&1 | record {log:q}"
 
 
