@@ -36,7 +36,9 @@ WIDE_LORA = LoraSettings(
 SUMMARY_ROW = {
     "prompt_set": "parti", "metric": "total", "policy": "iter01", "baseline": "base",
     "num_prompts": 8, "mean": 0.625, "baseline_mean": 0.5, "difference": 0.125, "ci_low": 0.0625,
-    "ci_high": 0.25, "win_rate": 0.75,
+    "ci_high": 0.25, "win_rate": 0.75, "win_low": 0.5, "win_high": 0.875, "num_wins": 6,
+    "num_ties": 0, "num_losses": 2, "sign_p": 0.25, "wilcoxon_p": 0.25, "effect_size": 0.5,
+    "sign_p_holm": 0.25, "wilcoxon_p_holm": 0.25,
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
     config = {
         "preferences": {"files": [str(tmp_path / "data")], "layout": "auto"},
         "prompts": {"pool": [str(tmp_path / "*.json"), str(tmp_path / "none")]},
-        "evaluation": {"prompt_sets": {"one": str(tmp_path / "pool.json")}},
+        "evaluation": {"prompt_sets": {"one": str(tmp_path / "pool.json")}, "prompt_layouts": {}},
     }
     findings = preflight.Findings()
     assert preflight.labelled_pairs(config, findings) == 6
