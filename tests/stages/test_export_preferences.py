@@ -25,6 +25,7 @@ from stages.core.exports import read_front_matter
 from stages.core.preference_exports import PICKAPIC
 from stages.core.prompts import prompt_id
 from stages.core.schemas import PREFERENCES
+from tests import label_files
 from tests.builders import CAPTIONS, encoded, image_value, picture
 
 NUM_PAIRS = 23
@@ -156,6 +157,37 @@ def test_pickapic_imports_again_as_the_same_pairs(
     import_preferences.main(args)
     kept += pq.read_table(args.preferences).to_pylist()
     assert triples(kept, PAIR) == triples(pairs, PAIR)
+
+
+def import_all(files: Path, folder: Path) -> Path:
+    """Everything in some files or a folder, whatever its layout, as a table of preferences."""
+    args = import_preferences.Args(
+        files=(files,),
+        num_pairs=None,
+        num_holdout=0,
+        seed=0,
+        preferences=folder / "preferences.parquet",
+        holdout=folder / "holdout.parquet",
+        summary=folder / "import.json",
+    )
+    import_preferences.main(args)
+    return args.preferences
+
+
+FORMATS = ("pickapic", "preference", "imagefolder", "webdataset")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("layout", label_files.WRITERS)
+def test_every_layout_imported_exported_and_imported_again_is_the_same_pairs(
+    tmp_path: Path, layout: str, kind: str
+) -> None:
+    expected = set(label_files.some_pairs())
+    label_files.WRITERS[layout][1](tmp_path / "labels", label_files.some_pairs())
+    first = import_all(tmp_path / "labels", tmp_path / "first")
+    assert triples(pq.read_table(first).to_pylist(), PAIR) == expected
+    again = import_all(export(first, kind), tmp_path / "again")
+    assert triples(pq.read_table(again).to_pylist(), PAIR) == expected
 
 
 @pytest.mark.parametrize("kind", ["pickapic", "preference"])

@@ -31,7 +31,7 @@ LAYOUTS: dict[str, type[Layout]] = {
     layout.name: layout for layout in (Pickapic, Pairs, Rankings, Likes, WinLose, Suffixes)
 }
 SPLIT = re.compile(r"^(.+?)-\d{5}-of-\d{5}")
-NOT_LABELS = ("dataset_info.json", "dataset_infos.json", "state.json")
+NOT_LABELS = ("manifest.json", "dataset_info.json", "dataset_infos.json", "state.json")
 
 __all__ = ["Cell", "FoundImage", "Key", "Label", "Layout", "LayoutName", "Ledger", "find_files",
            "find_layout"]  # fmt: skip
