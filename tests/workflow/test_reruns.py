@@ -82,6 +82,11 @@ def test_another_iteration_extends_and_retrains_nothing(finished: Project) -> No
     assert "import_preferences" not in planned
 
 
+def heed_ctrl_c() -> None:
+    """A job in a shell's background inherits that it ignores Ctrl-C; in a terminal it does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupt(project: Project, until: str, *target: str) -> None:
     """Start Snakemake, press Ctrl-C as soon as a file appears, and wait for its end."""
     head = subprocess.Popen(
@@ -90,6 +95,7 @@ def interrupt(project: Project, until: str, *target: str) -> None:
         stderr=subprocess.STDOUT,
         env=environment(),
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     deadline = time.monotonic() + 300
     while not (project.folder / until).is_file():
