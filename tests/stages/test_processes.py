@@ -109,6 +109,7 @@ def test_two_processes_train_a_lora_in_micro_batches_as_one_does_at_once(
         torch.testing.assert_close(weight, others[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_accelerate_launch_works_too_and_two_jobs_at_once_do_not_collide(
     seed_trained: train_seed.Args, tmp_path: Path
 ) -> None:

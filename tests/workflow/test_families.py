@@ -86,7 +86,7 @@ def write_data(folder: Path) -> dict[str, Any]:
     ("family", "lora"),
     [
         pytest.param("sd15", False, id="sd15-full"),
-        pytest.param("sdxl", True, id="sdxl-lora"),
+        pytest.param("sdxl", True, id="sdxl-lora", marks=pytest.mark.slow),
         pytest.param("sd15", True, id="sd15-lora", marks=pytest.mark.slow),
         pytest.param("sdxl", False, id="sdxl-full", marks=pytest.mark.slow),
     ],

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from stages.core.artifacts import policy_digest, read_table
 from stages.core.schemas import GUARDS, SUMMARY, TRAINING_PAIRS
@@ -128,6 +129,7 @@ def test_ctrl_c_in_a_training_loses_nothing_that_was_saved(
     assert policy_digest(policy) == policy_digest(finished.results / "iter00" / "policy")
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_the_same_command_again_end_with_the_same_numbers(
     finished: Project, tmp_path: Path
 ) -> None:

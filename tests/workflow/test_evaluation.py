@@ -1,0 +1,59 @@
+"""The evaluation of two policies by four metric networks: one command, resumed where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stages.core.artifacts import read_metadata, read_table
+from stages.core.schemas import METRIC_SCORES, SUMMARY
+from tests.metrics.conftest import publish
+from tests.workflow.projects import Project
+
+METRICS = ("pickscore", "hpsv2", "imagereward", "aesthetics")
+NUM_PROMPTS = 200
+
+
+@pytest.mark.slow
+def test_200_prompts_by_four_metrics_are_scored_and_only_what_is_missing_again(
+    tmp_path: Path,
+) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    published = publish(weights)
+    config = {
+        "iterations": 0,
+        "evaluation": {
+            "metrics": list(METRICS),
+            "primary_metric": "pickscore",
+            "candidate_metric": None,
+            "shards": 2,
+        },
+        "metrics": {metric: published.options(metric) for metric in METRICS},
+    }
+    project = Project(tmp_path / "project")
+    project.folder.mkdir()
+    project.make("--quiet", "all", "--", "evaluate", config=config)
+    folder = project.results / "evaluation"
+    summary = read_table(folder / "summary.parquet", SUMMARY).to_pylist()
+    assert {row["metric"] for row in summary} == set(METRICS)
+    assert {row["policy"] for row in summary} == {"base", "iter00"}
+    assert {row["num_prompts"] for row in summary} == {NUM_PROMPTS}
+    for metric in METRICS:
+        path = folder / "shapes" / "iter00" / "scores" / f"{metric}.parquet"
+        assert len(read_table(path, METRIC_SCORES)) >= NUM_PROMPTS
+        assert read_metadata(path)["arguments"]["spec"]["weights"]
+    target = ("--", "evaluate")
+    assert project.planned(*target, config=config) == {}
+    (folder / "shapes/iter00/scores/hpsv2.parquet").unlink()
+    planned = project.planned(*target, config=config)
+    assert planned["score_metric"] == 1
+    assert "generate_evaluation" not in planned
+    project.make("--quiet", "all", *target, config=config)
+    assert read_table(folder / "summary.parquet", SUMMARY).to_pylist() == summary
+    (folder / "shapes/base/images/shard-1.parquet").unlink()
+    planned = project.planned(*target, config=config)
+    assert planned["generate_evaluation"] == 1
+    assert planned["score_metric"] == len(METRICS)
+    assert "train_seed" not in planned
