@@ -46,7 +46,7 @@ class Args:
     devices: int = 8
     """Pretend devices."""
     kill_share: float = 0.15
-    """Share of the jobs that are killed at a random moment."""
+    """Share of the jobs to kill: half of them at a random moment, half while they hold devices."""
     seed: int = 0
     """Decides what each job wants, how long it works and who is killed."""
 
@@ -81,25 +81,33 @@ def stress(folder: Path, jobs: int, devices: int, kill_share: float, seed: int) 
     log.touch()
     started = time.monotonic()
     processes: list[subprocess.Popen[bytes]] = []
-    due: list[tuple[float, subprocess.Popen[bytes]]] = []
+    due: list[
+        tuple[float | None, subprocess.Popen[bytes]]
+    ] = []  # None: as soon as it holds devices
     ends: dict[int, float] = {}
 
     def wait_and_kill(seconds: float) -> None:
         time.sleep(seconds)
-        for at, process in [item for item in due if item[0] <= time.monotonic()]:
-            due.remove((at, process))
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-                ends[process.pid] = time.monotonic()
+        whole, _, _ = log.read_text().rpartition("\n")  # a last line may be half written
+        holding = {json.loads(line)["pid"] for line in whole.splitlines()}
+        for at, process in due[:]:
+            if process.pid in holding if at is None else at <= time.monotonic():
+                due.remove((at, process))
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+                    ends[process.pid] = time.monotonic()
 
     for _ in range(jobs):
+        is_victim, dies_holding = rng.random() < kill_share, rng.random() < 0.5
         wanted, seconds = rng.choice((1, 1, 1, 2, 4)), rng.uniform(0.02, 0.4)
+        if is_victim and dies_holding:
+            seconds = 60.0  # it holds its devices until it is killed
         words = (folder / "locks", log, wanted, devices, seconds)
         job = subprocess.Popen([sys.executable, "-c", JOB, *map(str, words)], cwd=ROOT)
         processes.append(job)
-        if rng.random() < kill_share:
-            due.append((time.monotonic() + rng.uniform(0.05, 2.0), job))
+        if is_victim:
+            due.append((None if dies_holding else time.monotonic() + rng.uniform(0.05, 2.0), job))
         wait_and_kill(0.02)  # so that jobs run while others start
     while any(process.poll() is None for process in processes):
         wait_and_kill(0.02)
