@@ -98,6 +98,8 @@ def series_panel(series: Series) -> Markup:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         if series.line is not None:
             _dashed(axes, series.line, series.line_label, above=_mostly_below(values, series.line))
+        if series.is_share:  # room below 0 would say that a share can be negative
+            axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
 
     return _svg(draw, (3.4, 2.1), series.name, _describe(series))
 

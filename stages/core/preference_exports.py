@@ -19,7 +19,7 @@ from PIL import Image
 from stages.core.artifacts import ArtifactError
 from stages.core.errors import UserError
 from stages.core.images import ImageError
-from stages.core.schemas import IMAGE, PREFERENCES, Schema
+from stages.core.schemas import IMAGE, PICKAPIC, PREFERENCES, Schema
 
 Format = Literal["pickapic", "preference", "imagefolder", "webdataset"]
 Row = dict[str, Any]
@@ -27,31 +27,6 @@ Row = dict[str, Any]
 ROWS_IN_MEMORY = 64
 """Rows of a batch, and of a row group of what is written: random access stays cheap."""
 FILES_PER_FOLDER = 1000
-
-PICKAPIC = pa.schema(
-    [
-        ("are_different", pa.bool_()),
-        ("best_image_uid", pa.string()),
-        ("caption", pa.string()),
-        ("created_at", pa.timestamp("ns")),
-        ("has_label", pa.bool_()),
-        ("image_0_uid", pa.string()),
-        ("image_0_url", pa.string()),
-        ("image_1_uid", pa.string()),
-        ("image_1_url", pa.string()),
-        ("jpg_0", pa.binary()),
-        ("jpg_1", pa.binary()),
-        ("label_0", pa.float64()),
-        ("label_1", pa.float64()),
-        ("model_0", pa.string()),
-        ("model_1", pa.string()),
-        ("ranking_id", pa.int64()),
-        ("user_id", pa.int64()),
-        ("num_example_per_prompt", pa.int64()),
-        ("__index_level_0__", pa.int64()),
-    ]
-)
-"""The 19 columns of Pick-a-Pic v2, as its card lists them; its trainers read jpg_*, label_0, caption."""
 
 _OURS = PREFERENCES.arrow
 PREFERENCE = Schema(

@@ -80,6 +80,31 @@ EVALUATION_PROMPTS = Schema(
     ),
 )
 
+PICKAPIC = pa.schema(
+    [
+        ("are_different", pa.bool_()),
+        ("best_image_uid", pa.string()),
+        ("caption", pa.string()),
+        ("created_at", pa.timestamp("ns")),
+        ("has_label", pa.bool_()),
+        ("image_0_uid", pa.string()),
+        ("image_0_url", pa.string()),
+        ("image_1_uid", pa.string()),
+        ("image_1_url", pa.string()),
+        ("jpg_0", pa.binary()),
+        ("jpg_1", pa.binary()),
+        ("label_0", pa.float64()),
+        ("label_1", pa.float64()),
+        ("model_0", pa.string()),
+        ("model_1", pa.string()),
+        ("ranking_id", pa.int64()),
+        ("user_id", pa.int64()),
+        ("num_example_per_prompt", pa.int64()),
+        ("__index_level_0__", pa.int64()),
+    ]
+)
+"""The 19 columns of Pick-a-Pic v2, as its card lists them; its trainers read jpg_*, label_0, caption."""
+
 _PREFERENCE = [
     _field("pair_id", pa.string(), "unique name of the pair"),
     *_PROMPT,

@@ -28,32 +28,9 @@ from stages.core.images import decode_image
 from stages.core.models import ModelSettings, load_model
 from stages.core.prompts import prompt_id, read_prompts
 from stages.core.runtime import choose_device, log, run_stage, stage
+from stages.core.schemas import PICKAPIC
 from stages.core.seeding import seed_of
 from stages.shapes.oracle import total
-
-PICKAPIC_COLUMNS = pa.schema(
-    [
-        ("are_different", pa.bool_()),
-        ("best_image_uid", pa.string()),
-        ("caption", pa.string()),
-        ("created_at", pa.timestamp("ns")),
-        ("has_label", pa.bool_()),
-        ("image_0_uid", pa.string()),
-        ("image_0_url", pa.string()),
-        ("image_1_uid", pa.string()),
-        ("image_1_url", pa.string()),
-        ("jpg_0", pa.binary()),
-        ("jpg_1", pa.binary()),
-        ("label_0", pa.float64()),
-        ("label_1", pa.float64()),
-        ("model_0", pa.string()),
-        ("model_1", pa.string()),
-        ("ranking_id", pa.int64()),
-        ("user_id", pa.int64()),
-        ("num_example_per_prompt", pa.int64()),
-        ("__index_level_0__", pa.int64()),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +91,7 @@ def main(args: Args) -> None:
             for number, caption in enumerate(prompts[0::2])
         ]
         with replacing(args.output) as part:
-            table = pa.Table.from_pylist(rows, schema=PICKAPIC_COLUMNS)
+            table = pa.Table.from_pylist(rows, schema=PICKAPIC)
             pq.write_table(table, part, row_group_size=100)
         run.rows_in, run.rows_out = len(captions), len(rows)
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from stages.core.early_stopping import BestWeights, best_score
 from stages.core.errors import UserError
-from stages.core.models import DiffusionModel, StableDiffusion
-from stages.core.models.loading import Source
+from stages.core.models import DiffusionModel
 from stages.core.noising import generator
 from stages.core.processes import Processes
 from stages.core.training import (
@@ -25,7 +24,8 @@ from stages.core.training import (
     best_step,
     train_dpo,
 )
-from tests.builders import CAPTIONS, settings
+from tests.builders import CAPTIONS
+from tests.failing_model import Interrupted, failing
 
 CPU = torch.device("cpu")
 SETTINGS = TrainingSettings(
@@ -58,23 +58,6 @@ def test_the_weights_of_the_best_score_are_put_back() -> None:
         best.note(scores)
     best.put_back()
     assert weight.tolist() == [1.0, 1.0]
-
-
-class Interrupted(RuntimeError):
-    """The power cut."""
-
-
-class FailingModel(StableDiffusion):
-    """A model that stops at its `stop_at`-th batch, of training or of scoring."""
-
-    stop_at = 0
-    calls = 0
-
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == self.stop_at:
-            raise Interrupted
-        return super().add_noise(latents, noise, timesteps)
 
 
 def random_pairs(model: DiffusionModel, count: int, seed: int) -> EncodedPairs:
@@ -148,10 +131,8 @@ def test_an_interrupted_training_stops_at_the_same_step_with_the_same_weights(
 ) -> None:
     steps, curve, weights = train(model, pairs, held_out, tmp_path / "unbroken")
     for stop_at in (7, 2 * len(steps)):
-        failing = FailingModel(Source(settings(tiny_base)), device=CPU)
-        failing.stop_at = stop_at
         with pytest.raises(Interrupted):
-            train(failing, pairs, held_out, tmp_path / str(stop_at))
+            train(failing(tiny_base, stop_at), pairs, held_out, tmp_path / str(stop_at))
         assert (tmp_path / str(stop_at) / "state.json").is_file()
         again, same_curve, same_weights = train(model, pairs, held_out, tmp_path / str(stop_at))
         assert [asdict(point) for point in same_curve] == [asdict(point) for point in curve]

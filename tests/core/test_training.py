@@ -28,6 +28,7 @@ from stages.core.training import (
     train_dpo,
 )
 from tests.builders import CAPTIONS, FULL, LORA, settings
+from tests.failing_model import Interrupted, failing
 
 SETTINGS = TrainingSettings(
     dpo_beta=100.0,
@@ -41,23 +42,6 @@ SETTINGS = TrainingSettings(
 )
 NUM_PAIRS = 6
 CPU = torch.device("cpu")
-
-
-class Interrupted(RuntimeError):
-    """The power cut."""
-
-
-class FailingModel(StableDiffusion):
-    """A model that stops in the middle of step `stop_at`."""
-
-    stop_at = 0
-    calls = 0
-
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == self.stop_at:
-            raise Interrupted
-        return super().add_noise(latents, noise, timesteps)
 
 
 class WatchedModel(StableDiffusion):
@@ -109,12 +93,6 @@ def without_speed(steps: list[Step]) -> list[dict[str, float]]:
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
-
-
-def failing(base: str, stop_at: int) -> FailingModel:
-    model = FailingModel(Source(settings(base)), device=CPU)
-    model.stop_at = stop_at
-    return model
 
 
 def test_batch_loss_equals_the_equation_on_the_networks_predictions_in_float64(

@@ -22,9 +22,8 @@ from stages import export_preferences, import_preferences
 from stages.core.artifacts import ArtifactError, write_table
 from stages.core.errors import UserError
 from stages.core.exports import read_front_matter
-from stages.core.preference_exports import PICKAPIC
 from stages.core.prompts import prompt_id
-from stages.core.schemas import PREFERENCES
+from stages.core.schemas import PICKAPIC, PREFERENCES
 from tests import label_files
 from tests.builders import CAPTIONS, encoded, image_value, picture
 
