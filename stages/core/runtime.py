@@ -28,6 +28,7 @@ from rich.text import Text
 
 from stages.core.devices import SCHEDULERS, device_names, lease, lock_folder
 from stages.core.errors import UserError
+from stages.core.stopping import EXIT_CODE, Stopped, heed_signals
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,7 @@ def stage(name: str) -> Iterator[Run]:
 def run_stage(main: Callable[[Args], None], args: Args) -> None:
     """Call a stage's main; a mistake of the user's ends in a message, not in a traceback."""
     set_up_log()
+    heed_signals()
     spec = sys.modules["__main__"].__spec__
     if spec is not None:
         log.info("python -m %s %s", spec.name, shlex.join(sys.argv[1:]))
@@ -81,6 +83,9 @@ def run_stage(main: Callable[[Args], None], args: Args) -> None:
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left; run again to continue", file=sys.stderr)
         raise SystemExit(130) from None
+    except Stopped as stopped:
+        print(f"stopped by SIGTERM: {stopped}; run again to continue", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None
 
 
 def progress(items: Sequence[Item], what: str, unit: str, per_item: int = 1) -> Iterator[Item]:
