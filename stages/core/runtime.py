@@ -84,7 +84,8 @@ def run_stage(main: Callable[[Args], None], args: Args) -> None:
         print("interrupted: nothing half-written was left; run again to continue", file=sys.stderr)
         raise SystemExit(130) from None
     except Stopped as stopped:
-        print(f"stopped by SIGTERM: {stopped}; run again to continue", file=sys.stderr)
+        if _is_main():
+            print(f"stopped by SIGTERM: {stopped}; run again to continue", file=sys.stderr)
         raise SystemExit(EXIT_CODE) from None
 
 
@@ -143,14 +144,17 @@ def _bar(items: Iterable[Item], what: str) -> Iterator[Item]:
 
 def set_up_log() -> None:
     """Log to stderr; of several processes only the main one speaks."""
-    is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
-        level=logging.INFO if is_main else logging.WARNING,
+        level=logging.INFO if _is_main() else logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _peak_memory() -> str:

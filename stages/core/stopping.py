@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -54,14 +54,17 @@ def heed_signals() -> None:
     Otherwise a stage whose Snakemake was killed would work on beside its own replacement.
     """
     signal.signal(signal.SIGTERM, STOP.ask)
+    end_with_snakemake()
+
+
+def end_with_snakemake() -> None:
+    """Send SIGTERM to this process when the Snakemake that started it, if one did, is gone."""
     snakemake = os.environ.get(SNAKEMAKE, "")
     if snakemake.isdecimal() and int(snakemake) > 1:
         threading.Thread(target=_end_with, args=(int(snakemake),), daemon=True).start()
 
 
 def _end_with(process: int) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):
         psutil.Process(process).wait()
-    except psutil.NoSuchProcess:
-        pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -64,9 +64,17 @@ def table(args: Args, tally: Tally) -> str:
     ]  # fmt: skip
     lines = [f"Made by `{command}`.\n", "| | |", "|---|---|"]
     lines += [f"| {what} | {count} |" for what, count in rows]
-    lines += ["", "| stage | killed alone | at work when all or Snakemake was killed |", "|---|---|---|"]
-    alone = Counter(name for kill in tally.kills if kill["kind"] == "stage" for name in kill["stages"])
-    other = Counter(name for kill in tally.kills if kill["kind"] != "stage" for name in kill["stages"])
+    lines += [
+        "",
+        "| stage | killed alone | at work when all or Snakemake was killed |",
+        "|---|---|---|",
+    ]
+    alone = Counter(
+        name for kill in tally.kills if kill["kind"] == "stage" for name in kill["stages"]
+    )
+    other = Counter(
+        name for kill in tally.kills if kill["kind"] != "stage" for name in kill["stages"]
+    )
     for name in sorted(alone.keys() | other.keys()):
         lines.append(f"| {name} | {alone[name]} | {other[name]} |")
     idle = sum(not kill["stages"] for kill in tally.kills)

@@ -24,8 +24,11 @@ from tests.workflow.projects import Project, environment
 
 CONFIG: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("config.yaml").read_text())
 
-KINDS = ("stage", "group", "head")
-"""One stage's process; Snakemake and all that it started; Snakemake alone."""
+KINDS = {"stage": 2, "group": 1, "head": 1}
+"""One stage's process; Snakemake and all that it started; Snakemake alone. How often, in parts."""
+
+EARLY_SHARE = 0.25
+"""Of the starts: kill also before the first stage is at work, which else takes most of the kills."""
 
 SECONDS_TO_END = 60.0
 """After a Snakemake has gone, its last stage must be gone by then."""
@@ -104,6 +107,8 @@ class Harness:
                 env=environment(),
                 start_new_session=True,
             )
+            if rng.random() > EARLY_SHARE:
+                self._await_stage(head)
             while head.poll() is None:
                 limit = None
                 if len(self.tally.kills) < kills:
@@ -121,10 +126,15 @@ class Harness:
                 raise SystemExit(f"it fails again and again: {kept}")
         return head.returncode == 0
 
+    def _await_stage(self, head: subprocess.Popen[bytes]) -> None:
+        while head.poll() is None and not any(stages_in(self.killed.folder)):
+            time.sleep(0.2)
+
     def _kill(self, head: subprocess.Popen[bytes], rng: random.Random) -> None:
         """Send SIGKILL to a stage, to everything, or to Snakemake alone; note what was at work."""
         stages = list(stages_in(self.killed.folder))
-        kind = rng.choice(KINDS if stages else KINDS[1:])
+        kinds = {kind: parts for kind, parts in KINDS.items() if stages or kind != "stage"}
+        [kind] = rng.choices(list(kinds), weights=list(kinds.values()))
         victims = [rng.choice(stages)] if kind == "stage" else stages
         names = [stage_name(command_line(victim)) or "?" for victim in victims]
         try:
