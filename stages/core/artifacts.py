@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from psutil import pid_exists
 
 from stages.core.errors import UserError
 from stages.core.fingerprint import code_version
@@ -274,6 +277,7 @@ def _digest(path: Path, _size: int, _mtime_ns: int, _inode: int) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to; moved there when the block ends well, removed if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -282,6 +286,20 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes have left half-written beside `path`, to be renamed to it."""
+    for leftover in path.parent.glob(f".{escape(path.name)}.*.*"):
+        writer, _, kind = leftover.name.removeprefix(f".{path.name}.").partition(".")
+        if kind not in ("part", "old") or not writer.isdecimal():
+            continue
+        if int(writer) != os.getpid() and pid_exists(int(writer)):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:

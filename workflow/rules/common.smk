@@ -10,7 +10,16 @@ from snakemake.exceptions import WorkflowError
 from stages.core.configuration import ConfigError, check_config, without_defaults
 from stages.core.fingerprint import code_version
 from stages.core.flags import flags
+from stages.core.snakemake_lock import free_stale_lock
 from stages.metrics import NETWORKS, metric_names, needs_gpu
+
+if workflow.is_main_process:
+    at_work, num_stale = free_stale_lock(Path())  # held as long as this process lives
+    if num_stale:
+        print(
+            f"the last snakemake here was killed; its {num_stale} locks are removed",
+            file=sys.stderr,
+        )
 
 try:
     config = check_config(config)
@@ -60,13 +69,15 @@ wildcard_constraints:
 
 
 # `launch 4 stages.train_seed ...` starts four processes, each with a GPU of its own.
-# A stage's output goes to its log and to the terminal, which is spared the command line. Braces of
-# the prefix are formatted once more by Snakemake, hence two.
+# A stage's output goes to its log and to the terminal, which is spared the command line. On SIGTERM
+# the shell and the log wait for the stage, which ends when its Snakemake (the shell's parent) does.
+# Braces of the prefix are formatted once more by Snakemake, hence two.
 shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}'; "
+    f"set -euo pipefail; trap : TERM; export SAIL_SNAKEMAKE=$PPID PYTHONPATH='{workflow.basedir}'; "
     'launch() {{ if [ "$1" -gt 1 ]; then python -m stages.launch "$@";'
     ' else python -m "${{@:2}}"; fi; }}; '
-    'record() {{ tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
+    "record() {{ trap '' TERM; "
+    'tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
 )
 
 
