@@ -23,22 +23,6 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/export.smk"
 
 
-# Seconds of work on text and numbers: under a cluster's profile these run beside Snakemake itself.
-localrules:
-    all,
-    seed,
-    datasets,
-    evaluate,
-    report,
-    export,
-    split_captions,
-    select_prompts,
-    select_evaluation_prompts,
-    summarise_evaluation,
-    write_report,
-    write_model_cards,
-
-
 rule all:
     default_target: True
     input:

@@ -2,7 +2,7 @@
 
 Snakemake counts GPUs and never says which one (snakemake issue 281), so that eight jobs would all take
 the first. A scheduler such as Slurm says it, but to an allocation and not to a stage: a Snakemake that runs
-its jobs inside one (`salloc --gpus=8`, a pod with eight GPUs) starts stages that all see the same devices.
+its jobs inside one (a Slurm job or a pod with eight GPUs) starts stages that all see the same devices.
 So leases are taken everywhere, among the devices that this process can see; where a scheduler has shown it
 only its own, the lease is had at once.
 """

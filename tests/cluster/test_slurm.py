@@ -1,4 +1,4 @@
-"""The smallest DAG on a real Slurm of one node, with one job cancelled in the middle."""
+"""The smallest DAG on a real Slurm of one node, with one job cancelled and one preempted."""
 
 from __future__ import annotations
 
@@ -40,22 +40,24 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-def cancel(cluster: Cluster, rule: str, until: Path, head: subprocess.Popen[str]) -> None:
-    """Cancel a rule's job as soon as it runs and a file is there."""
+def interrupt(
+    cluster: Cluster, head: subprocess.Popen[str], what: str, until: Path | None, *command: str
+) -> int:
+    """Call a command of Slurm on a job as soon as it runs and a file is there; the job's number."""
     deadline = time.monotonic() + 900
     while True:
         running = [
-            job for job, state, what in cluster.queue() if (state, what) == ("RUNNING", rule)
+            job for job, state, rule in cluster.queue() if state == "RUNNING" and what in rule
         ]
-        if running and until.is_file():
-            subprocess.run(["scancel", running[0]], check=True)
-            return
+        if running and (until is None or until.is_file()):
+            subprocess.run([*command, running[0]], check=True)
+            return int(running[0])
         assert head.poll() is None, head.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_the_smallest_dag_survives_a_cancelled_training_and_ends_as_a_local_run(
+def test_the_smallest_dag_survives_a_cancelled_training_and_a_preemption_and_ends_as_a_local_run(
     cluster: Cluster, local: Project, config: Config, tmp_path: Path
 ) -> None:
     remote = Project(tmp_path)
@@ -64,13 +66,16 @@ def test_the_smallest_dag_survives_a_cancelled_training_and_ends_as_a_local_run(
         remote.command(*profile, *AT_ONCE, config=config),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
     )  # fmt: skip
-    cancel(cluster, "rule_train_seed", remote.folder / f"work/{RUN}/iter00/state.json", head)
+    state = remote.folder / f"work/{RUN}/iter00/state.json"
+    interrupt(cluster, head, "train_seed", state, "scancel")
+    preempted = interrupt(cluster, head, "shard", None, "scontrol", "requeue")
     said, _ = head.communicate()
     assert head.returncode == 0, said
 
     ends = {(what, state) for _, state, what in cluster.queue()}
     assert {end for end in ends if end[1] != "COMPLETED"} == {("rule_train_seed", "CANCELLED")}
     assert ("rule_train_seed", "COMPLETED") in ends
+    assert [stay.job for stay in cluster.stays()].count(preempted) == 2
     assert "continuing from step" in (remote.logs / "iter00" / "train_seed.log").read_text()
     assert tables(remote.results) == tables(local.results)
     for policy in ("iter00", "iter01"):
@@ -111,7 +116,7 @@ def test_stages_inside_one_allocation_lease_among_its_devices(
     stage = '"$0" -c "$1" "$CUDA_VISIBLE_DEVICES"'
     both = f"{stage} & {stage} & {stage} & sleep 8; kill $(jobs -p)"
     done = subprocess.run(
-        ["salloc", "--gpus=2", "bash", "-c", both, sys.executable, STAGE],
+        ["srun", "-n1", "--gpus=2", "bash", "-c", both, sys.executable, STAGE],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert sorted(done.stdout.split()) == ["0", "1"], done  # and the third waited

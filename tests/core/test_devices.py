@@ -138,17 +138,19 @@ IN_ONE = {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0,1"}
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
 
-def see(folder: Path, environment: dict[str, str], *devices: str) -> subprocess.Popen[str]:
+def see(
+    folder: Path, environment: dict[str, str], *devices: str, script: str = STAGE
+) -> subprocess.Popen[str]:
     """A stage that sees these GPUs, in this order, with a scheduler's variables."""
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "CUDA_"))}
     return subprocess.Popen(
-        [sys.executable, "-c", STAGE, ",".join(devices)],
+        [sys.executable, "-c", script, ",".join(devices)],
         stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2],
         env={**mine, "TMPDIR": str(folder), **environment},
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("environment", [{}, IN_ONE, POD], ids=["bare", "salloc", "pod"])
+@pytest.mark.parametrize("environment", [{}, IN_ONE, POD], ids=["bare", "slurm", "pod"])
 def test_stages_that_see_the_same_two_gpus_take_one_each(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -178,6 +180,29 @@ def test_who_was_shown_one_gpu_as_number_0_takes_it_at_once(
     assert tuple(device_of(stage) for stage in stages) == devices
     for stage in stages:
         kill(stage)
+
+
+LAUNCHER = (
+    STAGE.partition("from stages")[0]
+    + """
+from stages.launch import visible_devices
+print(visible_devices(2)["CUDA_VISIBLE_DEVICES"], flush=True)
+time.sleep(60)
+"""
+)
+"""As `stages.launch 2` does before it starts its processes."""
+
+
+def test_a_launcher_shows_its_processes_two_gpus_that_no_other_stage_of_the_job_holds(
+    tmp_path: Path,
+) -> None:
+    environment = {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "4,5,6"}
+    one = see(tmp_path, environment, "aa", "bb", "cc")
+    assert device_of(one) == "aa"
+    two = see(tmp_path, environment, "aa", "bb", "cc", script=LAUNCHER)
+    assert device_of(two) == "5,6"
+    kill(one)
+    kill(two)
 
 
 def device_of(stage: subprocess.Popen[str]) -> str:

@@ -63,6 +63,7 @@ if EXPORTED_POLICIES:
             [f"{path}/README.md" for path in EXPORTED_POLICIES],
         log:
             f"{LOGS}/export/write_model_cards.log",
+        localrule: True
         conda:
             "../../envs/sail.yaml"
         threads: 1

@@ -37,6 +37,7 @@ rule select_prompts:
     log:
         f"{LOGS}/iter{{iter}}/select_prompts.log",
     priority: 10
+    localrule: True
     conda:
         "../../envs/sail.yaml"
     threads: 1
