@@ -58,7 +58,7 @@ def examine(args: Args) -> Iterator[Finding]:
     yield from check_installation()
     yield from check_snakemake_lock(args.folder)
     yield from check_stages(args.folder)
-    yield from check_locks(lock_folder().glob("[!q]*.lock"), "GPU")
+    yield from check_locks(lock_folder({}).rglob("[!q]*.lock"), "GPU")
     yield from check_locks((args.folder / "work").glob("*/*.lock"), "the training of")
     results = args.folder / args.results
     yield from check_disk(results)

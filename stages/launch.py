@@ -6,13 +6,12 @@ They find each other at a port that is free. Without a GPU they share the CPU. E
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 
-from stages.core.devices import SCHEDULERS, device_names, lease, lock_folder
+from stages.core.devices import lease_visible, visible_words
 from stages.core.errors import UserError
-from stages.core.runtime import set_up_log
+from stages.core.runtime import set_up_log, warn_of_unseen_devices
 from stages.core.stopping import end_with_snakemake
 
 
@@ -47,19 +46,15 @@ def visible_devices(processes: int) -> dict[str, str]:
 
     there = torch.cuda.device_count()
     if there == 0:
+        warn_of_unseen_devices()
         return {}
     if processes > there:
         raise UserError(
             f"{processes} processes need a GPU each, {there} are visible; lower "
             "execution.training_gpus, or show more in CUDA_VISIBLE_DEVICES"
         )
-    if any(name in os.environ for name in SCHEDULERS):
-        return {}
-    names = device_names(there, os.environ)
-    leased = lease(names, lock_folder(), num_devices=processes)
-    chosen = ",".join(names[index] for index in leased)
-    logging.getLogger(__name__).info("leased GPUs %s", chosen)
-    return {"CUDA_VISIBLE_DEVICES": chosen}
+    words = visible_words(there, os.environ)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(words[place] for place in lease_visible(processes))}
 
 
 if __name__ == "__main__":

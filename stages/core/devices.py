@@ -1,7 +1,10 @@
 """Which GPUs a stage takes: free ones, held by file locks that the kernel releases with the process.
 
 Snakemake counts GPUs and never says which one (snakemake issue 281), so that eight jobs would all take
-the first.
+the first. A scheduler such as Slurm says it, but to an allocation and not to a stage: a Snakemake that runs
+its jobs inside one (a Slurm job or a pod with eight GPUs) starts stages that all see the same devices.
+So leases are taken everywhere, among the devices that this process can see; where a scheduler has shown it
+only its own, the lease is had at once.
 """
 
 from __future__ import annotations
@@ -20,24 +23,56 @@ from stages.core.locks import try_lock
 
 log = logging.getLogger(__name__)
 
-SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST", "LOCAL_RANK")
-"""Where one of these is set, somebody else has handed out the devices already."""
-
 _held: list[IO[str]] = []
 """Locks of this process, open until it ends."""
 
 
-def device_names(num_devices: int, environment: Mapping[str, str]) -> list[str]:
-    """A name for each visible device that other processes of this machine use for it too."""
-    visible = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    if len(visible) == num_devices and all(visible):
+def lease_visible(num_devices: int = 1) -> list[int]:
+    """Places among torch's CUDA devices of as many that no other stage of ours holds, until the end."""
+    import torch
+
+    words = visible_words(torch.cuda.device_count(), os.environ)
+    names = [
+        lock_name(word, str(torch.cuda.get_device_properties(place).uuid))
+        for place, word in enumerate(words)
+    ]
+    places = lease(names, lock_folder(os.environ), num_devices=num_devices)
+    for place in places:
+        log.info("leased GPU %s (%s)", words[place], names[place])
+    return places
+
+
+def visible_words(num_devices: int, environment: Mapping[str, str]) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each visible device, or would call it."""
+    visible = promised_devices(environment)
+    if len(visible) == num_devices:
         return visible
     return [str(index) for index in range(num_devices)]
 
 
-def lock_folder() -> Path:
-    """Where this user's locks lie: on a local disk, where flock can be relied on."""
-    return Path(tempfile.gettempdir()) / f"sail-devices-{os.getuid()}"
+def promised_devices(environment: Mapping[str, str]) -> list[str]:
+    """The devices that somebody has shown to this process; none where nobody spoke of any."""
+    words = [word.strip() for word in environment.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return words if all(word not in ("", "-1", "NoDevFiles") for word in words) else []
+
+
+def lock_name(word: str, uuid: str) -> str:
+    """A device's name in all processes of this machine: numbers differ, as where cgroups hide others.
+
+    The parts of a GPU split by MIG have its UUID, but names of their own.
+    """
+    return word if word.startswith("MIG-") else uuid
+
+
+def lock_folder(environment: Mapping[str, str]) -> Path:
+    """Where this user's locks lie: on a local disk, where flock can be relied on.
+
+    Each Slurm job has its own folder: two jobs to which Slurm has given one GPU are meant to share it.
+    Pods have file systems of their own.
+    """
+    folder = Path(tempfile.gettempdir()) / f"sail-devices-{os.getuid()}"
+    job = environment.get("SLURM_JOB_ID", "")
+    return folder / f"slurm-{job}" if job.isdecimal() else folder
 
 
 def lease(

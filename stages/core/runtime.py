@@ -26,7 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from stages.core.devices import SCHEDULERS, device_names, lease, lock_folder
+from stages.core.devices import lease_visible, promised_devices
 from stages.core.errors import UserError
 from stages.core.stopping import EXIT_CODE, Stopped, heed_signals
 
@@ -121,12 +121,23 @@ def choose_device(threads: int) -> torch.device:
 
     torch.set_num_threads(threads)
     if not torch.cuda.is_available():
+        warn_of_unseen_devices()
         return torch.device("cpu")
-    if any(name in os.environ for name in SCHEDULERS):
+    if "LOCAL_RANK" in os.environ:  # whoever launched this process has chosen
         return torch.device("cuda")
-    [index] = lease(device_names(torch.cuda.device_count(), os.environ), lock_folder())
+    [index] = lease_visible()
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def warn_of_unseen_devices() -> None:
+    """Say so where a process was given GPUs and torch sees none: it will be slow, not wrong."""
+    promised = promised_devices(os.environ)
+    if promised:
+        log.warning(
+            "CUDA_VISIBLE_DEVICES is %s, but torch sees no GPU: working on the CPU; `python -m "
+            "stages.doctor` looks at the installation", ",".join(promised),
+        )  # fmt: skip
 
 
 class _Rate(ProgressColumn):

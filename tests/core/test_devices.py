@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import device_stress
-from stages.core.devices import device_names, lease
+from stages.core.devices import lease, lock_name, promised_devices, visible_words
 from stages.core.locks import try_lock
 
 HOLD = """
@@ -100,7 +101,110 @@ def test_200_jobs_on_8_devices_with_random_kills_never_overlap_and_none_is_lost(
         ({"CUDA_VISIBLE_DEVICES": ""}, 1, ["0"]),
     ],
 )
-def test_names_are_those_that_other_processes_use(
+def test_a_launcher_shows_its_processes_devices_in_the_words_that_it_was_shown_them_in(
     visible: dict[str, str], count: int, expected: list[str]
 ) -> None:
-    assert device_names(count, visible) == expected
+    assert visible_words(count, visible) == expected
+
+
+@pytest.mark.parametrize("nothing", ["", "-1", "NoDevFiles", "0,,1"])
+def test_no_device_is_promised_where_none_is_named(nothing: str) -> None:
+    assert promised_devices({"CUDA_VISIBLE_DEVICES": nothing}) == []
+    assert promised_devices({}) == []
+
+
+def test_a_part_of_a_gpu_has_a_name_of_its_own() -> None:
+    assert lock_name("MIG-11", "aaaa") != lock_name("MIG-22", "aaaa")
+    assert lock_name("0", "aaaa") == lock_name("GPU-aaaa", "aaaa")
+
+
+STAGE = """
+import sys, time
+from types import ModuleType, SimpleNamespace
+devices = sys.argv[1].split(",")
+sys.modules["torch"] = torch = ModuleType("torch")
+torch.cuda = SimpleNamespace(
+    device_count=lambda: len(devices),
+    get_device_properties=lambda place: SimpleNamespace(uuid=devices[place]),
+)
+from stages.core.devices import lease_visible
+[place] = lease_visible()
+print(devices[place], flush=True)
+time.sleep(60)
+"""
+"""Leases one of the pretend GPUs that it sees, and holds it."""
+
+IN_ONE = {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0,1"}
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+def see(
+    folder: Path, environment: dict[str, str], *devices: str, script: str = STAGE
+) -> subprocess.Popen[str]:
+    """A stage that sees these GPUs, in this order, with a scheduler's variables."""
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "CUDA_"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, ",".join(devices)],
+        stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2],
+        env={**mine, "TMPDIR": str(folder), **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("environment", [{}, IN_ONE, POD], ids=["bare", "slurm", "pod"])
+def test_stages_that_see_the_same_two_gpus_take_one_each(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    stages = [see(tmp_path, environment, *order) for order in (("aa", "bb"), ("bb", "aa"))]
+    assert sorted(device_of(stage) for stage in stages) == ["aa", "bb"]
+    third = see(tmp_path, environment, "aa", "bb")
+    time.sleep(1.0)
+    assert third.poll() is None
+    kill(stages[0])
+    assert device_of(third) in ("aa", "bb")
+    kill(third)
+    kill(stages[1])
+
+
+@pytest.mark.parametrize(
+    ("jobs", "devices"),
+    [(("7", "8"), ("aa", "bb")), (("7", "7"), ("aa", "bb")), (("7", "8"), ("aa", "aa"))],
+    ids=["two jobs", "two steps of a job", "two jobs that share a GPU"],
+)
+def test_who_was_shown_one_gpu_as_number_0_takes_it_at_once(
+    tmp_path: Path, jobs: tuple[str, str], devices: tuple[str, str]
+) -> None:
+    stages = [
+        see(tmp_path, {"SLURM_JOB_ID": job, "CUDA_VISIBLE_DEVICES": "0"}, device)
+        for job, device in zip(jobs, devices, strict=True)
+    ]
+    assert tuple(device_of(stage) for stage in stages) == devices
+    for stage in stages:
+        kill(stage)
+
+
+LAUNCHER = (
+    STAGE.partition("from stages")[0]
+    + """
+from stages.launch import visible_devices
+print(visible_devices(2)["CUDA_VISIBLE_DEVICES"], flush=True)
+time.sleep(60)
+"""
+)
+"""As `stages.launch 2` does before it starts its processes."""
+
+
+def test_a_launcher_shows_its_processes_two_gpus_that_no_other_stage_of_the_job_holds(
+    tmp_path: Path,
+) -> None:
+    environment = {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "4,5,6"}
+    one = see(tmp_path, environment, "aa", "bb", "cc")
+    assert device_of(one) == "aa"
+    two = see(tmp_path, environment, "aa", "bb", "cc", script=LAUNCHER)
+    assert device_of(two) == "5,6"
+    kill(one)
+    kill(two)
+
+
+def device_of(stage: subprocess.Popen[str]) -> str:
+    assert stage.stdout is not None
+    return stage.stdout.readline().strip()

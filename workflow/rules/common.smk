@@ -1,4 +1,5 @@
 # Shared by all rules; the checked config, where things lie, and how a stage is called.
+import shlex
 import sys
 from glob import glob
 from pathlib import Path
@@ -57,6 +58,8 @@ RANKER = config["select_pairs"]["ranker"]
 MODEL = flags({k: v for k, v in config["model"].items() if v is not None}, "model")
 LORA = flags(config["lora"], "lora")
 EXECUTION = config["execution"]
+# Where files go through a bucket, as on Kubernetes: the provider's name. Nothing on a shared disk.
+STORAGE = workflow.storage_settings.default_storage_provider
 
 
 wildcard_constraints:
@@ -66,6 +69,22 @@ wildcard_constraints:
     shard=r"\d+",
     metric=r"[A-Za-z0-9_.-]+",
     part="preferences|holdout",
+
+
+def stored_results():
+    """A command that shows the copies of stored files where they lie on a shared disk."""
+    if not STORAGE:
+        return ""
+    if Path("results").is_dir() and not Path("results").is_symlink():
+        raise WorkflowError(
+            f"results/ is a folder here, but this run keeps its results in {STORAGE} storage, "
+            "and makes results/ a link to its copies: move the folder away, or use another "
+            "--directory"
+        )
+    prefix = workflow.storage_settings.default_storage_prefix.rstrip("/")
+    provider = workflow.storage_registry.default_storage_provider
+    copies = shlex.quote(str(provider.object(f"{prefix}/results").local_path()))
+    return f"ln -sfn {copies} results; ".replace("{", "{{").replace("}", "}}")
 
 
 # `launch 4 stages.train_seed ...` starts four processes, each with a GPU of its own.
@@ -78,6 +97,7 @@ shell.prefix(
     ' else python -m "${{@:2}}"; fi; }}; '
     "record() {{ trap '' TERM; "
     'tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
+    + stored_results()
 )
 
 
@@ -111,7 +131,8 @@ def settings(block):
 def matching(patterns):
     """The files that match patterns of the config, and those in folders that do, in order."""
     matches = [match for pattern in patterns for match in sorted(glob(pattern))]
-    return list(dict.fromkeys(file for match in matches for file in files_in(match)))
+    files = list(dict.fromkeys(file for match in matches for file in files_in(match)))
+    return [local(file) for file in files] if STORAGE else files
 
 
 def files_in(name):
@@ -186,8 +207,23 @@ def scoring_execution():
 
 
 def policy(name):
-    """The manifest that completes a policy's folder; nothing for the base model."""
-    return [] if name == "base" else f"{RUN}/{name}/policy/manifest.json"
+    """The manifest that completes a policy's folder; nothing for the base model.
+
+    Where files go through a bucket, which would not fetch the rest of the folder, with its weights.
+    """
+    if name == "base":
+        return []
+    manifest = f"{RUN}/{name}/policy/manifest.json"
+    return [manifest, stored_weights(name)] if STORAGE else manifest
+
+
+def stored_weights(name, flag=lambda path: path):
+    """A policy's weights where files go through a bucket: a LoRA's file, or a network's folder."""
+    if not STORAGE:
+        return []
+    if config["lora"]["rank"] > 0:
+        return f"{RUN}/{name}/policy/pytorch_lora_weights.safetensors"
+    return flag(f"{RUN}/{name}/policy/unet")
 
 
 def previous(wildcards):
@@ -212,6 +248,8 @@ def named_policy(kind):
 
 def folder(manifest):
     """How a stage is told of a policy: its folder, or 'base'."""
+    if manifest and not isinstance(manifest, str):
+        manifest = manifest[0]
     return str(Path(str(manifest)).parent) if manifest else "base"
 
 

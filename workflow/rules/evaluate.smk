@@ -43,6 +43,7 @@ rule select_evaluation_prompts:
         f"{RUN}/evaluation/{{set}}/prompts.parquet",
     log:
         f"{LOGS}/evaluation/{{set}}/select_prompts.log",
+    localrule: True
     conda:
         "../../envs/sail.yaml"
     threads: 1
@@ -200,6 +201,7 @@ rule summarise_evaluation:
         breakdown=f"{RUN}/evaluation/breakdown.parquet",
     log:
         f"{LOGS}/evaluation/summarise_evaluation.log",
+    localrule: True
     conda:
         "../../envs/sail.yaml"
     threads: 1

@@ -1,10 +1,12 @@
 # What leaves the run for other tools: each iteration's policy and pairs in their layouts, with cards.
 IS_LORA = config["lora"]["rank"] > 0
+# Folders of many files are no objects of a bucket: they are exported from a copy on a disk.
 POLICY_FORMATS = [
     kind
     for kind in config["export"]["policies"]
-    if IS_LORA or not kind.startswith("lora-")
+    if (IS_LORA or not kind.startswith("lora-")) and not STORAGE
 ]
+PREFERENCE_FORMATS = [] if STORAGE else config["export"]["preferences"]
 EXPORTED_POLICIES = [
     f"{RUN}/export/{name}/{kind}"
     for name in POLICY_NAMES[1:]
@@ -16,7 +18,7 @@ EXPORT = [
     *expand(
         f"{RUN}/export/iter{{i:02d}}/preferences-{{kind}}/manifest.json",
         i=ITERATIONS,
-        kind=config["export"]["preferences"],
+        kind=PREFERENCE_FORMATS,
     ),
 ]
 
@@ -61,6 +63,7 @@ if EXPORTED_POLICIES:
             [f"{path}/README.md" for path in EXPORTED_POLICIES],
         log:
             f"{LOGS}/export/write_model_cards.log",
+        localrule: True
         conda:
             "../../envs/sail.yaml"
         threads: 1

@@ -20,6 +20,8 @@ PROMPT_POOL = (
     if "shapes" in config
     else matching(named(config["prompts"].get("pool", [])))
 )
+CANDIDATES = f"{RUN}/iter{{iter}}/candidates/shard-{{shard}}.parquet"
+SCORES = f"{RUN}/iter{{iter}}/scores/shard-{{shard}}.parquet"
 
 
 rule select_prompts:
@@ -35,6 +37,7 @@ rule select_prompts:
     log:
         f"{LOGS}/iter{{iter}}/select_prompts.log",
     priority: 10
+    localrule: True
     conda:
         "../../envs/sail.yaml"
     threads: 1
@@ -54,7 +57,7 @@ rule sample_candidates:
         prompts=rules.select_prompts.output,
         policy=previous_policy,
     output:
-        f"{RUN}/iter{{iter}}/candidates/shard-{{shard}}.parquet",
+        CANDIDATES,
     log:
         f"{LOGS}/iter{{iter}}/sample_candidates-{{shard}}.log",
     benchmark:
@@ -99,7 +102,7 @@ rule score_candidates:
         policy=previous_policy,
         reference=named_policy(config["score_candidates"]["reference"]),
     output:
-        f"{RUN}/iter{{iter}}/scores/shard-{{shard}}.parquet",
+        SCORES,
     log:
         f"{LOGS}/iter{{iter}}/score_candidates-{{shard}}.log",
     benchmark:
@@ -110,7 +113,7 @@ rule score_candidates:
     threads: 1
     resources:
         gpu=1,
-        execution=scoring_execution(),
+        scoring=scoring_execution(),
     params:
         code=code_version("stages.score_candidates"),
         command=stage("score_candidates"),
@@ -129,12 +132,12 @@ rule score_candidates:
         "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"
         " --reference {params.reference:q} --iteration {params.iteration}"
         " {params.model} {params.flags}"
-        " {resources.execution} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
+        " {resources.scoring} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule score_candidates_by_metric:
     input:
-        shards(rules.sample_candidates.output[0], SHARDS),
+        shards(CANDIDATES, SHARDS),
     output:
         f"{RUN}/iter{{iter}}/candidate_scores/{{metric}}.parquet",
     log:
@@ -157,8 +160,8 @@ rule score_candidates_by_metric:
 
 rule select_pairs:
     input:
-        candidates=shards(rules.sample_candidates.output[0], SHARDS),
-        rewards=shards(rules.score_candidates.output[0], SHARDS),
+        candidates=shards(CANDIDATES, SHARDS),
+        rewards=shards(SCORES, SHARDS),
         ranking=ranking,
         policy=previous_policy,
     output:
@@ -237,6 +240,7 @@ rule update_policy:
         held_out=HELD_OUT_FILES,
     output:
         policy=f"{RUN}/iter{{iter}}/policy/manifest.json",
+        weights=stored_weights("iter{iter}", directory),
         training=f"{RUN}/iter{{iter}}/training.parquet",
         held_out_curve=f"{RUN}/iter{{iter}}/held_out_curve.parquet",
     log:

@@ -26,6 +26,7 @@ rule write_report:
         config=f"{RUN}/config.json",
     log:
         f"{LOGS}/report.log",
+    localrule: True
     conda:
         "../../envs/sail.yaml"
     threads: 1

@@ -86,6 +86,7 @@ if ADOPTED_POLICY:
     rule adopt_policy:
         output:
             f"{RUN}/iter00/policy/manifest.json",
+            stored_weights("iter00", directory),
         log:
             f"{LOGS}/iter00/adopt_policy.log",
         priority: 10
@@ -113,6 +114,7 @@ else:
             held_out=HELD_OUT_FILES,
         output:
             policy=f"{RUN}/iter00/policy/manifest.json",
+            weights=stored_weights("iter00", directory),
             training=f"{RUN}/iter00/training.parquet",
             held_out_curve=f"{RUN}/iter00/held_out_curve.parquet",
         log:

@@ -8,6 +8,7 @@ if "shapes" in config:
             evaluation=f"{RUN}/world/evaluation.txt",
         log:
             f"{LOGS}/world/split_captions.log",
+        localrule: True
         conda:
             "../../envs/sail.yaml"
         threads: 1
