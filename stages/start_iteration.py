@@ -6,14 +6,18 @@ logs/<run>/iter02/start_iteration.log
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
+from stages.core.artifacts import policy_digest, write_manifest
 from stages.core.errors import UserError
+from stages.core.exports import link_or_copy
 from stages.core.gates import Gate, read_gate, why_stopped
-from stages.core.policies import hand_on
 from stages.core.runtime import log, run_stage, stage
 
 
@@ -36,8 +40,7 @@ def main(args: Args) -> None:
         if gate.stops:
             raise UserError(why_stopped(gate))
         source = chosen(gate, args)
-        facts = {"handed_on": gate.go_on_from, "set_aside": list(gate.findings)}
-        hand_on(source, args.output, "start_iteration", args, facts)
+        hand_on(source, gate, args)
         log.info("start_iteration: goes on from %s", source)
         run.rows_in, run.rows_out = len(args.policies), 1
 
@@ -51,6 +54,22 @@ def chosen(gate: Gate, args: Args) -> Path:
             f"{', '.join(by_name) or 'none'}. Give the folder of that policy too."
         )
     return by_name[gate.go_on_from]
+
+
+def hand_on(source: Path, gate: Gate, args: Args) -> None:
+    """The source's files in another folder, linked where that can be, with a manifest of its own."""
+    policy_digest(source)
+    manifest = source / "manifest.json"
+    known: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+    shutil.rmtree(args.output, ignore_errors=True)
+    for name in known["files"]:
+        (args.output / name).parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(source / name, args.output / name)
+    facts = {key: known[key] for key in ("base", "kind") if key in known}
+    facts |= {"handed_on": gate.go_on_from, "set_aside": list(gate.findings)}
+    write_manifest(
+        args.output, stage="start_iteration", arguments=args, inputs=[manifest], facts=facts
+    )
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -285,27 +284,3 @@ def save_policy(policy: Denoiser, output: Path, part: str) -> None:
     for path in sorted(new.iterdir()):
         path.replace(output / path.name)
     new.rmdir()
-
-
-def hand_on(
-    source: Path, output: Path, stage: str, arguments: object, facts: Mapping[str, Any]
-) -> None:
-    """Another folder with the same policy: its files linked, or copied where that cannot be.
-
-    Its manifest adds `facts` to the source's own. ArtifactError unless the source is complete.
-    """
-    policy_digest(source)
-    manifest = source / "manifest.json"
-    known: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-    shutil.rmtree(output, ignore_errors=True)
-    for name in known["files"]:
-        new = output / name
-        new.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source / name, new)
-        except OSError:  # another file system, or one without links
-            shutil.copy2(source / name, new)
-    own = {key: known[key] for key in ("base", "kind") if key in known}
-    write_manifest(
-        output, stage=stage, arguments=arguments, inputs=[manifest], facts={**own, **facts}
-    )
