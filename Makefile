@@ -38,4 +38,6 @@ clean: ## remove the environment; results stay
 
 .venv/installed-test: .venv/installed
 	@$(BIN)/python -m pip install -q -e ".[test]"
+	@# only its tokenizer is read, so none of what it depends on (torchvision) comes along
+	@$(BIN)/python -m pip install -q --no-deps "open_clip_torch>=3.3,<4"
 	@touch $@

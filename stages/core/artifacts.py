@@ -203,10 +203,19 @@ def write_manifest(
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != "manifest.json" and not file.name.endswith(".part")
     }
-    manifest = {"files": files, **facts, **provenance(stage, arguments, inputs)}
     path = folder / "manifest.json"
-    write_json(path, {key: _maybe_json(value) for key, value in manifest.items()})
+    write_record(
+        path, {"files": files, **facts}, stage=stage, arguments=arguments, inputs=inputs
+    )
     return path
+
+
+def write_record(
+    path: Path, facts: Mapping[str, Any], *, stage: str, arguments: object, inputs: Sequence[Path]
+) -> None:
+    """Write facts as a JSON file, with how they were made."""
+    record = {**facts, **provenance(stage, arguments, inputs)}
+    write_json(path, {key: _maybe_json(value) for key, value in record.items()})
 
 
 def policy_digest(folder: Path) -> str:

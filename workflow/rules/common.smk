@@ -7,12 +7,21 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from stages.core.configuration import ConfigError, check_config, without_defaults
+from stages.core.errors import UserError
 from stages.core.fingerprint import code_version
 from stages.core.flags import flags
+from stages.core.gates import left_out, stopped_after
 from stages.core.snakemake_lock import free_stale_lock
-from stages.metrics import NETWORKS, metric_names, needs_gpu
+from stages.metrics import (
+    NETWORKS,
+    PERCEPTUAL,
+    choose_features,
+    metric_names,
+    needs_gpu,
+)
 
 if workflow.is_main_process:
     at_work, num_stale = free_stale_lock(Path())  # held as long as this process lives
@@ -33,7 +42,8 @@ for name in set(asked) - {None, "self", *metric_names()}:
     raise WorkflowError(
         f"there is no metric {name!r}; expected one of {', '.join(metric_names())}"
     )
-for name in sorted(set(asked) & set(NETWORKS)):
+FEATURES = choose_features(config["evaluation"]["diversity_features"], asked)
+for name in sorted({*asked, FEATURES} & set(NETWORKS)):
     if "weights" not in config["metrics"].get(name, {}):
         raise WorkflowError(
             f"metric {name!r} needs its weights: set metrics.{name}.weights to a path or a hub id"
@@ -44,7 +54,28 @@ RUN = f"results/{config['run']}"
 LOGS = f"logs/{config['run']}"
 WORK = f"work/{config['run']}"
 
-ITERATIONS = list(range(1, config["iterations"] + 1))
+ON_COLLAPSE = config["guards"]["on_collapse"]
+THRESHOLDS = {k: v for k, v in config["guards"].items() if k != "on_collapse"}
+LIMITS = flags(THRESHOLDS, "limits")
+
+
+def stop_of_run():
+    """The gate that ended this run, by its record of an earlier call and today's thresholds."""
+    try:
+        return stopped_after(Path(RUN), config["iterations"], ON_COLLAPSE, THRESHOLDS)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+def last_iteration(stop):
+    return stop.iteration if stop else config["iterations"]
+
+
+STOP = stop_of_run()
+if STOP and workflow.is_main_process:
+    logger.warning(left_out(STOP, config["iterations"]))
+LAST = last_iteration(STOP)
+ITERATIONS = list(range(1, LAST + 1))
 ADOPTED_POLICY = config["train_seed"].get("policy")
 TRAINED = ITERATIONS if ADOPTED_POLICY else [0, *ITERATIONS]
 POLICY_NAMES = ["base"] + [f"iter{i:02d}" for i in [0, *ITERATIONS]]
@@ -101,11 +132,15 @@ shell.prefix(
 )
 
 
-def metric_options(wildcards):
+def options_of(metric):
     """A metric's own block of the config, as one flag."""
-    options = config["metrics"].get(wildcards.metric, {})
+    options = config["metrics"].get(metric, {})
     words = [word for name in sorted(options) for word in (name, options[name])]
     return flags({"options": words}) if words else ""
+
+
+def metric_options(wildcards):
+    return options_of(wildcards.metric)
 
 
 def metric_gpus(wildcards):
@@ -232,6 +267,9 @@ def previous(wildcards):
 
 
 def previous_policy(wildcards):
+    """What an iteration starts from; with a gate what it hands on."""
+    if ON_COLLAPSE != "warn":
+        return f"{RUN}/iter{wildcards.iter}/start/manifest.json"
     return policy(previous(wildcards))
 
 

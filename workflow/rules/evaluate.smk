@@ -152,6 +152,28 @@ rule score_metric:
         " --output {output:q} 2>&1 | record {log:q}"
 
 
+rule measure_diversity:
+    input:
+        lambda wildcards: evaluation_images(wildcards.set, wildcards.policy),
+    output:
+        f"{RUN}/evaluation/{{set}}/{{policy}}/diversity.parquet",
+    log:
+        f"{LOGS}/evaluation/{{set}}/{{policy}}/measure_diversity.log",
+    conda:
+        "../../envs/metrics.yaml"
+    threads: 1
+    resources:
+        gpu=int(FEATURES != PERCEPTUAL),
+    params:
+        code=code_version("stages.measure_diversity"),
+        command=stage("measure_diversity"),
+        features=flags({"features": FEATURES}),
+        options=options_of(FEATURES),
+    shell:
+        "{params.command} --images {input:q} {params.features} {params.options}"
+        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
+
+
 rule score_holdout:
     input:
         preferences=f"{RUN}/seed/holdout.parquet",
@@ -245,11 +267,10 @@ rule summarise_guards:
         holdout=expand(
             f"{RUN}/evaluation/holdout/{{policy}}.parquet", policy=POLICY_NAMES[1:]
         ),
-        images=[
-            path
-            for name in POLICY_NAMES[1:]
-            for path in evaluation_images(PRIMARY_SET, name)
-        ],
+        diversity=expand(
+            f"{RUN}/evaluation/{PRIMARY_SET}/{{policy}}/diversity.parquet",
+            policy=POLICY_NAMES[1:],
+        ),
         pairs=expand(f"{RUN}/iter{{i:02d}}/pairs.parquet", i=ITERATIONS),
         rewards=expand(
             f"{RUN}/iter{{i:02d}}/scores/shard-{{shard}}.parquet",
@@ -279,17 +300,7 @@ rule summarise_guards:
         code=code_version("stages.summarise_guards"),
         command=stage("summarise_guards"),
         model=MODEL,
-        limits=flags(config["guards"], "limits"),
-        images=flags(
-            {
-                "images": [
-                    word
-                    for i in [0, *ITERATIONS]
-                    for path in evaluation_images(PRIMARY_SET, f"iter{i:02d}")
-                    for word in (i, path)
-                ]
-            }
-        ),
+        limits=LIMITS,
         rewards=of_iterations(
             f"{RUN}/iter{{i:02d}}/scores/shard-{{shard}}.parquet",
             ITERATIONS,
@@ -302,7 +313,8 @@ rule summarise_guards:
         ),
     shell:
         "{params.command} --holdout {input.holdout:q} --pairs {input.pairs:q}"
+        " --diversity {input.diversity:q}"
         " --prompts {input.prompts:q} {params.model} {params.limits}"
-        " {params.images} {params.rewards} {params.candidate_scores}"
+        " {params.rewards} {params.candidate_scores}"
         " --output {output.guards:q} --reliability {output.reliability:q}"
         " --threads {threads} 2>&1 | record {log:q}"

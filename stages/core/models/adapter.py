@@ -408,6 +408,11 @@ class DiffusionModel(ABC):
             ) from error
         network.to(self.device)
 
+    def num_parameters(self) -> int:
+        """Parameters of the parts that are in memory now, the denoisers aside."""
+        modules = [part for part in self._parts.values() if isinstance(part, torch.nn.Module)]
+        return sum(weight.numel() for module in modules for weight in module.parameters())
+
     def release(self, *names: str) -> None:
         """Forget parts that are no longer needed, to free their memory."""
         for name in names:
