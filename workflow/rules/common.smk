@@ -45,8 +45,6 @@ PROMPT_SETS = (
     ["shapes"] if "shapes" in config else sorted(config["evaluation"]["prompt_sets"])
 )
 RANKER = config["select_pairs"]["ranker"]
-MODEL = flags({k: v for k, v in config["model"].items() if v is not None}, "model")
-LORA = flags(config["lora"], "lora")
 EXECUTION = config["execution"]
 
 
@@ -90,11 +88,19 @@ def stage(name):
     return f"python -m stages.{name}"
 
 
-def settings(block):
-    """A training's settings as flags, save those left at their defaults: new ones rerun nothing."""
+def settings(block, prefix="settings"):
+    """A block as flags, save what is left at its defaults: a new optional key reruns nothing.
+
+    What a training starts from and compares with are files, which the rules name themselves.
+    """
     kept = without_defaults(config[block], block)
     others = ("reference", "policy")
-    return flags({k: v for k, v in kept.items() if k not in others}, "settings")
+    return flags({k: v for k, v in kept.items() if k not in others}, prefix)
+
+
+MODEL = settings("model", "model")
+LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
+SAMPLING = settings("sampling")
 
 
 def matching(patterns):
@@ -151,7 +157,7 @@ HELD_OUT = flags(
     {
         "preferences": HELD_OUT_FILES[0],
         "latents": HELD_OUT_FILES[1],
-        **config["held_out_curve"],
+        **without_defaults(config["held_out_curve"], "held_out_curve"),
     },
     "held_out",
 )

@@ -1,7 +1,7 @@
 # One page that shows what happened.
 import json
 
-REPORT = f"{RUN}/report.html"
+REPORT = [f"{RUN}/report.html", f"{RUN}/config.json"]
 PAPER_MODEL = config["evaluation"]["paper_model"]
 
 
@@ -22,8 +22,8 @@ rule write_report:
         held_out_curve=expand(f"{RUN}/iter{{i:02d}}/held_out_curve.parquet", i=TRAINED),
         import_summary=f"{RUN}/seed/import.json",
     output:
-        report=REPORT,
-        config=f"{RUN}/config.json",
+        report=REPORT[0],
+        config=REPORT[1],
     log:
         f"{LOGS}/report.log",
     conda:
@@ -41,7 +41,11 @@ rule write_report:
             f"{RUN}/iter{{i:02d}}/held_out_curve.parquet", TRAINED, "held_out_curve"
         ),
         config=json.dumps(
-            {k: v for k, v in config.items() if k not in ("execution", "export")},
+            {
+                key: value
+                for key, value in without_defaults(config).items()
+                if key not in ("execution", "export")
+            },
             sort_keys=True,
             indent=2,
         ),
@@ -54,7 +58,7 @@ rule write_report:
                 **({"paper_model": PAPER_MODEL} if PAPER_MODEL else {}),
             }
         ),
-        limits=flags(config["guards"], "limits"),
+        limits=settings("guards", "limits"),
     shell:
         "printf '%s\\n' {params.config:q} > {output.config:q};"
         " {params.command} --config {output.config:q} --summary {input.summary:q}"
