@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,15 @@ class ConfigError(UserError):
     """A config that cannot be run; the message lists every mistake with its key."""
 
 
+@cache
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = yaml.safe_load(SCHEMA.read_text())
+    return schema
+
+
 def check_config(config: Config) -> Config:
     """The config with defaults filled in. ConfigError lists everything that is wrong."""
-    schema = yaml.safe_load(SCHEMA.read_text())
+    schema = _schema()
     config = copy.deepcopy(config)
     _fill_defaults(config, schema)
     errors = sorted(
@@ -47,18 +54,20 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def without_defaults(block: Config, name: str) -> Config:
-    """The keys of a top-level block that differ from the schema's defaults.
+def without_defaults(block: Config, *path: str) -> Config:
+    """What differs from the schema's defaults in the block at a path of keys, or in the whole config.
 
     What is passed on to a stage without them stays the same when a new optional key appears.
     """
-    schema = yaml.safe_load(SCHEMA.read_text())
-    known = known_keys(schema, [name])
-    return {
-        key: value
-        for key, value in block.items()
-        if "default" not in known.get(key, {}) or known[key]["default"] != value
-    }
+    known = known_keys(_schema(), list(path))
+    kept: Config = {}
+    for key, value in block.items():
+        is_block = isinstance(value, dict) and bool(known_keys(_schema(), [*path, key]))
+        inner = without_defaults(value, *path, key) if is_block else value
+        has_default = "default" in known.get(key, {})
+        if not (has_default and inner == known[key]["default"]):
+            kept[key] = inner
+    return kept
 
 
 def known_keys(schema: dict[str, Any], path: list[str]) -> dict[str, Any]:

@@ -47,17 +47,17 @@ class Guard:
 class Limits:
     """Where a guard becomes a warning."""
 
-    min_reward_accuracy: float
+    min_reward_accuracy: float = 0.5
     """The interval of the reward's accuracy reaches down to this; 0.5 is chance."""
-    max_confident_share: float
+    max_confident_share: float = 0.9
     """More than this share of an iteration's pairs has p(winner > loser) > 0.9."""
-    min_diversity_share: float
+    min_diversity_share: float = 0.6
     """Diversity, of pixels or of features, falls below this share of iteration 0's."""
-    max_blank_share: float
+    max_blank_share: float = 0.01
     """More than this share of images is of nearly one colour."""
-    max_truncated_share: float
+    max_truncated_share: float = 0.05
     """A text encoder cuts more than this share of the evaluation prompts."""
-    max_drift: float | None
+    max_drift: float | None = None
     """Predictions are further than this from the base's; None never warns."""
 
 

@@ -56,7 +56,7 @@ WORK = f"work/{config['run']}"
 
 ON_COLLAPSE = config["guards"]["on_collapse"]
 THRESHOLDS = {k: v for k, v in config["guards"].items() if k != "on_collapse"}
-LIMITS = flags(THRESHOLDS, "limits")
+LIMITS = flags(without_defaults(THRESHOLDS, "guards"), "limits")
 
 
 def stop_of_run():
@@ -86,8 +86,6 @@ PROMPT_SETS = (
     ["shapes"] if "shapes" in config else sorted(config["evaluation"]["prompt_sets"])
 )
 RANKER = config["select_pairs"]["ranker"]
-MODEL = flags({k: v for k, v in config["model"].items() if v is not None}, "model")
-LORA = flags(config["lora"], "lora")
 EXECUTION = config["execution"]
 # Where files go through a bucket, as on Kubernetes: the provider's name. Nothing on a shared disk.
 STORAGE = workflow.storage_settings.default_storage_provider
@@ -156,11 +154,19 @@ def stage(name):
     return f"python -m stages.{name}"
 
 
-def settings(block):
-    """A training's settings as flags, save those left at their defaults: new ones rerun nothing."""
+def settings(block, prefix="settings"):
+    """A block as flags, save what is left at its defaults: a new optional key reruns nothing.
+
+    What a training starts from and compares with are files, which the rules name themselves.
+    """
     kept = without_defaults(config[block], block)
     others = ("reference", "policy")
-    return flags({k: v for k, v in kept.items() if k not in others}, "settings")
+    return flags({k: v for k, v in kept.items() if k not in others}, prefix)
+
+
+MODEL = settings("model", "model")
+LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
+SAMPLING = settings("sampling")
 
 
 def matching(patterns):
@@ -218,7 +224,7 @@ HELD_OUT = flags(
     {
         "preferences": HELD_OUT_FILES[0],
         "latents": HELD_OUT_FILES[1],
-        **config["held_out_curve"],
+        **without_defaults(config["held_out_curve"], "held_out_curve"),
     },
     "held_out",
 )

@@ -1,10 +1,18 @@
 # Every policy and the base on the same prompts and the same noise; and the guards of the loop.
+CANDIDATE_METRIC = config["evaluation"]["candidate_metric"]
+CANDIDATE_SCORES = expand(
+    f"{RUN}/iter{{i:02d}}/candidate_scores/{CANDIDATE_METRIC}.parquet",
+    i=ITERATIONS if CANDIDATE_METRIC else [],
+)
 EVALUATION = [
     f"{RUN}/evaluation/summary.parquet",
     f"{RUN}/evaluation/breakdown.parquet",
     f"{RUN}/evaluation/guards.parquet",
     f"{RUN}/evaluation/reliability.parquet",
     f"{RUN}/evaluation/leakage.parquet",
+    *expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
+    *expand(f"{RUN}/evaluation/holdout/{{policy}}.parquet", policy=POLICY_NAMES[1:]),
+    *CANDIDATE_SCORES,
     *expand(
         f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet",
         set=PROMPT_SETS,
@@ -18,7 +26,6 @@ EVALUATION = [
         for path in evaluation_images(prompt_set, name)
     ],
 ]
-CANDIDATE_METRIC = config["evaluation"]["candidate_metric"]
 PRIMARY_SET = PROMPT_SETS[0]
 OTHER_SCORES = [
     (
@@ -121,7 +128,7 @@ rule generate_evaluation:
                 "num_shards": len(EVALUATION_SHARDS),
             }
         ),
-        settings=flags(config["sampling"], "settings"),
+        settings=SAMPLING,
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
         " --shard {params.shard} {params.model} {params.flags} {params.settings}"
@@ -277,14 +284,7 @@ rule summarise_guards:
             i=ITERATIONS,
             shard=SHARDS,
         ),
-        candidate_scores=(
-            expand(
-                f"{RUN}/iter{{i:02d}}/candidate_scores/{CANDIDATE_METRIC}.parquet",
-                i=ITERATIONS,
-            )
-            if CANDIDATE_METRIC
-            else []
-        ),
+        candidate_scores=CANDIDATE_SCORES,
         prompts=expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
     output:
         guards=f"{RUN}/evaluation/guards.parquet",

@@ -1,15 +1,23 @@
 # One round of self-improvement: policy i-1 samples, judges, and is trained into policy i.
 # Shards are targets too: Snakemake would not miss a deleted file that only finished jobs have read.
-DATASETS = expand(
-    f"{RUN}/iter{{i:02d}}/{{table}}.parquet",
-    i=ITERATIONS,
-    table=["pairs", "preferences"],
-) + expand(
-    f"{RUN}/iter{{i:02d}}/{{table}}/shard-{{shard}}.parquet",
-    i=ITERATIONS,
-    table=["candidates", "scores"],
-    shard=SHARDS,
-)
+DATASETS = [
+    *expand(f"{RUN}/prompts/iter{{i:02d}}.parquet", i=ITERATIONS),
+    *expand(
+        f"{RUN}/iter{{i:02d}}/{{table}}.parquet",
+        i=ITERATIONS,
+        table=["pairs", "preferences"],
+    ),
+    *expand(
+        f"{RUN}/iter{{i:02d}}/{{table}}/shard-{{shard}}.parquet",
+        i=ITERATIONS,
+        table=["candidates", "scores"],
+        shard=SHARDS,
+    ),
+    *expand(
+        f"{RUN}/iter{{i:02d}}/candidate_scores/{RANKER}.parquet",
+        i=[] if RANKER == "self" else ITERATIONS,
+    ),
+]
 POLICIES = expand(
     f"{RUN}/iter{{i:02d}}/{{artifact}}",
     i=ITERATIONS,
@@ -180,7 +188,7 @@ rule sample_candidates:
                 ],
             }
         ),
-        settings=flags(config["sampling"], "settings"),
+        settings=SAMPLING,
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
         " {params.position} {params.model} {params.flags} {params.settings} {resources.execution}"

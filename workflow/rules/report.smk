@@ -1,7 +1,7 @@
 # One page that shows what happened.
 import json
 
-REPORT = f"{RUN}/report.html"
+REPORT = [f"{RUN}/report.html", f"{RUN}/config.json"]
 PAPER_MODEL = config["evaluation"]["paper_model"]
 
 
@@ -23,8 +23,8 @@ rule write_report:
         import_summary=f"{RUN}/seed/import.json",
         gates=GATES,
     output:
-        report=REPORT,
-        config=f"{RUN}/config.json",
+        report=REPORT[0],
+        config=REPORT[1],
     log:
         f"{LOGS}/report.log",
     localrule: True
@@ -44,7 +44,11 @@ rule write_report:
         ),
         gates=flags({"gates": GATES}) if GATES else "",
         config=json.dumps(
-            {k: v for k, v in config.items() if k not in ("execution", "export")},
+            {
+                key: value
+                for key, value in without_defaults(config).items()
+                if key not in ("execution", "export")
+            },
             sort_keys=True,
             indent=2,
         ),

@@ -69,11 +69,11 @@ class Conditioning:
 class LoraSettings:
     """Low-rank adapters instead of a full fine-tune."""
 
-    rank: int
+    rank: int = 0
     """Rank of the update of each weight; 0 is a full fine-tune."""
-    alpha: float
+    alpha: float = 16.0
     """The update is scaled by alpha / rank."""
-    target_modules: tuple[str, ...]
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the layers that are adapted."""
 
 
