@@ -1,4 +1,5 @@
 # Shared by all rules; the checked config, where things lie, and how a stage is called.
+import shlex
 import sys
 from glob import glob
 from pathlib import Path
@@ -9,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 
 from stages.core.configuration import ConfigError, check_config, without_defaults
 from stages.core.fingerprint import code_version
-from stages.core.flags import flags
+from stages.core.flags import flags, word_problem
 from stages.metrics import NETWORKS, metric_names, needs_gpu
 
 try:
@@ -63,7 +64,9 @@ wildcard_constraints:
 # A stage's output goes to its log and to the terminal, which is spared the command line. Braces of
 # the prefix are formatted once more by Snakemake, hence two.
 shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}'; "
+    "set -euo pipefail; export PYTHONPATH="
+    + shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
+    + "; "
     'launch() {{ if [ "$1" -gt 1 ]; then python -m stages.launch "$@";'
     ' else python -m "${{@:2}}"; fi; }}; '
     'record() {{ tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
@@ -99,8 +102,17 @@ def settings(block):
 
 def matching(patterns):
     """The files that match patterns of the config, and those in folders that do, in order."""
-    matches = [match for pattern in patterns for match in sorted(glob(pattern))]
-    return list(dict.fromkeys(file for match in matches for file in files_in(match)))
+    matches = [match for pattern in patterns for match in matches_of(pattern)]
+    files = list(dict.fromkeys(file for match in matches for file in files_in(match)))
+    for file in files:
+        if problem := word_problem(file):
+            raise WorkflowError(f"the file {file!r} cannot be used: {problem}")
+    return files
+
+
+def matches_of(pattern):
+    """What a pattern matches; a file or folder of that very name goes first, [brackets] and all."""
+    return [pattern] if Path(pattern).exists() else sorted(glob(pattern))
 
 
 def files_in(name):
@@ -126,7 +138,7 @@ def data_files():
         yield f"evaluation.prompt_sets.{name}", path
 
 
-missing = [f"{key}: {name}" for key, name in data_files() if not glob(name)]
+missing = [f"{key}: {name}" for key, name in data_files() if not matches_of(name)]
 if missing:
     raise WorkflowError(
         "these files of the config do not exist:\n  - " + "\n  - ".join(missing)
