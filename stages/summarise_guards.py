@@ -170,7 +170,9 @@ def of_images(paths: list[Path]) -> dict[str, float]:
     rows = read_tables(paths, IMAGES, ["prompt_id", "image"]).to_pylist()
     groups: dict[str, list[NDArray[np.uint8]]] = defaultdict(list)
     for row in rows:
-        groups[row["prompt_id"]].append(np.asarray(decode_image(row["image"]["bytes"])))
+        where = f"{paths[0].parent}, prompt {row['prompt_id']}"
+        image = decode_image(row["image"]["bytes"], where)
+        groups[row["prompt_id"]].append(np.asarray(image))
     blank = [is_blank(image) for group in groups.values() for image in group]
     distances = [mean_pairwise_distance(np.stack(g)) for g in groups.values() if len(g) > 1]
     return {

@@ -144,8 +144,9 @@ def _is_integer(_checker: object, value: object) -> bool:
 
 def _is_number(_checker: object, value: object) -> bool:
     """Unlike Python's: nan and inf are none."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 _Validator: Any = extend(

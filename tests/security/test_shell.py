@@ -115,7 +115,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     data.mkdir()
     for number in range(len(SHELL)):
         (data / f"{hostile_name(number)}.txt").write_text(CAPTIONS[number] + "\n")
-    pairs = [(prompt, *images) for prompt, (_, *images) in zip(CAPTIONS[20:26], some_pairs())]  # fmt: skip
+    pairs = [(prompt, *images) for prompt, (_, *images) in zip(CAPTIONS[20:26], some_pairs(), strict=False)]  # fmt: skip
     WRITERS["suffixes"][1](folder / "la`bels`'", pairs)
     (folder / "la`bels`'" / "prompts.json").unlink()
     for path in list((folder / "la`bels`'").iterdir()):
