@@ -22,11 +22,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 import tyro
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from stages.core.configuration import check_config, merged
+from stages.core.configuration import read_config
 from stages.core.costs import Counts, Rates, clock_hours, count, disk_bytes, hours
 from stages.core.errors import UserError
 from stages.core.evaluation_prompts import PromptLayout, read_evaluation_prompts
@@ -97,7 +96,7 @@ class Findings:
 def main(args: Args) -> None:
     """Check, time, count, and print."""
     with stage("preflight") as run:
-        config = read_config(args.config)
+        config = read_config(*args.config)
         findings = Findings()
         prompts, labelled = evaluation_prompts(config, findings), labelled_pairs(config, findings)
         check_metrics(config, findings)
@@ -120,18 +119,6 @@ def main(args: Args) -> None:
             raise UserError(f"preflight: {'; '.join(findings.failed)}")
 
 
-def read_config(paths: tuple[Path, ...]) -> dict[str, Any]:
-    """The config with its overlays, checked."""
-    config: dict[str, Any] = {}
-    for path in paths:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read as YAML: {error}") from error
-        config = merged(config, loaded or {})
-    return check_config(config)
-
-
 def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
     """Prompts of all evaluation sets; notes data files that are not there."""
     if "shapes" in config:
@@ -149,7 +136,8 @@ def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
 
 def note_prompts(what: str, name: str, layout: PromptLayout, findings: Findings) -> int:
     """Count the prompts of a file, a pattern or a folder; notes it where there is none."""
-    matches = [Path(match) for match in sorted(glob(name))]
+    is_there = Path(name).exists()
+    matches = [Path(match) for match in ([name] if is_there else sorted(glob(name)))]
     files = [file for match in matches
              for file in (sorted(match.rglob("*")) if match.is_dir() else [match])]  # fmt: skip
     count = len(read_evaluation_prompts(files, layout)) if files else 0

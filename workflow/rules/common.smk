@@ -12,7 +12,7 @@ from snakemake.logging import logger
 from stages.core.configuration import ConfigError, check_config, without_defaults
 from stages.core.errors import UserError
 from stages.core.fingerprint import code_version
-from stages.core.flags import flags
+from stages.core.flags import flags, word_problem
 from stages.core.gates import left_out, stopped_after
 from stages.core.snakemake_lock import free_stale_lock
 from stages.metrics import (
@@ -121,7 +121,9 @@ def stored_results():
 # the shell and the log wait for the stage, which ends when its Snakemake (the shell's parent) does.
 # Braces of the prefix are formatted once more by Snakemake, hence two.
 shell.prefix(
-    f"set -euo pipefail; trap : TERM; export SAIL_SNAKEMAKE=$PPID PYTHONPATH='{workflow.basedir}'; "
+    "set -euo pipefail; trap : TERM; export SAIL_SNAKEMAKE=$PPID PYTHONPATH="
+    + shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
+    + "; "
     'launch() {{ if [ "$1" -gt 1 ]; then python -m stages.launch "$@";'
     ' else python -m "${{@:2}}"; fi; }}; '
     "record() {{ trap '' TERM; "
@@ -171,9 +173,17 @@ SAMPLING = settings("sampling")
 
 def matching(patterns):
     """The files that match patterns of the config, and those in folders that do, in order."""
-    matches = [match for pattern in patterns for match in sorted(glob(pattern))]
+    matches = [match for pattern in patterns for match in matches_of(pattern)]
     files = list(dict.fromkeys(file for match in matches for file in files_in(match)))
+    for file in files:
+        if problem := word_problem(file):
+            raise WorkflowError(f"the file {file!r} cannot be used: {problem}")
     return [local(file) for file in files] if STORAGE else files
+
+
+def matches_of(pattern):
+    """What a pattern matches; a file or folder of that very name goes first, [brackets] and all."""
+    return [pattern] if Path(pattern).exists() else sorted(glob(pattern))
 
 
 def files_in(name):
@@ -199,7 +209,7 @@ def data_files():
         yield f"evaluation.prompt_sets.{name}", path
 
 
-missing = [f"{key}: {name}" for key, name in data_files() if not glob(name)]
+missing = [f"{key}: {name}" for key, name in data_files() if not matches_of(name)]
 if missing:
     raise WorkflowError(
         "these files of the config do not exist:\n  - " + "\n  - ".join(missing)
