@@ -117,6 +117,12 @@ def metric_gpus(wildcards):
     return int(needs_gpu(wildcards.metric))
 
 
+def metric_environment(wildcards):
+    """The environment file of a metric that has pins of its own, else that of all metrics."""
+    own = EXECUTION["metric_environments"].get(wildcards.get("metric", FEATURES))
+    return str(Path(own).resolve()) if own else f"{workflow.basedir}/envs/metrics.yaml"
+
+
 METRIC_EXECUTION = flags({"images_per_batch": EXECUTION["metric_images_per_batch"]})
 
 
@@ -159,6 +165,8 @@ def data_files():
         yield from (("prompts.pool", name) for name in named(config["prompts"]["pool"]))
     for name, path in config["evaluation"].get("prompt_sets", {}).items():
         yield f"evaluation.prompt_sets.{name}", path
+    for name, path in EXECUTION["metric_environments"].items():
+        yield f"execution.metric_environments.{name}", path
 
 
 missing = [f"{key}: {name}" for key, name in data_files() if not glob(name)]

@@ -231,7 +231,7 @@ rule score_candidates_by_metric:
     log:
         f"{LOGS}/iter{{iter}}/score_metric-{{metric}}.log",
     conda:
-        "../../envs/metrics.yaml"
+        metric_environment
     threads: 1
     resources:
         gpu=metric_gpus,
