@@ -89,7 +89,8 @@ if ON_COLLAPSE != "warn":
         input:
             gate=gate_before,
             policies=lambda wildcards: expand(
-                f"{RUN}/iter{{i:02d}}/policy/manifest.json", i=range(int(wildcards.iter))
+                f"{RUN}/iter{{i:02d}}/policy/manifest.json",
+                i=range(int(wildcards.iter)),
             ),
         output:
             f"{RUN}/iter{{iter}}/start/manifest.json",
