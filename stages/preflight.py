@@ -206,7 +206,9 @@ def check_evaluation(config: Mapping[str, Any], findings: Findings) -> None:
     for other, path in wanted:
         scores = path.with_name(f"{path.name}.parquet")
         if not scores.is_file():
-            found = f"has no {scores}: that run must have scored the same prompts by the same metric"
+            found = (
+                f"has no {scores}: that run must have scored the same prompts by the same metric"
+            )
             findings.add(f"evaluation.compare_with {other}", found, holds=False)
     if evaluation["paper_model"]:
         rows = [row for row in read_paper_tables() if row.model == evaluation["paper_model"]]

@@ -17,6 +17,7 @@ from stages.core.artifacts import read_table, write_text
 from stages.core.cards import model_card
 from stages.core.errors import UserError
 from stages.core.exports import CARD, MANIFEST
+from stages.core.gates import read_gate
 from stages.core.runtime import run_stage, stage
 from stages.core.schemas import SUMMARY
 
@@ -29,18 +30,22 @@ class Args:
     """Folder of each export, and how the summary names its policy."""
     summary: Path
     """Paired comparisons of all policies (schema evaluation_summary)."""
+    gates: tuple[Path, ...] = ()
+    """What the guards decided after each iteration (JSON); none with on_collapse warn."""
 
 
 def main(args: Args) -> None:
     """Write each card anew; the weights beside it stay as they are."""
     with stage("write_model_cards") as run:
         rows = read_table(args.summary, SUMMARY).to_pylist()
+        set_aside = {gate.policy: gate.findings for gate in map(read_gate, args.gates)}
         run.rows_in = len(rows)
         for folder, name in args.exports:
             path = folder / MANIFEST
             if not path.is_file():
                 raise UserError(f"{folder} is no finished export: it has no manifest.json")
             facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
+            facts["set_aside"] = set_aside.get(name, ())
             own = [row for row in rows if row["policy"] == name]
             write_text(folder / CARD, model_card(facts, own))
             run.rows_out += len(own)

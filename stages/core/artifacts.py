@@ -211,9 +211,7 @@ def write_manifest(
         if file.is_file() and file.name != "manifest.json" and not file.name.endswith(".part")
     }
     path = folder / "manifest.json"
-    write_record(
-        path, {"files": files, **facts}, stage=stage, arguments=arguments, inputs=inputs
-    )
+    write_record(path, {"files": files, **facts}, stage=stage, arguments=arguments, inputs=inputs)
     return path
 
 

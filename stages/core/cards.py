@@ -110,13 +110,15 @@ def model_card(facts: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
          f"{row['win_rate']:.0%}")
         for row in metrics
     ]  # fmt: skip
+    findings = " ".join(facts.get("set_aside", ()))
+    warned = f"**Set aside by the guards of its run.** {findings}\n\n" if findings else ""
     columns = ["set", "metric", "mean", "against", "difference [95 % interval]", "won"]
     evaluated = table(columns, scores) if scores else "Not evaluated when this card was written.\n"
     return (
         f"{head}{MARK}\n\n# {facts['title']}\n\n"
         f"{facts['base_model']}, aligned with human preference pairs by SAIL: the model samples "
         "images, judges them itself and learns from them by Diffusion-DPO, with no reward model.\n\n"
-        f"## Use\n\n{_USE[facts['format']].format(**facts)}\n"
+        f"{warned}## Use\n\n{_USE[facts['format']].format(**facts)}\n"
         "## Lineage and data\n\n"
         + table(
             ["iteration", "stage", "policy", "human pairs", "generated pairs", "prompts", "steps"],

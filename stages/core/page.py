@@ -74,9 +74,7 @@ def render(context: Mapping[str, Any]) -> str:
     return template.render(marks=MARKS, labels=LABELS, **context)
 
 
-def headline(
-    evaluation: Evaluation, prompt_set: str, metric: str, good: str | None = None
-) -> Row:
+def headline(evaluation: Evaluation, prompt_set: str, metric: str, good: str | None = None) -> Row:
     """Verdicts on one metric: the last policy against base, then each against the one before.
 
     Where gates found a last good policy, it stands in the last one's place.

@@ -339,6 +339,10 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
     manifest = read_manifest(folder)
     arguments = manifest.get("sail_arguments", {})
     inputs: dict[str, str] = manifest.get("sail_inputs") or {}
+    if manifest.get("handed_on"):  # the same policy in another folder, made from its manifest
+        [(before, known)] = inputs.items()
+        if Path(before).is_file() and digest(Path(before)) == known:
+            return lineage(Path(before).parent)
     link = {
         "name": arguments.get("iteration", 0),
         "stage": manifest.get("sail_stage", "unknown"),
@@ -351,8 +355,8 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
     if link["stage"] != "update_policy":
         return [link]
     earlier = Path(str(arguments.get("policy", "")))
-    before = earlier / "manifest.json"
-    if before.is_file() and digest(before) == inputs.get(str(before)):
+    made = earlier / "manifest.json"
+    if made.is_file() and digest(made) == inputs.get(str(made)):
         return [*lineage(earlier), link]
     gone = dict.fromkeys(("stage", "policy", "human", "generated", "prompts", "steps"), "not found")
     return [{"name": "earlier", **gone}, link]

@@ -342,7 +342,9 @@ DIVERSITY = Schema(
                 "difference of two of them in features or to the eye, mean over pairs",
                 nullable=True,
             ),
-            _field("features", pa.string(), "what feature_distance is of: the metric, or perceptual"),
+            _field(
+                "features", pa.string(), "what feature_distance is of: the metric, or perceptual"
+            ),
         ]
     ),
 )

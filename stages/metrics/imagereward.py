@@ -180,9 +180,7 @@ def _configs(tensors: Tensors, path: Path) -> tuple[BlipVisionConfig, BlipTextCo
         hidden_size=text_width,
         encoder_hidden_size=width,  # not the 768 of med_config.json, which the published code overrides
         intermediate_size=wide,
-        num_hidden_layers=count_layers(
-            tensors, f"{TEXT}.encoder.layer.", text_width, {768: 12}
-        ),
+        num_hidden_layers=count_layers(tensors, f"{TEXT}.encoder.layer.", text_width, {768: 12}),
         num_attention_heads=max(1, text_width // HEAD_CHANNELS),
         max_position_embeddings=length,
         hidden_act="gelu",

@@ -73,7 +73,10 @@ def test_a_good_run_goes_on_from_each_policy_though_prompts_are_truncated() -> N
         ({"reward_accuracy_low": 0.49}, "not clearly better than chance"),
         ({"confident_share": 0.95}, "95 % of the pairs of iteration 1"),
         ({"diversity": 0.1}, "50 % as much as those of iter00 (limit 60 %)"),
-        ({"feature_diversity": 0.1}, "by features (perceptual) its images of one prompt differ 33 %"),
+        (
+            {"feature_diversity": 0.1},
+            "by features (perceptual) its images of one prompt differ 33 %",
+        ),
         ({"drift": 0.11}, "drifted 0.11 from base (limit 0.1)"),
         ({"blank_share": 0.02}, "2.0% of the images of iter01 are black"),
     ],
@@ -98,7 +101,9 @@ def test_a_rollback_goes_on_from_the_last_good_policy_however_often() -> None:
     assert [gate.go_on_from for gate in gates] == ["iter00", "iter01", "iter01", "iter01", "iter04"]
     assert [gate.last_good for gate in gates] == ["iter00", "iter01", "iter01", "iter01", "iter04"]
     said = gate_sentences(gates[:4], 3)
-    assert said[0].startswith("iter02 was set aside (guards.on_collapse: rollback); iteration 3 went")
+    assert said[0].startswith(
+        "iter02 was set aside (guards.on_collapse: rollback); iteration 3 went"
+    )
     assert "the policy to use is iter01" in said[1]
 
 

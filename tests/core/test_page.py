@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from stages.core.figures import ReliabilityPoint, reliability_panel
-from stages.core.page import breakdown_view, leakage_view, others_view, paper_view
+from stages.core.gates import Gate
+from stages.core.guards import Guard, Limits
+from stages.core.page import (
+    breakdown_view,
+    gates_view,
+    guards_view,
+    headline,
+    leakage_view,
+    others_view,
+    paper_view,
+)
 from stages.core.paper import read_paper_tables
 from stages.core.verdicts import Evaluation, p_value
 
@@ -100,3 +111,55 @@ def test_a_reliability_panel_tells_its_numbers_in_words() -> None:
 
 def test_p_values_in_words() -> None:
     assert (p_value(0.0004), p_value(0.0123), p_value(1.0)) == ("< 0.001", "0.012", "1.000")
+
+
+def test_the_headline_is_of_the_last_good_policy() -> None:
+    rows = [
+        comparison(policy, mean, base, 20.6)
+        for policy, mean, base in (
+            ("base", 20.6, "base"), ("iter00", 21.0, "base"), ("iter01", 19.0, "base"),
+            ("iter01", 19.0, "iter00"),
+        )
+    ]  # fmt: skip
+    found = Evaluation(rows, ["base", "iter00", "iter01"])
+    said = {
+        good: headline(found, "pickapic", "pickscore", good)["overall"].sentence
+        for good in (None, "iter01", "iter00", "base")
+    }
+    assert said["iter00"].startswith("iter00 is higher than base")
+    assert {said[None], said["iter01"], said["base"]} == {said[None]}
+    assert said[None].startswith("iter01 is lower than base")
+    assert len(headline(found, "pickapic", "pickscore", "iter00")["steps"]) == 2
+
+
+def test_gates_are_shown_only_where_there_are_any() -> None:
+    assert gates_view([], 3) is None
+    gate = Gate(
+        iteration=1, policy="iter01", on_collapse="stop", findings=("It drew black.",),
+        last_good="iter00", go_on_from="", limits={},
+    )  # fmt: skip
+    view = gates_view([gate], 3)
+    assert view is not None
+    assert (view["is_stopped"], view["last_good"]) == (True, "iter00")
+    assert "2 of 3 iterations were not made. It drew black." in view["sentences"][0]
+
+
+def test_features_of_a_guard_are_named_beside_it() -> None:
+    guard = Guard(
+        iteration=0, policy="iter00", reward_accuracy=0.7, reward_accuracy_low=0.6,
+        reward_accuracy_high=0.8, num_holdout_pairs=200, diversity=0.2, feature_diversity=0.25,
+        features="clipscore", drift=0.01, blank_share=0.0, truncated_share=0.0,
+        rank_correlation=None, best_beats_worst=None, confident_share=None,
+    )  # fmt: skip
+    limits = Limits(
+        min_reward_accuracy=0.5, max_confident_share=0.9, min_diversity_share=0.6,
+        max_blank_share=0.01, max_truncated_share=0.05, max_drift=None,
+    )  # fmt: skip
+    later = replace(guard, iteration=1, policy="iter01", feature_diversity=0.1)
+    view = guards_view([guard, later], limits)
+    place = view["guard_columns"].index("Diversity of features")
+    first, second = (row["cells"][place] for row in view["guard_rows"])
+    assert first == {"text": "0.25", "note": "clipscore", "turned": False}
+    assert (second["text"], second["turned"]) == ("0.1", True)
+    assert len(view["warnings"]) == 1
+    assert "by features (clipscore) its images of one prompt differ 40 %" in view["warnings"][0]

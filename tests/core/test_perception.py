@@ -48,7 +48,12 @@ def test_plain_pictures_differ_by_their_colours_at_every_distance() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "sides"),
-    [((64, 64), [64, 32, 16, 8]), ((512, 768), [64, 32, 16, 8]), ((5, 9), [5]), ((20, 90), [20, 10])],
+    [
+        ((64, 64), [64, 32, 16, 8]),
+        ((512, 768), [64, 32, 16, 8]),
+        ((5, 9), [5]),
+        ((20, 90), [20, 10]),
+    ],
 )
 def test_levels_go_from_64_to_8(shape: tuple[int, int], sides: list[int]) -> None:
     levels = lab_levels(np.zeros((*shape, 3), np.uint8))

@@ -71,5 +71,7 @@ def test_auto_is_the_first_clip_in_use() -> None:
 
 
 def test_other_features_are_refused_with_the_names_there_are() -> None:
-    with pytest.raises(UserError, match="no features 'imagereward'; expected one of perceptual, cl"):
+    with pytest.raises(
+        UserError, match="no features 'imagereward'; expected one of perceptual, cl"
+    ):
         load_measure("imagereward")

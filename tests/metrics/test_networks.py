@@ -277,7 +277,9 @@ def test_hpsv2s_file_without_its_last_layer_is_refused_by_name(
     torch.save({"state_dict": weights}, path)
     gone = "visual.transformer.resblocks.31" if vision == 31 else "transformer.resblocks.23"
     for read in (read_tensors, read_headers):
-        with pytest.raises(UserError, match=rf"missing '{gone}\.attn.*and 8 more; unexpected nothing"):
+        with pytest.raises(
+            UserError, match=rf"missing '{gone}\.attn.*and 8 more; unexpected nothing"
+        ):
             read_open_clip(path, read)
 
 

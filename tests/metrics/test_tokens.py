@@ -69,9 +69,13 @@ def differing(texts: list[str], original: Any, tokenizer: CLIPTokenizer) -> list
 
     prompts = Prompts(Text(), tokenizer, torch.device("cpu"), clean=clean_prompt)
     ends = original(texts) == original.eot_token_id
-    is_text = (ends.cumsum(dim=1) - ends.long()) == 0  # up to the first end mark; the rest is padding
+    is_text = (
+        ends.cumsum(dim=1) - ends.long()
+    ) == 0  # up to the first end mark; the rest is padding
     same = (prompts.tokens(texts) == original(texts)) | ~is_text
-    return [text for text, is_same in zip(texts, same.all(dim=1).tolist(), strict=True) if not is_same]
+    return [
+        text for text, is_same in zip(texts, same.all(dim=1).tolist(), strict=True) if not is_same
+    ]
 
 
 def prompts_of(name: str) -> list[str]:

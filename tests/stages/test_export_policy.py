@@ -16,9 +16,10 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from stages import export_policy, write_model_cards
-from stages.core.artifacts import ArtifactError, write_manifest, write_table
+from stages.core.artifacts import ArtifactError, write_manifest, write_record, write_table
 from stages.core.errors import UserError
 from stages.core.exports import read_front_matter
+from stages.core.gates import Gate, facts_of
 from stages.core.models import LoraSettings, ModelError, load_model
 from stages.core.models.adapter import LORA_FILE
 from stages.core.noising import generator
@@ -284,6 +285,19 @@ def test_the_card_tells_lineage_data_settings_licence_and_metrics(
     line = "| parti | total | 0.625 | base | +0.125 [+0.0625, +0.25] | 75% |"
     assert line in card.read_text()
     assert "0.9" not in card.read_text()
+    assert "Set aside" not in card.read_text()
+    gate = Gate(iteration=1, policy="iter01", on_collapse="stop", findings=("It drew black.",),
+                last_good="iter00", go_on_from="", limits={})  # fmt: skip
+    write_record(
+        tmp_path / "gate.json", facts_of(gate), stage="check_collapse", arguments={}, inputs=[]
+    )
+    write_model_cards.main(
+        write_model_cards.Args(
+            exports=((tmp_path / "out", "iter01"),), summary=summary,
+            gates=(tmp_path / "gate.json",),
+        )
+    )  # fmt: skip
+    assert "**Set aside by the guards of its run.** It drew black." in card.read_text()
     export_policy.main(replace(args, summary=summary, evaluated_as="iter01"))
     assert line in card.read_text()
     (seed / "manifest.json").write_text((seed / "manifest.json").read_text() + "\n")

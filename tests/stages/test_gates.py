@@ -23,6 +23,7 @@ from stages.core.errors import UserError
 from stages.core.gates import read_gate
 from stages.core.guards import Limits
 from stages.core.perception import lab_levels, perceptual_distance
+from stages.core.policy_exports import lineage
 from stages.core.schemas import IMAGES
 from tests.builders import (
     CAPTIONS,
@@ -164,6 +165,8 @@ def test_an_iteration_starts_from_the_policy_that_the_gate_names(
     assert (manifest["handed_on"], manifest["kind"]) == ("iter00", "full")
     name = next(iter(manifest["files"]))
     assert (args.output / name).samefile(policies["iter00"] / name)  # no second copy on disk
+    assert lineage(args.output) == lineage(policies["iter00"])
+    assert lineage(args.output)[-1]["stage"] == "train_seed"
     only = replace(args, policies=args.policies[1:])
     with pytest.raises(UserError, match="goes on from 'iter00'; --policies names iter01"):
         start_iteration.main(only)

@@ -9,7 +9,7 @@ import pytest
 from stages.core.artifacts import read_metadata, read_table
 from stages.core.schemas import METRIC_SCORES, SUMMARY
 from tests.metrics.conftest import publish
-from tests.workflow.projects import Project
+from tests.workflow.projects import RUN, Project
 
 METRICS = ("pickscore", "hpsv2", "imagereward", "aesthetics")
 NUM_PROMPTS = 200
@@ -57,3 +57,45 @@ def test_200_prompts_by_four_metrics_are_scored_and_only_what_is_missing_again(
     assert planned["generate_evaluation"] == 1
     assert planned["score_metric"] == len(METRICS)
     assert "train_seed" not in planned
+
+
+@pytest.mark.slow
+def test_every_policy_is_compared_with_one_of_another_run(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "copy")
+    config = {
+        "run": "second",
+        "iterations": 0,
+        "train_seed": {"learning_rate": 5.0e-4},
+        "evaluation": {"compare_with": [f"results/{RUN}/iter02"]},
+    }
+    project.make("--quiet", "all", config=config)
+    second = project.folder / "results" / "second"
+    rows = read_table(second / "evaluation/summary.parquet", SUMMARY).to_pylist()
+    compared = {
+        (row["metric"], row["policy"]): row for row in rows if row["baseline"] == f"{RUN}/iter02"
+    }
+    metrics = ("total", "caption_match")
+    assert set(compared) == {(m, policy) for m in metrics for policy in ("base", "iter00")}
+    for (metric, policy), row in compared.items():
+        ours, theirs = (
+            prompt_means(run / "evaluation/shapes" / name / "scores" / f"{metric}.parquet")
+            for run, name in ((second, policy), (project.results, "iter02"))
+        )
+        gaps = [ours[name] - theirs[name] for name in theirs]
+        assert row["num_prompts"] == len(gaps) == NUM_PROMPTS
+        assert row["difference"] == pytest.approx(sum(gaps) / len(gaps), abs=1e-6)
+        assert row["num_wins"] == sum(gap > 0 for gap in gaps)
+    report = (second / "report.html").read_text()
+    assert "Against other runs" in report
+    assert f"{RUN}/iter02" in report
+    assert project.planned(config=config) == {}
+
+
+def prompt_means(path: Path) -> dict[str, float]:
+    """Each prompt's mean score."""
+    scores: dict[str, list[float]] = {}
+    for row in read_table(path, METRIC_SCORES).to_pylist():
+        scores.setdefault(row["prompt_id"], []).append(row["score"])
+    return {name: sum(values) / len(values) for name, values in scores.items()}

@@ -75,6 +75,10 @@ def test_the_same_call_again_reports_the_iterations_there_are(
     assert [row["iteration"] for row in guards] == [0, 1]
     assert not (project.results / "iter02/policy").exists()
     assert project.planned(config=config) == {}
+    # gentler training: the iteration is made and judged anew
+    gentler = config | {"update_policy": {"learning_rate": 1.0e-6}}
+    planned = project.planned(config=gentler)
+    assert planned["update_policy"] == planned["check_collapse"] == 1
     # a threshold that allows what was found: the run goes on, nothing that was made is made again
     higher = collapsing("stop", max_drift=1e9)
     planned = project.planned(config=higher)
@@ -95,7 +99,9 @@ def test_a_rollback_goes_on_from_the_last_good_policy(stopped: Project, tmp_path
     project.make("--quiet", "all", config=config)
     results = project.results
     good = policy_digest(results / "iter00/policy")
-    assert policy_digest(results / "iter02/start") == good != policy_digest(results / "iter01/policy")
+    assert (
+        policy_digest(results / "iter02/start") == good != policy_digest(results / "iter01/policy")
+    )
     manifest = json.loads((results / "iter02/start/manifest.json").read_text())
     assert manifest["handed_on"] == "iter00"
     assert "has drifted" in manifest["set_aside"][0]

@@ -148,6 +148,12 @@ def metric_gpus(wildcards):
     return int(needs_gpu(wildcards.metric))
 
 
+def metric_environment(wildcards):
+    """The environment file of a metric that has pins of its own, else that of all metrics."""
+    own = EXECUTION["metric_environments"].get(wildcards.get("metric", FEATURES))
+    return str(Path(own).resolve()) if own else f"{workflow.basedir}/envs/metrics.yaml"
+
+
 METRIC_EXECUTION = flags({"images_per_batch": EXECUTION["metric_images_per_batch"]})
 
 
@@ -207,6 +213,8 @@ def data_files():
         yield from (("prompts.pool", name) for name in named(config["prompts"]["pool"]))
     for name, path in config["evaluation"].get("prompt_sets", {}).items():
         yield f"evaluation.prompt_sets.{name}", path
+    for name, path in EXECUTION["metric_environments"].items():
+        yield f"execution.metric_environments.{name}", path
 
 
 missing = [f"{key}: {name}" for key, name in data_files() if not matches_of(name)]
@@ -353,3 +361,39 @@ def of_iterations(pattern, numbers, flag):
         for word in (i, path)
     ]
     return flags({flag: words}) if words else f"--{flag}".replace("_", "-")
+
+
+def gate_inputs(wildcards):
+    """What the gate of an iteration looks at: its own tables, and iteration 0's to compare."""
+    number = int(wildcards.number)
+    own, names = f"{RUN}/iter{number:02d}", ["iter00", f"iter{number:02d}"]
+    found = {
+        "holdout": expand(f"{RUN}/evaluation/holdout/{{name}}.parquet", name=names),
+        "diversity": expand(
+            f"{RUN}/evaluation/{PROMPT_SETS[0]}/{{name}}/diversity.parquet",
+            name=names,
+        ),
+    }
+    if number:
+        found["pairs"] = f"{own}/pairs.parquet"
+        found["previous"] = f"{RUN}/iter{number - 1:02d}/gate.json"
+    return found
+
+
+def gate_flags(wildcards, input):
+    """The same, as flags."""
+    number = int(wildcards.number)
+    values = {
+        "iteration": number,
+        "holdout": [0, input.holdout[0], number, input.holdout[1]],
+        "diversity": [0, input.diversity[0], number, input.diversity[1]],
+    }
+    if number:
+        values |= {"pairs": [number, input.pairs], "previous": input.previous}
+    return flags(values)
+
+
+def gate_before(wildcards):
+    """The decision on the iteration before; under stop, judging anew unmakes nothing made since."""
+    path = f"{RUN}/{previous(wildcards)}/gate.json"
+    return ancient(path) if ON_COLLAPSE == "stop" else path

@@ -144,7 +144,7 @@ rule score_metric:
     log:
         f"{LOGS}/evaluation/{{set}}/{{policy}}/score_metric-{{metric}}.log",
     conda:
-        "../../envs/metrics.yaml"
+        metric_environment
     threads: 1
     resources:
         gpu=metric_gpus,
@@ -167,7 +167,7 @@ rule measure_diversity:
     log:
         f"{LOGS}/evaluation/{{set}}/{{policy}}/measure_diversity.log",
     conda:
-        "../../envs/metrics.yaml"
+        metric_environment
     threads: 1
     resources:
         gpu=int(FEATURES != PERCEPTUAL),

@@ -59,6 +59,7 @@ if EXPORTED_POLICIES:
         input:
             exports=[f"{path}/manifest.json" for path in EXPORTED_POLICIES],
             summary=f"{RUN}/evaluation/summary.parquet",
+            gates=GATES,
         output:
             [f"{path}/README.md" for path in EXPORTED_POLICIES],
         log:
@@ -81,8 +82,9 @@ if EXPORTED_POLICIES:
                     ]
                 }
             ),
+            gates=flags({"gates": GATES}) if GATES else "",
         shell:
-            "{params.command} {params.exports} --summary {input.summary:q}"
+            "{params.command} {params.exports} {params.gates} --summary {input.summary:q}"
             " 2>&1 | record {log:q}"
 
 

@@ -36,40 +36,6 @@ GATES = []
 if ON_COLLAPSE != "warn":
     GATES = expand(f"{RUN}/iter{{i:02d}}/gate.json", i=[0, *ITERATIONS])
 
-    def gate_inputs(wildcards):
-        """What the gate of an iteration looks at: its own tables, and iteration 0's to compare."""
-        number = int(wildcards.number)
-        own, names = f"{RUN}/iter{number:02d}", ["iter00", f"iter{number:02d}"]
-        found = {
-            "holdout": expand(f"{RUN}/evaluation/holdout/{{name}}.parquet", name=names),
-            "diversity": expand(
-                f"{RUN}/evaluation/{PROMPT_SETS[0]}/{{name}}/diversity.parquet",
-                name=names,
-            ),
-        }
-        if number:
-            found["pairs"] = f"{own}/pairs.parquet"
-            found["previous"] = f"{RUN}/iter{number - 1:02d}/gate.json"
-        return found
-
-    def gate_flags(wildcards, input):
-        """The same, as flags."""
-        number = int(wildcards.number)
-        values = {
-            "iteration": number,
-            "holdout": [0, input.holdout[0], number, input.holdout[1]],
-            "diversity": [0, input.diversity[0], number, input.diversity[1]],
-        }
-        if number:
-            values |= {"pairs": [number, input.pairs], "previous": input.previous}
-        return flags(values)
-
-    def gate_before(wildcards):
-        """The decision on the iteration before. A run that went on after it is not unmade by a new
-        threshold; a rollback may be."""
-        path = f"{RUN}/{previous(wildcards)}/gate.json"
-        return ancient(path) if ON_COLLAPSE == "stop" else path
-
     rule check_collapse:
         input:
             unpack(gate_inputs),
@@ -99,7 +65,8 @@ if ON_COLLAPSE != "warn":
         input:
             gate=gate_before,
             policies=lambda wildcards: expand(
-                f"{RUN}/iter{{i:02d}}/policy/manifest.json", i=range(int(wildcards.iter))
+                f"{RUN}/iter{{i:02d}}/policy/manifest.json",
+                i=range(int(wildcards.iter)),
             ),
         output:
             f"{RUN}/iter{{iter}}/start/manifest.json",
@@ -242,7 +209,7 @@ rule score_candidates_by_metric:
     log:
         f"{LOGS}/iter{{iter}}/score_metric-{{metric}}.log",
     conda:
-        "../../envs/metrics.yaml"
+        metric_environment
     threads: 1
     resources:
         gpu=metric_gpus,
