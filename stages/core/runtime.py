@@ -109,8 +109,11 @@ def shard_of(items: Sequence[Item], shard: int, num_shards: int) -> Sequence[Ite
     return items[shard::num_shards]
 
 
-def choose_device(threads: int) -> torch.device:
-    """A CUDA device that no other stage of this machine holds, else the CPU with that many threads."""
+def choose_device(threads: int, jobs_per_gpu: int = 1) -> torch.device:
+    """A CUDA device that no other stage of this machine holds, else the CPU with that many threads.
+
+    With more than one job per GPU it is shared with so many that ask for the same.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -118,7 +121,8 @@ def choose_device(threads: int) -> torch.device:
         return torch.device("cpu")
     if any(name in os.environ for name in SCHEDULERS):
         return torch.device("cuda")
-    [index] = lease(device_names(torch.cuda.device_count(), os.environ), lock_folder())
+    names = device_names(torch.cuda.device_count(), os.environ)
+    [index] = lease(names, lock_folder(), jobs_per_device=jobs_per_gpu)
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

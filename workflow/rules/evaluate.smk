@@ -110,9 +110,13 @@ rule generate_evaluation:
         "../../envs/sail.yaml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=SMALL_GPU,
+        gpu_slot=SMALL_SLOT,
         execution=flags(
-            {"prompts_per_batch": EXECUTION["evaluation_prompts_per_batch"]}
+            {
+                "prompts_per_batch": EXECUTION["evaluation_prompts_per_batch"],
+                **SHARING,
+            }
         ),
     params:
         code=code_version("stages.generate_evaluation"),
@@ -147,6 +151,7 @@ rule score_metric:
     threads: 1
     resources:
         gpu=metric_gpus,
+        gpu_slot=metric_slots,
         execution=METRIC_EXECUTION,
     params:
         code=code_version("stages.score_metric"),
@@ -171,7 +176,8 @@ rule score_holdout:
         "../../envs/sail.yaml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=SMALL_GPU,
+        gpu_slot=SMALL_SLOT,
         execution=scoring_execution(),
     params:
         code=code_version("stages.score_holdout"),
