@@ -51,6 +51,8 @@ class Args:
     """Share of the jobs to kill: half of them at a random moment, half while they hold devices."""
     jobs_per_device: int = 1
     """Jobs that may share a device; above 1, half of those that want one device share."""
+    longest_seconds: float = 0.4
+    """The longest a job holds its devices; longer ones meet more others."""
     seed: int = 0
     """Decides what each job wants, how long it works and who is killed."""
 
@@ -76,8 +78,9 @@ def main(args: Args) -> None:
     """Run the jobs and print what happened."""
     with tempfile.TemporaryDirectory() as folder:
         found = stress(
-            Path(folder), args.jobs, args.devices, args.kill_share, args.seed, args.jobs_per_device
-        )
+            Path(folder), args.jobs, args.devices, args.kill_share, args.seed,
+            jobs_per_device=args.jobs_per_device, longest_seconds=args.longest_seconds,
+        )  # fmt: skip
     shared = f", up to {args.jobs_per_device} sharing" if args.jobs_per_device > 1 else ""
     print(f"{args.jobs} jobs of 1, 2 and 4 devices on {args.devices}{shared}: {found}")
     raise SystemExit(found.overlaps > 0 or found.lost > 0)
@@ -94,7 +97,14 @@ class Span:
 
 
 def stress(
-    folder: Path, jobs: int, devices: int, kill_share: float, seed: int, jobs_per_device: int = 1
+    folder: Path,
+    jobs: int,
+    devices: int,
+    kill_share: float,
+    seed: int,
+    *,
+    jobs_per_device: int = 1,
+    longest_seconds: float = 0.4,
 ) -> Result:
     """Start all jobs, kill some, wait for the rest, and compare who held what when."""
     rng = random.Random(seed)
@@ -121,7 +131,7 @@ def stress(
 
     for _ in range(jobs):
         is_victim, dies_holding = rng.random() < kill_share, rng.random() < 0.5
-        wanted, seconds = rng.choice((1, 1, 1, 2, 4)), rng.uniform(0.02, 0.4)
+        wanted, seconds = rng.choice((1, 1, 1, 2, 4)), rng.uniform(0.02, longest_seconds)
         if is_victim and dies_holding:
             seconds = 60.0  # it holds its devices until it is killed
         shares = jobs_per_device > 1 and wanted == 1 and rng.random() < 0.5

@@ -37,6 +37,14 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+def wait_until_queued(folder: Path) -> None:
+    """Until some process heads the queue and waits for devices."""
+    [queue] = folder.glob("queue-*.lock")
+    while (probe := try_lock(queue, leave_name=True)) is not None:
+        probe.close()
+        time.sleep(0.05)
+
+
 def leased(process: subprocess.Popen[str]) -> list[int]:
     assert process.stdout is not None
     return [int(word) for word in process.stdout.readline().split()]
@@ -96,7 +104,7 @@ def test_jobs_that_share_fill_the_least_loaded_device_first_and_wait_when_all_ar
     assert late.poll() is None
     kill(sharing[1])
     assert leased(late) == [1]
-    for process in (*sharing, late):
+    for process in (sharing[0], *sharing[2:], late):
         kill(process)
 
 
@@ -104,7 +112,7 @@ def test_who_does_not_share_waits_for_all_who_do_and_is_not_overtaken(tmp_path: 
     sharing = [hold(tmp_path, "4", jobs_per_device=3) for _ in range(2)]
     assert [leased(process) for process in sharing] == [[0], [0]]
     training = hold(tmp_path, "4")
-    time.sleep(1.0)
+    wait_until_queued(tmp_path)
     late = hold(tmp_path, "4", jobs_per_device=3)  # a slot is free, but it is not its turn
     kill(sharing[0])
     time.sleep(1.0)
@@ -143,11 +151,17 @@ def test_shared_and_exclusive_jobs_with_random_kills_never_exceed_a_devices_slot
     tmp_path: Path,
 ) -> None:
     found = device_stress.stress(
-        tmp_path, jobs=120, devices=4, kill_share=0.3, seed=1, jobs_per_device=3
+        tmp_path,
+        jobs=120,
+        devices=4,
+        kill_share=0.3,
+        seed=1,
+        jobs_per_device=3,
+        longest_seconds=1.0,
     )
     assert found.overlaps == 0
     assert found.lost == 0
-    assert found.most_shared in (2, 3)
+    assert found.most_shared == 3
     assert found.killed_holding > 0
     assert found.finished + found.killed == 120
 

@@ -41,6 +41,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def forget() -> None:
     for cached in (
         fingerprint.code_version, fingerprint._tree, fingerprint._imports, fingerprint._module_digest,
+        fingerprint._files_in,
     ):  # fmt: skip
         cached.cache_clear()
 
