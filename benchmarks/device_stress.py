@@ -1,7 +1,7 @@
-"""Many jobs lease few pretend devices while some are killed; says whether a device had two holders.
+"""Many jobs lease few pretend devices while some are killed; says whether a device had too many holders.
 
 Example:
-    python -m benchmarks.device_stress --jobs 200 --devices 8
+    python -m benchmarks.device_stress --jobs 200 --devices 8 --jobs-per-device 3
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,12 @@ JOB = """
 import json, os, sys, time
 from pathlib import Path
 from stages.core.devices import lease
-folder, log, count, devices, seconds = sys.argv[1:]
+folder, log, count, devices, seconds, sharing = sys.argv[1:]
 mine = lease([str(i) for i in range(int(devices))], Path(folder), num_devices=int(count),
-             poll_seconds=0.01)
+             jobs_per_device=int(sharing), poll_seconds=0.01)
 def note(event):
-    line = json.dumps({"time": time.monotonic(), "event": event, "pid": os.getpid(), "mine": mine})
+    line = json.dumps({"time": time.monotonic(), "event": event, "pid": os.getpid(), "mine": mine,
+                       "is_shared": int(sharing) > 1})
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, (line + "\\n").encode())
     os.close(file)
@@ -47,6 +49,10 @@ class Args:
     """Pretend devices."""
     kill_share: float = 0.15
     """Share of the jobs to kill: half of them at a random moment, half while they hold devices."""
+    jobs_per_device: int = 1
+    """Jobs that may share a device; above 1, half of those that want one device share."""
+    longest_seconds: float = 0.4
+    """The longest a job holds its devices; longer ones meet more others."""
     seed: int = 0
     """Decides what each job wants, how long it works and who is killed."""
 
@@ -60,7 +66,9 @@ class Result:
     killed_holding: int
     """Killed while they held devices."""
     overlaps: int
-    """Pairs of jobs that held one device at the same time."""
+    """Jobs that came to a device which another had alone, or where as many shared as may."""
+    most_shared: int
+    """The most jobs that shared a device at one time."""
     lost: int
     """Jobs that neither finished nor were killed."""
     seconds: float
@@ -69,12 +77,35 @@ class Result:
 def main(args: Args) -> None:
     """Run the jobs and print what happened."""
     with tempfile.TemporaryDirectory() as folder:
-        found = stress(Path(folder), args.jobs, args.devices, args.kill_share, args.seed)
-    print(f"{args.jobs} jobs of 1, 2 and 4 devices on {args.devices}: {found}")
+        found = stress(
+            Path(folder), args.jobs, args.devices, args.kill_share, args.seed,
+            jobs_per_device=args.jobs_per_device, longest_seconds=args.longest_seconds,
+        )  # fmt: skip
+    shared = f", up to {args.jobs_per_device} sharing" if args.jobs_per_device > 1 else ""
+    print(f"{args.jobs} jobs of 1, 2 and 4 devices on {args.devices}{shared}: {found}")
     raise SystemExit(found.overlaps > 0 or found.lost > 0)
 
 
-def stress(folder: Path, jobs: int, devices: int, kill_share: float, seed: int) -> Result:
+@dataclass(frozen=True)
+class Span:
+    """A job's time on a device."""
+
+    device: int
+    start: float
+    end: float
+    is_shared: bool
+
+
+def stress(
+    folder: Path,
+    jobs: int,
+    devices: int,
+    kill_share: float,
+    seed: int,
+    *,
+    jobs_per_device: int = 1,
+    longest_seconds: float = 0.4,
+) -> Result:
     """Start all jobs, kill some, wait for the rest, and compare who held what when."""
     rng = random.Random(seed)
     log = folder / "log"
@@ -94,16 +125,18 @@ def stress(folder: Path, jobs: int, devices: int, kill_share: float, seed: int) 
             if process.pid in holding if at is None else at <= time.monotonic():
                 due.remove((at, process))
                 if process.poll() is None:
+                    ends[process.pid] = time.monotonic()  # another may have it before we know more
                     process.kill()
                     process.wait()
-                    ends[process.pid] = time.monotonic()
 
     for _ in range(jobs):
         is_victim, dies_holding = rng.random() < kill_share, rng.random() < 0.5
-        wanted, seconds = rng.choice((1, 1, 1, 2, 4)), rng.uniform(0.02, 0.4)
+        wanted, seconds = rng.choice((1, 1, 1, 2, 4)), rng.uniform(0.02, longest_seconds)
         if is_victim and dies_holding:
             seconds = 60.0  # it holds its devices until it is killed
-        words = (folder / "locks", log, wanted, devices, seconds)
+        shares = jobs_per_device > 1 and wanted == 1 and rng.random() < 0.5
+        sharing = jobs_per_device if shares else 1
+        words = (folder / "locks", log, wanted, devices, seconds, sharing)
         job = subprocess.Popen([sys.executable, "-c", JOB, *map(str, words)], cwd=ROOT)
         processes.append(job)
         if is_victim:
@@ -115,7 +148,7 @@ def stress(folder: Path, jobs: int, devices: int, kill_share: float, seed: int) 
     left = {row["pid"]: row["time"] for row in rows if row["event"] == "leave"}
     entered = [row for row in rows if row["event"] == "enter"]
     spans = [
-        (device, row["time"], (ends | left)[row["pid"]])
+        Span(device, row["time"], (ends | left)[row["pid"]], row["is_shared"])
         for row in entered
         for device in row["mine"]
     ]
@@ -123,19 +156,41 @@ def stress(folder: Path, jobs: int, devices: int, kill_share: float, seed: int) 
         finished=len(left),
         killed=len(ends.keys() - left.keys()),
         killed_holding=len({row["pid"] for row in entered} - left.keys()),
-        overlaps=count_overlaps(spans),
+        overlaps=count_overlaps(spans, jobs_per_device),
+        most_shared=max(
+            (len(there) + 1 for span, there in company(spans) if span.is_shared), default=0
+        ),
         lost=sum(p.returncode != 0 and p.pid not in ends for p in processes),
         seconds=round(time.monotonic() - started, 1),
     )
 
 
-def count_overlaps(spans: list[tuple[int, float, float]]) -> int:
-    """Pairs of (device, from, to) with one device at one time."""
+def count_overlaps(spans: list[Span], jobs_per_device: int) -> int:
+    """Arrivals at a device that another has alone, that is wanted alone, or that is full."""
     return sum(
-        a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
-        for index, a in enumerate(spans)
-        for b in spans[index + 1 :]
+        bool(there)
+        and (
+            not span.is_shared
+            or not all(other.is_shared for other in there)
+            or len(there) >= jobs_per_device
+        )
+        for span, there in company(spans)
     )
+
+
+def company(spans: list[Span]) -> Iterator[tuple[Span, list[Span]]]:
+    """Each job's arrival at a device, with those that are there already."""
+    for span in spans:
+        yield (
+            span,
+            [
+                other
+                for other in spans
+                if other is not span
+                and other.device == span.device
+                and other.start <= span.start < other.end
+            ],
+        )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ class Args:
     """Pairs encoded at a time."""
     threads: int = 1
     """CPU threads."""
+    jobs_per_gpu: int = 1
+    """Jobs of this kind that may share a GPU; 1 has it alone."""
 
 
 def main(args: Args) -> None:
@@ -45,7 +47,7 @@ def main(args: Args) -> None:
         batches = read_batches(
             args.preferences, PREFERENCES, ["pair_id", "winner", "loser"], size=args.batch
         )
-        model = load_model(args.model, device=choose_device(args.threads))
+        model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
         with writing_table(
             args.output, PAIR_LATENTS,
             stage="encode_preferences", arguments=args, inputs=[args.preferences],

@@ -44,6 +44,8 @@ class Args:
     """Prompts sampled at a time; changes images only by rounding."""
     threads: int = 1
     """CPU threads."""
+    jobs_per_gpu: int = 1
+    """Jobs of this kind that may share a GPU; 1 has it alone."""
 
 
 def main(args: Args) -> None:
@@ -52,7 +54,7 @@ def main(args: Args) -> None:
         table = read_table(args.prompts, PROMPTS)
         names, prompts = (table.column(name).to_pylist() for name in ("prompt_id", "prompt"))
         part = shard_of(list(zip(names, prompts, strict=True)), args.shard, args.num_shards)
-        model = load_model(args.model, device=choose_device(args.threads))
+        model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
         rows = list(
             generate(
                 model,

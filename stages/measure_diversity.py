@@ -43,12 +43,16 @@ class Args:
     """Where the distances go (schema diversity)."""
     threads: int = 1
     """CPU threads."""
+    jobs_per_gpu: int = 1
+    """Jobs of this kind that may share a GPU; 1 has it alone."""
 
 
 def main(args: Args) -> None:
     """Measure prompt by prompt; of a single image there is no distance."""
     with stage("measure_diversity") as run:
-        device = choose_device(args.threads) if args.features != PERCEPTUAL else None
+        device = None
+        if args.features != PERCEPTUAL:
+            device = choose_device(args.threads, args.jobs_per_gpu)
         measure = load_measure(args.features, args.options, device)
         groups: dict[str, list[bytes]] = defaultdict(list)
         for row in read_tables(args.images, IMAGES, ["prompt_id", "image"]).to_pylist():

@@ -69,7 +69,7 @@ class Args:
     run: str
     """Name of the run, for the title."""
     config: Path
-    """The run's full configuration (JSON)."""
+    """What the run's configuration sets beyond the defaults (JSON)."""
     summary: Path
     """Paired comparisons of policies (schema evaluation_summary)."""
     breakdown: Path

@@ -53,6 +53,8 @@ class Args:
     """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1
     """CPU threads."""
+    jobs_per_gpu: int = 1
+    """Jobs of this kind that may share a GPU; 1 has it alone."""
 
 
 def main(args: Args) -> None:
@@ -60,7 +62,7 @@ def main(args: Args) -> None:
     with stage("score_candidates") as run:
         columns = ["prompt_id", "prompt", "candidate", "image" if args.reencode else "latents"]
         table = read_table(args.candidates, CANDIDATES, columns)
-        model = load_model(args.model, device=choose_device(args.threads))
+        model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
         rows = list(score(model, table, args))
         inputs = [args.candidates, *policy_files(args.policy), *policy_files(args.reference)]
         write_table(

@@ -51,12 +51,14 @@ class Args:
     """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1
     """CPU threads."""
+    jobs_per_gpu: int = 1
+    """Jobs of this kind that may share a GPU; 1 has it alone."""
 
 
 def main(args: Args) -> None:
     """Score winner and loser of every pair with the same draws for every policy."""
     with stage("score_holdout") as run:
-        model = load_model(args.model, device=choose_device(args.threads))
+        model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
         policy, reference = load_denoisers(model, args.policy, args.reference)
         pairs = join_latents(
             read_table(args.preferences, PREFERENCES, ["pair_id", "prompt"]),

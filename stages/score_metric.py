@@ -44,12 +44,14 @@ class Args:
     """Images that are scored together; changes no score."""
     threads: int = 1
     """CPU threads, for metrics that are networks."""
+    jobs_per_gpu: int = 1
+    """Jobs of this kind that may share a GPU; 1 has it alone."""
 
 
 def main(args: Args) -> None:
     """Decode, score, write; not one missing or infinite score."""
     with stage("score_metric") as run:
-        device = choose_device(args.threads) if needs_gpu(args.metric) else None
+        device = choose_device(args.threads, args.jobs_per_gpu) if needs_gpu(args.metric) else None
         scorer = load_scorer(args.metric, args.options, device)
         columns = ["prompt_id", "prompt", "candidate", "image"]
         rows = read_tables(args.images, IMAGES, columns).to_pylist()

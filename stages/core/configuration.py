@@ -273,10 +273,12 @@ def _check_together(config: Config) -> Iterator[str]:
     if config["train_seed"].get("policy") and not iterations:
         yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"
     evaluation = config["evaluation"]
-    for name in evaluation["prompt_layouts"]:
-        known = evaluation.get("prompt_sets", {})
-        if name not in known:
-            yield f"'evaluation.prompt_layouts' names no prompt set {name!r}{_nearest(name, known)}"
+    own = evaluation.get("prompt_sets", {})
+    sets = {"shapes": None} if "shapes" in config else own
+    for key, known in (("prompt_layouts", own), ("exclude_from_training", sets)):
+        for name in evaluation[key] or ():
+            if name not in known:
+                yield f"'evaluation.{key}' names no prompt set {name!r}{_nearest(name, known)}"
     if evaluation["primary_metric"] not in evaluation["metrics"]:
         yield (
             f"'evaluation.primary_metric' is {evaluation['primary_metric']!r}, which "

@@ -27,8 +27,11 @@ _held: list[IO[str]] = []
 """Locks of this process, open until it ends."""
 
 
-def lease_visible(num_devices: int = 1) -> list[int]:
-    """Places among torch's CUDA devices of as many that no other stage of ours holds, until the end."""
+def lease_visible(num_devices: int = 1, *, jobs_per_device: int = 1) -> list[int]:
+    """Places among torch's CUDA devices of as many that no other stage of ours holds, until the end.
+
+    With more than one job per device it is one, shared, as `lease` says.
+    """
     import torch
 
     words = visible_words(torch.cuda.device_count(), os.environ)
@@ -36,7 +39,12 @@ def lease_visible(num_devices: int = 1) -> list[int]:
         lock_name(word, str(torch.cuda.get_device_properties(place).uuid))
         for place, word in enumerate(words)
     ]
-    places = lease(names, lock_folder(os.environ), num_devices=num_devices)
+    places = lease(
+        names,
+        lock_folder(os.environ),
+        num_devices=num_devices,
+        jobs_per_device=jobs_per_device,
+    )
     for place in places:
         log.info("leased GPU %s (%s)", words[place], names[place])
     return places
@@ -76,9 +84,17 @@ def lock_folder(environment: Mapping[str, str]) -> Path:
 
 
 def lease(
-    names: list[str], folder: Path, *, num_devices: int = 1, poll_seconds: float = 0.5
+    names: list[str],
+    folder: Path,
+    *,
+    num_devices: int = 1,
+    jobs_per_device: int = 1,
+    poll_seconds: float = 0.5,
 ) -> list[int]:
     """Places among `names` of devices that nobody else holds, until this process ends.
+
+    With more than one job per device it is one device, the least loaded, beside at most so many less
+    one others that share as well, and never beside one that does not.
 
     Waits until there are enough. Who waits for several is not overtaken by those who want one: all
     queue at one lock, and only the first in the queue looks for devices. It takes all or none, so
@@ -86,6 +102,8 @@ def lease(
     """
     if num_devices > len(names):
         raise ValueError(f"{num_devices} devices wanted, {len(names)} there")
+    if num_devices > 1 and jobs_per_device > 1:
+        raise ValueError(f"{num_devices} devices wanted to share; only one can be shared")
     folder.mkdir(parents=True, exist_ok=True)
     everyone = hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()[:16]
     with (folder / f"queue-{everyone}.lock").open("a") as queue:
@@ -96,7 +114,10 @@ def lease(
             fcntl.flock(queue, fcntl.LOCK_EX)  # the kernel serves in the order of asking
         has_waited = False
         while True:
-            found = _take(names, folder, num_devices)
+            if jobs_per_device > 1:
+                found = _take_slot(names, folder, jobs_per_device)
+            else:
+                found = _take(names, folder, num_devices)
             if found is not None:
                 return found
             if not has_waited:
@@ -110,14 +131,52 @@ def _take(names: list[str], folder: Path, num_devices: int) -> list[int] | None:
     files: dict[int, IO[str]] = {}
     for index, name in enumerate(names):
         if len(files) < num_devices:
-            file = try_lock(folder / f"{name.replace('/', '-')}.lock")
+            file = try_lock(_lock_of(folder, name))
             if file is not None:
                 files[index] = file
     if len(files) < num_devices:
         for file in files.values():
             file.close()
         return None
-    for file in files.values():
-        os.set_inheritable(file.fileno(), True)  # a launcher's workers hold what it has leased
-    _held.extend(files.values())
+    _keep(*files.values())
     return list(files)
+
+
+def _take_slot(names: list[str], folder: Path, jobs_per_device: int) -> list[int] | None:
+    """The place of the least loaded device with a free slot, which is now held; None if none is."""
+
+    def slots(index: int) -> list[Path]:
+        whole = _lock_of(folder, names[index])
+        return [whole.with_suffix(f".slot{slot}.lock") for slot in range(jobs_per_device)]
+
+    def load(index: int) -> int:
+        return sum(map(_is_held, slots(index)))
+
+    for index in sorted(range(len(names)), key=load):
+        device = try_lock(_lock_of(folder, names[index]), leave_name=True, shared=True)
+        if device is None:
+            continue  # somebody has it alone
+        for path in slots(index):
+            slot = try_lock(path)
+            if slot is not None:
+                _keep(device, slot)
+                return [index]
+        device.close()
+    return None
+
+
+def _lock_of(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace('/', '-')}.lock"
+
+
+def _is_held(path: Path) -> bool:
+    file = try_lock(path, leave_name=True)
+    if file is not None:
+        file.close()
+    return file is None
+
+
+def _keep(*files: IO[str]) -> None:
+    for file in files:
+        os.set_inheritable(file.fileno(), True)  # a launcher's workers hold what it has leased
+    _held.extend(files)

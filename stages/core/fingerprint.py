@@ -71,23 +71,20 @@ def _module_digest(module: str) -> str:
         # A bare string is a docstring, of a module, a function or a dataclass field.
         kept = [item for item in body if not _is_bare_string(item)]
         node.body = kept  # type: ignore[attr-defined]
-    digest = hashlib.sha256(ast.dump(tree).encode())
-    for path in _files_beside(module, tree):
-        digest.update(path.read_bytes())
+    dumped = ast.dump(tree)
+    digest = hashlib.sha256(dumped.encode())
+    place = _path(module)
+    assert place is not None
+    for path in _files_in(place.parent):
+        if f"Constant(value={path.name!r}" in dumped:
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _files_beside(module: str, tree: ast.Module) -> list[Path]:
-    """Files of the module's folder whose names stand in it, code apart."""
-    place = _path(module)
-    assert place is not None
-    words = {
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    files = (path for path in place.parent.iterdir() if path.is_file() and path.suffix != ".py")
-    return sorted(path for path in files if path.name in words)
+@cache
+def _files_in(folder: Path) -> list[Path]:
+    """Files that are no code."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".py")
 
 
 def _is_bare_string(item: object) -> bool:

@@ -14,16 +14,16 @@ from typing import IO
 log = logging.getLogger(__name__)
 
 
-def try_lock(path: Path, *, leave_name: bool = False) -> IO[str] | None:
+def try_lock(path: Path, *, leave_name: bool = False, shared: bool = False) -> IO[str] | None:
     """The file, locked until it is closed; None if another process holds it.
 
-    It says which process holds it, unless that is left as it is by one that only looks. OSError on
-    a file system without flock.
+    A shared lock is held beside other shared ones. The file says which process holds it, unless that
+    is left as it is by one that only looks. OSError on a file system without flock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None

@@ -115,8 +115,11 @@ def shard_of(items: Sequence[Item], shard: int, num_shards: int) -> Sequence[Ite
     return items[shard::num_shards]
 
 
-def choose_device(threads: int) -> torch.device:
-    """A CUDA device that no other stage of this machine holds, else the CPU with that many threads."""
+def choose_device(threads: int, jobs_per_gpu: int = 1) -> torch.device:
+    """A CUDA device that no other stage of this machine holds, else the CPU with that many threads.
+
+    With more than one job per GPU it is shared with so many that ask for the same.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -125,7 +128,7 @@ def choose_device(threads: int) -> torch.device:
         return torch.device("cpu")
     if "LOCAL_RANK" in os.environ:  # whoever launched this process has chosen
         return torch.device("cuda")
-    [index] = lease_visible()
+    [index] = lease_visible(jobs_per_device=jobs_per_gpu)
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

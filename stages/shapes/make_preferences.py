@@ -57,13 +57,15 @@ class Args:
     """Captions sampled at a time."""
     threads: int = 1
     """CPU threads."""
+    jobs_per_gpu: int = 1
+    """Jobs of this kind that may share a GPU; 1 has it alone."""
 
 
 def main(args: Args) -> None:
     """Sample, let the taste and the coin decide, write."""
     with stage("make_preferences") as run:
         captions = read_prompts(args.captions)
-        model = load_model(args.model, device=choose_device(args.threads))
+        model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
         images = list(
             generate(
                 model,

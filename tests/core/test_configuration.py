@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from stages.core.configuration import Config, ConfigError, check_config, without_defaults
+from stages.core.configuration import (
+    Config,
+    ConfigError,
+    check_config,
+    known_keys,
+    without_defaults,
+)
+from stages.core.guards import Limits
+from stages.core.held_out import HeldOutFiles
+from stages.core.models import LoraSettings, ModelSettings
+from stages.core.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,6 +71,49 @@ def test_settings_left_at_their_defaults_are_not_passed_on() -> None:
     block = {"dpo_beta": 5000.0, "loss": "sigmoid", "optimizer": "adafactor", "ema_decay": 0}
     kept = without_defaults(block, "train_seed")
     assert kept == {"dpo_beta": 5000.0, "optimizer": "adafactor"}
+
+
+def test_a_whole_config_keeps_what_differs_and_passes_with_it_alone(config: Config) -> None:
+    config["evaluation"] |= {"allow_leakage": False, "compare_with": []}
+    config["guards"] = {"min_reward_accuracy": 0.5, "max_blank_share": 0.2}
+    checked = check_config(config)
+    kept = without_defaults(checked)
+    assert kept["guards"] == {"max_blank_share": 0.2}
+    assert not {"lora", "held_out_curve", "export", "metrics"} & set(kept)
+    assert not {"allow_leakage", "compare_with"} & set(kept["evaluation"])
+    assert check_config(kept) == checked
+
+
+@pytest.mark.parametrize(
+    ("block", "settings"),
+    [
+        ("train_seed", TrainingSettings),
+        ("lora", LoraSettings),
+        ("held_out_curve", HeldOutFiles),
+        ("guards", Limits),
+        ("model", ModelSettings),
+    ],
+)
+def test_what_is_not_passed_on_has_the_same_default_in_the_stage(
+    config: Config, block: str, settings: Any
+) -> None:
+    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+    there = {field.name: field.default for field in dataclasses.fields(settings)}
+    defaults = {k: v["default"] for k, v in known_keys(schema, [block]).items() if "default" in v}
+    for key, default in defaults.items():
+        if key not in ("policy", "reference"):
+            wanted = tuple(default) if isinstance(default, list) else default
+            assert there[key] == wanted, key
+
+
+@pytest.mark.parametrize("names", [["shapes", "garden"], ["parti"]])
+def test_sets_that_are_excluded_from_training_must_be_there(
+    config: Config, names: list[str]
+) -> None:
+    config["evaluation"]["exclude_from_training"] = names
+    assert "'evaluation.exclude_from_training' names no prompt set" in complaint(config)
+    config["evaluation"]["exclude_from_training"] = ["shapes"]
+    check_config(config)
 
 
 def test_every_config_of_the_repository_is_an_overlay_or_passes(config: Config) -> None:

@@ -18,15 +18,17 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from stages.core.devices import lease
-print(*lease(sys.argv[3:], Path(sys.argv[1]), num_devices=int(sys.argv[2]), poll_seconds=0.05),
-      flush=True)
+print(*lease(sys.argv[4:], Path(sys.argv[1]), num_devices=int(sys.argv[2]),
+             jobs_per_device=int(sys.argv[3]), poll_seconds=0.05), flush=True)
 time.sleep(60)
 """
 
 
-def hold(folder: Path, *names: str, num_devices: int = 1) -> subprocess.Popen[str]:
+def hold(
+    folder: Path, *names: str, num_devices: int = 1, jobs_per_device: int = 1
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), str(num_devices), *names],
+        [sys.executable, "-c", HOLD, str(folder), str(num_devices), str(jobs_per_device), *names],
         stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2],
     )  # fmt: skip
 
@@ -34,6 +36,14 @@ def hold(folder: Path, *names: str, num_devices: int = 1) -> subprocess.Popen[st
 def kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()
+
+
+def wait_until_queued(folder: Path) -> None:
+    """Until some process heads the queue and waits for devices."""
+    [queue] = folder.glob("queue-*.lock")
+    while (probe := try_lock(queue, leave_name=True)) is not None:
+        probe.close()
+        time.sleep(0.05)
 
 
 def leased(process: subprocess.Popen[str]) -> list[int]:
@@ -79,6 +89,82 @@ def test_who_waits_for_two_is_not_overtaken_and_holds_nothing_meanwhile(tmp_path
 def test_more_devices_than_there_are_is_an_error_and_not_a_wait_for_ever(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 devices wanted, 2 there"):
         lease(["0", "1"], tmp_path, num_devices=3)
+
+
+def test_jobs_that_share_fill_the_least_loaded_device_first_and_wait_when_all_are_full(
+    tmp_path: Path,
+) -> None:
+    sharing = [hold(tmp_path, "4", "5", jobs_per_device=2)]
+    places = leased(sharing[0])
+    for _ in range(3):
+        sharing.append(hold(tmp_path, "4", "5", jobs_per_device=2))
+        places += leased(sharing[-1])
+    assert places == [0, 1, 0, 1]
+    late = hold(tmp_path, "4", "5", jobs_per_device=2)
+    time.sleep(1.0)
+    assert late.poll() is None
+    kill(sharing[1])
+    assert leased(late) == [1]
+    for process in (sharing[0], *sharing[2:], late):
+        kill(process)
+
+
+def test_who_does_not_share_waits_for_all_who_do_and_is_not_overtaken(tmp_path: Path) -> None:
+    sharing = [hold(tmp_path, "4", jobs_per_device=3) for _ in range(2)]
+    assert [leased(process) for process in sharing] == [[0], [0]]
+    training = hold(tmp_path, "4")
+    wait_until_queued(tmp_path)
+    late = hold(tmp_path, "4", jobs_per_device=3)  # a slot is free, but it is not its turn
+    kill(sharing[0])
+    time.sleep(1.0)
+    assert (training.poll(), late.poll()) == (None, None)
+    probe = try_lock(tmp_path / "4.lock", leave_name=True)
+    assert probe is None
+    kill(sharing[1])
+    assert leased(training) == [0]
+    time.sleep(1.0)
+    probe = try_lock(tmp_path / "4.slot0.lock", leave_name=True)
+    assert probe is not None  # `late` holds no slot beside the training
+    probe.close()
+    kill(training)
+    assert leased(late) == [0]
+    kill(late)
+
+
+def test_several_devices_cannot_be_shared(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 devices wanted to share"):
+        lease(["0", "1"], tmp_path, num_devices=2, jobs_per_device=2)
+
+
+def test_overlaps_are_counted_alone_and_beyond_what_may_share() -> None:
+    span = device_stress.Span
+    alone = [span(0, 1.0, 2.0, is_shared=False), span(0, 1.5, 3.0, is_shared=True)]
+    assert device_stress.count_overlaps(alone, jobs_per_device=3) == 1
+    shared = [span(0, start, 5.0, is_shared=True) for start in (1.0, 2.0, 3.0)]
+    assert device_stress.count_overlaps(shared, jobs_per_device=3) == 0
+    assert device_stress.count_overlaps(shared, jobs_per_device=2) == 1
+    later = [span(1, 0.0, 1.0, is_shared=False), span(1, 1.0, 2.0, is_shared=False)]
+    assert device_stress.count_overlaps(later, jobs_per_device=1) == 0
+
+
+@pytest.mark.slow
+def test_shared_and_exclusive_jobs_with_random_kills_never_exceed_a_devices_slots(
+    tmp_path: Path,
+) -> None:
+    found = device_stress.stress(
+        tmp_path,
+        jobs=120,
+        devices=4,
+        kill_share=0.3,
+        seed=1,
+        jobs_per_device=3,
+        longest_seconds=1.0,
+    )
+    assert found.overlaps == 0
+    assert found.lost == 0
+    assert found.most_shared == 3
+    assert found.killed_holding > 0
+    assert found.finished + found.killed == 120
 
 
 @pytest.mark.slow

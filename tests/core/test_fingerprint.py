@@ -39,7 +39,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    for cached in (fingerprint.code_version, fingerprint._tree, fingerprint._module_digest):
+    for cached in (
+        fingerprint.code_version, fingerprint._tree, fingerprint._imports, fingerprint._module_digest,
+        fingerprint._files_in,
+    ):  # fmt: skip
         cached.cache_clear()
 
 
@@ -82,6 +85,19 @@ def test_an_edit_of_logic_changes_the_version_directly_or_through_imports(
 ) -> None:
     before = fingerprint.code_version("stages.go")
     assert version_after(package / name, text) != before
+
+
+def test_a_file_beside_a_module_that_names_it_is_part_of_the_code(package: Path) -> None:
+    (package / "core" / "page.jinja").write_text("<p>")
+    (package / "core" / "other.jinja").write_text("<p>")
+    loss = package / "core" / "loss.py"
+    before = version_after(loss, 'PAGE = "page.jinja"\n' + LOSS)
+    (package / "core" / "other.jinja").write_text("<b>")
+    forget()
+    assert fingerprint.code_version("stages.go") == before
+    (package / "core" / "page.jinja").write_text("<b>")
+    forget()
+    assert fingerprint.code_version("stages.go") != before
 
 
 def test_the_version_is_12_hex_digits_and_two_stages_differ() -> None:

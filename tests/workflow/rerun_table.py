@@ -1,7 +1,7 @@
 """What a user changes in a finished run, and what reruns: the rows of docs/reruns.md, each one a test.
 
-    python -m tests.workflow.rerun_table           writes the table into the page
-    python -m tests.workflow.rerun_table --check   says whether the page is in step
+python -m tests.workflow.rerun_table           writes the table into the page
+python -m tests.workflow.rerun_table --check   says whether the page is in step
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ BEGIN, END = "<!-- rows: python -m tests.workflow.rerun_table -->", "<!-- end of
 
 Edit = Callable[[Project, Path], Project]
 EVERYTHING = ("everything",)
+LAST = ("write_report", "write_model_cards", "export_preferences")
+"""Rules whose files no other reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +68,14 @@ class Row:
 
     def line(self) -> str:
         """The row in Markdown."""
-        begins = ", ".join(f"`{b.replace(' (', '` (') if ' (' in b else b + '`'}" for b in self.begins)
+        begins = ", ".join(
+            f"`{b.replace(' (', '` (') if ' (' in b else b + '`'}" for b in self.begins
+        )
         if self.begins == EVERYTHING:
             begins = "everything"
         elif begins:
-            begins += ", and what follows"
+            is_last = all(begin.split(" ")[0] in LAST for begin in self.begins)
+            begins += "" if is_last else ", and what follows"
         text = begins or "nothing"
         return f"| {self.change} | {text}{'; ' + self.note if self.note else ''} |"
 
@@ -189,6 +194,11 @@ def without_records(folder: Path) -> None:
     shutil.rmtree(folder / ".snakemake")
 
 
+def renamed(folder: Path) -> None:
+    """The run's results have another name."""
+    (folder / "results" / RUN).rename(folder / "results" / "renamed")
+
+
 def another_set(folder: Path) -> None:
     """One more file of evaluation prompts."""
     (folder / "data" / "garden.txt").write_text("a fern in the rain\n")
@@ -243,7 +253,9 @@ ROWS = [
     Row(
         section=CODE,
         change="comments, docstrings, layout of a stage or of a core module",
-        edit=remarks("stages/update_policy.py", "stages/core/objective.py", "stages/core/runtime.py"),
+        edit=remarks(
+            "stages/update_policy.py", "stages/core/objective.py", "stages/core/runtime.py"
+        ),
     ),
     Row(
         section=CODE,
@@ -581,9 +593,41 @@ ROWS = [
     ),
     Row(
         section=EVALUATION,
+        change="`evaluation.prompt_sets`: one more",
+        begins=("import_preferences", "select_evaluation_prompts (garden)", "select_prompts"),
+        note="for no training may see its prompts",
+        config={"evaluation": {"prompt_sets": {"garden": "data/garden.txt"}}},
+        edit=files(another_set),
+        is_own=True,
+        reshapes=True,
+    ),
+    Row(
+        section=EVALUATION,
+        change="the same, with the earlier sets in `evaluation.exclude_from_training`",
+        begins=("select_evaluation_prompts (garden)",),
+        note="nothing is trained; prompts that a training has seen are refused",
+        config={
+            "evaluation": {
+                "prompt_sets": {"garden": "data/garden.txt"},
+                "exclude_from_training": ["shapes", "tales"],
+            }
+        },
+        edit=files(another_set),
+        is_own=True,
+        reshapes=True,
+    ),
+    Row(
+        section=EVALUATION,
+        change="`evaluation.exclude_from_training`: one set less",
+        begins=("import_preferences", "select_prompts"),
+        note="so does one less of `prompt_sets`: more may be trained on",
+        config={"evaluation": {"exclude_from_training": ["shapes"]}},
+        is_own=True,
+    ),
+    Row(
+        section=EVALUATION,
         change="`evaluation.prompt_layouts`",
         begins=("select_evaluation_prompts (tales)",),
-        note="and the prompts of the iterations if the set is kept out of training",
         config={"evaluation": {"prompt_layouts": {"tales": "hpsv2"}}},
         is_own=True,
     ),
@@ -623,10 +667,11 @@ ROWS = [
     ),
     Row(
         section=EVALUATION,
-        change="`execution.*`: micro-batches, checkpointing, processes, batches, trackers",
+        change="`execution.*`: micro-batches, checkpointing, processes, jobs per GPU, batches, trackers",
         config={
             "execution": {
                 "training_gpus": 2,
+                "jobs_per_gpu": 3,
                 "micro_batch_pairs": 2,
                 "gradient_checkpointing": True,
                 "save_every": 9,
@@ -707,8 +752,15 @@ ROWS = [
     ),
     Row(
         section=COMMAND,
-        change="`results/` alone, without `.snakemake/`",
+        change="`results/RUN` renamed, and `run` with it",
         note="but later changes of code or config are not noticed in what has no record",
+        config={"run": "renamed"},
+        edit=files(renamed),
+    ),
+    Row(
+        section=COMMAND,
+        change="`results/` alone, without `.snakemake/`",
+        note="with the same consequence",
         edit=files(without_records),
     ),
 ]

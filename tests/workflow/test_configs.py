@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from tests.workflow.dry_run import overlaid, plan
-from tests.workflow.projects import CONFIG, ROOT, Project, environment
+from tests.workflow.projects import CONFIG, ROOT, RUN, Project, environment
 
 CONFIGS = sorted([*(ROOT / "config").glob("*.yaml"), *(ROOT / "config/overlays").glob("*.yaml")])
 
@@ -87,6 +88,38 @@ def test_fewer_gpus_than_a_training_takes_are_refused_and_not_clipped(tmp_path: 
     assert refused.returncode != 0
     assert "execution.training_gpus = 2 GPUs, but --resources gpu=1" in refused.stdout
     assert Project(tmp_path).call(*flags, "gpu=2", config=config).returncode == 0
+
+
+def resources(project: Project, *flags: str, config: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The resources that each rule's jobs ask for, by name."""
+    done = project.call("--dry-run", "--forceall", *flags, config=config)
+    assert done.returncode == 0, done.stdout
+    jobs = re.findall(
+        r"^rule (\w+):$.*?^    resources: (.*?)$", done.stdout, re.MULTILINE | re.DOTALL
+    )
+    return {rule: dict(re.findall(r"(\w+)=([^,]*)", asked)) for rule, asked in jobs}
+
+
+def test_shared_gpus_are_counted_in_slots_of_which_a_training_takes_all(tmp_path: Path) -> None:
+    small = ("sample_candidates", "score_candidates", "score_holdout", "generate_evaluation",
+             "encode_preferences", "make_preferences")  # fmt: skip
+    trainings = ("train_seed", "update_policy")
+    alone = resources(Project(tmp_path), config={})
+    assert {(alone[rule]["gpu"], alone[rule]["gpu_slot"]) for rule in small} == {("1", "0")}
+    assert {(alone[rule]["gpu"], alone[rule]["gpu_slot"]) for rule in trainings} == {("1", "0")}
+    assert not any("jobs-per-gpu" in alone[rule]["execution"] for rule in small)
+    config = {"execution": {"jobs_per_gpu": 3, "training_gpus": 2}}
+    shared = resources(Project(tmp_path), "--resources", "gpu=2", config=config)
+    assert {(shared[rule]["gpu"], shared[rule]["gpu_slot"]) for rule in small} == {("0", "1")}
+    assert {(shared[rule]["gpu"], shared[rule]["gpu_slot"]) for rule in trainings} == {("2", "6")}
+    assert all("--jobs-per-gpu 3" in shared[rule]["execution"] for rule in small)
+    assert not any("jobs-per-gpu" in shared[rule]["execution"] for rule in trainings)
+    assert shared["score_metric"]["gpu_slot"] == "0"  # plain functions need none
+    target = f"results/{RUN}/world/pool.txt"
+    flags = ("--resources", "gpu=2", "--", target)
+    done = Project(tmp_path).call(*flags, config=config)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"Provided resources: .*gpu_slot\D+6\b", done.stdout), done.stdout
 
 
 def own_config(tmp_path: Path) -> Path:

@@ -90,6 +90,13 @@ EXECUTION = config["execution"]
 # Where files go through a bucket, as on Kubernetes: the provider's name. Nothing on a shared disk.
 STORAGE = workflow.storage_settings.default_storage_provider
 
+# A small stage takes a GPU, or a slot of one where they are shared; a training takes whole ones.
+JOBS_PER_GPU = EXECUTION["jobs_per_gpu"]
+IS_SHARED = JOBS_PER_GPU > 1
+SHARING = {"jobs_per_gpu": JOBS_PER_GPU} if IS_SHARED else {}
+SMALL_GPU, SMALL_SLOT = int(not IS_SHARED), int(IS_SHARED)
+TRAINING_SLOTS = EXECUTION["training_gpus"] * JOBS_PER_GPU if IS_SHARED else 0
+
 
 wildcard_constraints:
     iter=r"(?!00)\d\d",
@@ -144,8 +151,8 @@ def metric_options(wildcards):
 
 
 def metric_gpus(wildcards):
-    """A GPU for metrics that are networks."""
-    return int(needs_gpu(wildcards.metric))
+    """A GPU for metrics that are networks, if GPUs are not shared."""
+    return SMALL_GPU * needs_gpu(wildcards.metric)
 
 
 def metric_environment(wildcards):
@@ -154,7 +161,14 @@ def metric_environment(wildcards):
     return str(Path(own).resolve()) if own else f"{workflow.basedir}/envs/metrics.yaml"
 
 
-METRIC_EXECUTION = flags({"images_per_batch": EXECUTION["metric_images_per_batch"]})
+def metric_slots(wildcards):
+    """A slot of a GPU for metrics that are networks, if GPUs are shared."""
+    return SMALL_SLOT * needs_gpu(wildcards.metric)
+
+
+METRIC_EXECUTION = flags(
+    {"images_per_batch": EXECUTION["metric_images_per_batch"], **SHARING}
+)
 
 
 def stage(name):
@@ -232,6 +246,9 @@ if allowed is not None and allowed < EXECUTION["training_gpus"]:
         f"--resources gpu={allowed} allows fewer, which Snakemake would clip in silence: "
         "allow more, or lower execution.training_gpus"
     )
+# --resources gpu=8 goes on to mean eight GPUs; they have so many slots.
+if allowed is not None and IS_SHARED and workflow.is_main_process:
+    workflow.register_resource("gpu_slot", allowed * JOBS_PER_GPU)
 
 
 HELD_OUT_FILES = [
@@ -260,9 +277,9 @@ def training_execution():
 
 
 def scoring_execution():
-    """How rewards are computed, as a resource too; empty where all of a prompt goes at once."""
+    """How rewards are computed, as a resource too; no batch where all of a prompt goes at once."""
     rows = EXECUTION["score_rows_per_batch"]
-    return flags({"rows_per_batch": rows}) if rows else ""
+    return flags({**({"rows_per_batch": rows} if rows else {}), **SHARING})
 
 
 def policy(name):
@@ -341,7 +358,10 @@ def prompt_set_files(name):
     return matching([config["evaluation"]["prompt_sets"][name]])
 
 
-EVALUATION_FILES = [file for name in PROMPT_SETS for file in prompt_set_files(name)]
+EXCLUDED_SETS = config["evaluation"]["exclude_from_training"]
+if EXCLUDED_SETS is None:
+    EXCLUDED_SETS = PROMPT_SETS
+EXCLUDED_FILES = [file for name in EXCLUDED_SETS for file in prompt_set_files(name)]
 
 
 def evaluation_images(prompt_set, name):

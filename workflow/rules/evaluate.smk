@@ -111,9 +111,13 @@ rule generate_evaluation:
         "../../envs/sail.yaml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=SMALL_GPU,
+        gpu_slot=SMALL_SLOT,
         execution=flags(
-            {"prompts_per_batch": EXECUTION["evaluation_prompts_per_batch"]}
+            {
+                "prompts_per_batch": EXECUTION["evaluation_prompts_per_batch"],
+                **SHARING,
+            }
         ),
     params:
         code=code_version("stages.generate_evaluation"),
@@ -148,6 +152,7 @@ rule score_metric:
     threads: 1
     resources:
         gpu=metric_gpus,
+        gpu_slot=metric_slots,
         execution=METRIC_EXECUTION,
     params:
         code=code_version("stages.score_metric"),
@@ -170,7 +175,9 @@ rule measure_diversity:
         metric_environment
     threads: 1
     resources:
-        gpu=int(FEATURES != PERCEPTUAL),
+        gpu=SMALL_GPU * (FEATURES != PERCEPTUAL),
+        gpu_slot=SMALL_SLOT * (FEATURES != PERCEPTUAL),
+        execution=flags(SHARING),
     params:
         code=code_version("stages.measure_diversity"),
         command=stage("measure_diversity"),
@@ -178,7 +185,7 @@ rule measure_diversity:
         options=options_of(FEATURES),
     shell:
         "{params.command} --images {input:q} {params.features} {params.options}"
-        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
+        " {resources.execution} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule score_holdout:
@@ -194,7 +201,8 @@ rule score_holdout:
         "../../envs/sail.yaml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=SMALL_GPU,
+        gpu_slot=SMALL_SLOT,
         execution=scoring_execution(),
     params:
         code=code_version("stages.score_holdout"),

@@ -96,7 +96,7 @@ rule select_prompts:
         exclude=[
             f"{RUN}/seed/preferences.parquet",
             f"{RUN}/seed/holdout.parquet",
-            *expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
+            *expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=EXCLUDED_SETS),
         ],
     output:
         f"{RUN}/prompts/iter{{iter}}.parquet",
@@ -133,8 +133,14 @@ rule sample_candidates:
         "../../envs/sail.yaml"
     threads: 1
     resources:
-        gpu=1,
-        execution=flags({"prompts_per_batch": EXECUTION["candidate_prompts_per_batch"]}),
+        gpu=SMALL_GPU,
+        gpu_slot=SMALL_SLOT,
+        execution=flags(
+            {
+                "prompts_per_batch": EXECUTION["candidate_prompts_per_batch"],
+                **SHARING,
+            }
+        ),
     params:
         code=code_version("stages.sample_candidates"),
         command=stage("sample_candidates"),
@@ -178,7 +184,8 @@ rule score_candidates:
         "../../envs/sail.yaml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=SMALL_GPU,
+        gpu_slot=SMALL_SLOT,
         scoring=scoring_execution(),
     params:
         code=code_version("stages.score_candidates"),
@@ -213,6 +220,7 @@ rule score_candidates_by_metric:
     threads: 1
     resources:
         gpu=metric_gpus,
+        gpu_slot=metric_slots,
         execution=METRIC_EXECUTION,
     params:
         code=code_version("stages.score_metric"),
@@ -319,6 +327,7 @@ rule update_policy:
     threads: 2
     resources:
         gpu=EXECUTION["training_gpus"],
+        gpu_slot=TRAINING_SLOTS,
         execution=training_execution(),
     params:
         code=code_version("stages.update_policy"),

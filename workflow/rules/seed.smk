@@ -27,7 +27,7 @@ SEED = [
 rule import_preferences:
     input:
         files=PREFERENCE_FILES,
-        exclude=EVALUATION_FILES,
+        exclude=EXCLUDED_FILES,
     output:
         preferences=f"{RUN}/seed/preferences.parquet",
         holdout=f"{RUN}/seed/holdout.parquet",
@@ -73,13 +73,15 @@ rule encode_preferences:
         "../../envs/sail.yaml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=SMALL_GPU,
+        gpu_slot=SMALL_SLOT,
+        execution=flags(SHARING),
     params:
         code=code_version("stages.encode_preferences"),
         command=stage("encode_preferences"),
         model=MODEL,
     shell:
-        "{params.command} --preferences {input:q} {params.model}"
+        "{params.command} --preferences {input:q} {params.model} {resources.execution}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
@@ -129,6 +131,7 @@ else:
         threads: 2
         resources:
             gpu=EXECUTION["training_gpus"],
+            gpu_slot=TRAINING_SLOTS,
             execution=training_execution(),
         params:
             code=code_version("stages.train_seed"),

@@ -50,7 +50,9 @@ if "shapes" in config:
             "../../envs/sail.yaml"
         threads: 2
         resources:
-            gpu=1,
+            gpu=SMALL_GPU,
+            gpu_slot=SMALL_SLOT,
+            execution=flags(SHARING),
         params:
             code=code_version("stages.shapes.make_preferences"),
             command=stage("shapes.make_preferences"),
@@ -71,5 +73,5 @@ if "shapes" in config:
             settings=SAMPLING,
         shell:
             "{params.command} --captions {input:q}"
-            " {params.model} {params.flags} {params.settings}"
+            " {params.model} {params.flags} {params.settings} {resources.execution}"
             " --output {output:q} --threads {threads} 2>&1 | record {log:q}"

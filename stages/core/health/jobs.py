@@ -73,7 +73,8 @@ def check_locks(paths: Iterable[Path], what: str) -> Iterator[Finding]:
     """Who holds which of our locks; a lock without a holder is free and needs nothing."""
     for path in sorted(paths):
         holder = path.read_text().strip()
-        file = try_lock(path, leave_name=True)
+        # What is shared is held by those whose slots are: only the slots say whom.
+        file = try_lock(path, leave_name=True, shared=True)
         if file is not None:
             file.close()
             continue
