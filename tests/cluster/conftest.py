@@ -16,7 +16,7 @@ Config = dict[str, Any]
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """One iteration, one metric, no exports, and a base model whose path is hostile to shells."""
-    model = tmp_path_factory.mktemp("models") / 'it\'s $(touch pwned); `touch pwned`\n "1"'
+    model = tmp_path_factory.mktemp("models") / 'it\'s $(touch pwned); `touch pwned` "1"'
     model.symlink_to(ROOT / "stages" / "shapes" / "pipeline")
     return {
         "iterations": 1,
