@@ -14,7 +14,8 @@ demo: .venv/installed ## set up, run the whole pipeline on the embedded world, s
 	@echo "The report: $(CURDIR)/results/shapes/report.html"
 
 test: .venv/installed-test ## set up, pass the tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow" \
+		-n logical --maxprocesses 4 --dist loadgroup
 
 lint: .venv/installed-test ## check style, types and rules
 	$(BIN)/ruff check .
@@ -37,4 +38,6 @@ clean: ## remove the environment; results stay
 
 .venv/installed-test: .venv/installed
 	@$(BIN)/python -m pip install -q -e ".[test]"
+	@# only its tokenizer is read, so none of what it depends on (torchvision) comes along
+	@$(BIN)/python -m pip install -q --no-deps "open_clip_torch>=3.3,<4"
 	@touch $@

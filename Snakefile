@@ -23,12 +23,20 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/export.smk"
 
 
+onsuccess:
+    if last_iteration(stop_of_run()) != LAST:
+        logger.info(
+            "The guards decided anew: call snakemake again to make what is left of the run."
+        )
+
+
 rule all:
     default_target: True
     input:
         SEED,
         DATASETS,
         POLICIES,
+        GATES,
         EVALUATION,
         REPORT,
         EXPORT,

@@ -52,13 +52,19 @@ def main(args: Args) -> None:
         ) as writer:  # fmt: skip
             starts = range(0, count, args.batch)
             for _start in progress(starts, "encoding", "pairs", args.batch):
-                writer.write(encode(model, next(batches).to_pylist()))
+                writer.write(encode(model, next(batches).to_pylist(), args.preferences))
         run.rows_in, run.rows_out = count, writer.num_rows
 
 
-def encode(model: DiffusionModel, pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
-    """Rows of a latents table for some rows of a preferences table."""
-    images = [decode_image(pair[side]["bytes"]) for side in ("winner", "loser") for pair in pairs]
+def encode(
+    model: DiffusionModel, pairs: Sequence[Mapping[str, Any]], source: Path
+) -> list[dict[str, object]]:
+    """Rows of a latents table for some rows of a preferences table, which is named in errors."""
+    images = [
+        decode_image(pair[side]["bytes"], f"{source}, pair {pair['pair_id']}, the {side}")
+        for side in ("winner", "loser")
+        for pair in pairs
+    ]
     pixels = torch.from_numpy(to_model_input(images, model.image_size))
     flat = model.encode_images(pixels).float().cpu().flatten(start_dim=1).numpy()
     sizes = [geometry(image, model.image_size) for image in images]

@@ -12,26 +12,32 @@ import sys
 from stages.core.devices import lease_visible, visible_words
 from stages.core.errors import UserError
 from stages.core.runtime import set_up_log, warn_of_unseen_devices
+from stages.core.stopping import end_with_snakemake
 
 
 def main(arguments: list[str]) -> None:
-    """Lease the devices, then become `torchrun`, which keeps them until its last process ends.
+    """Lease the devices, then do as `torchrun` does, and keep them until the last process ends.
 
-    UserError unless the arguments are a number, a stage's module and its flags, and for more
-    processes than there are GPUs.
+    On SIGTERM the processes have 30 seconds to save and end; the exit code is 143 then. UserError
+    unless the arguments are a number, a stage's module and its flags, and for more processes than
+    there are GPUs.
     """
     if len(arguments) < 2 or not arguments[0].isdecimal() or int(arguments[0]) < 1:
         raise UserError(
             f"expected the number of processes and a stage, found {' '.join(arguments[:2])!r}\n\n"
             f"{__doc__}"
         )
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.run import main as torchrun
+
     processes = int(arguments[0])
     os.environ |= visible_devices(processes)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={processes}", "-m", *arguments[1:],
-    ]  # fmt: skip
-    os.execv(command[0], command)
+    end_with_snakemake()
+    try:
+        torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", *arguments[1:]])
+    except SignalException as caught:
+        print(f"the processes have ended after {caught.sigval.name}", file=sys.stderr)
+        raise SystemExit(128 + caught.sigval) from None
 
 
 def visible_devices(processes: int) -> dict[str, str]:

@@ -22,11 +22,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 import tyro
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from stages.core.configuration import check_config, merged
+from stages.core.configuration import read_config
 from stages.core.costs import Counts, Rates, clock_hours, count, disk_bytes, hours
 from stages.core.errors import UserError
 from stages.core.evaluation_prompts import PromptLayout, read_evaluation_prompts
@@ -42,6 +41,7 @@ from stages.core.models import (
 from stages.core.noising import generator, reward_draws, training_draws
 from stages.core.objective import preference_logit
 from stages.core.optimizers import make_optimizer
+from stages.core.paper import read_paper_tables
 from stages.core.rewards import implicit_reward
 from stages.core.runtime import choose_device, log, run_stage, stage
 from stages.core.sampling import sample_latents
@@ -53,6 +53,8 @@ from stages.core.training import (
     needs_reference,
     pair_errors,
 )
+from stages.metrics import PERCEPTUAL, metric_names
+from stages.metrics.check import check_weights
 
 PROMPTS = ("a photo of a cat", "an oil painting of a ship in a storm")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
@@ -94,9 +96,11 @@ class Findings:
 def main(args: Args) -> None:
     """Check, time, count, and print."""
     with stage("preflight") as run:
-        config = read_config(args.config)
+        config = read_config(*args.config)
         findings = Findings()
         prompts, labelled = evaluation_prompts(config, findings), labelled_pairs(config, findings)
+        check_metrics(config, findings)
+        check_evaluation(config, findings)
         counts = count(config, prompts, labelled)
         device = choose_device(args.threads)
         model = load_model(ModelSettings(**config["model"]), device=device)
@@ -113,18 +117,6 @@ def main(args: Args) -> None:
         run.rows_in, run.rows_out = len(args.config), len(findings.checks)
         if findings.failed:
             raise UserError(f"preflight: {'; '.join(findings.failed)}")
-
-
-def read_config(paths: tuple[Path, ...]) -> dict[str, Any]:
-    """The config with its overlays, checked."""
-    config: dict[str, Any] = {}
-    for path in paths:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read as YAML: {error}") from error
-        config = merged(config, loaded or {})
-    return check_config(config)
 
 
 def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
@@ -144,7 +136,8 @@ def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
 
 def note_prompts(what: str, name: str, layout: PromptLayout, findings: Findings) -> int:
     """Count the prompts of a file, a pattern or a folder; notes it where there is none."""
-    matches = [Path(match) for match in sorted(glob(name))]
+    is_there = Path(name).exists()
+    matches = [Path(match) for match in ([name] if is_there else sorted(glob(name)))]
     files = [file for match in matches
              for file in (sorted(match.rglob("*")) if match.is_dir() else [match])]  # fmt: skip
     count = len(read_evaluation_prompts(files, layout)) if files else 0
@@ -175,6 +168,54 @@ def num_labels(layout: Layout) -> int:
     if all(file.suffix == ".parquet" for file in layout.files):
         return sum(pq.read_metadata(file).num_rows for file in layout.files)
     return sum(1 for _label in layout.labels(Ledger(allowed_bad=sys.maxsize)))
+
+
+def check_metrics(config: Mapping[str, Any], findings: Findings) -> None:
+    """Whether the weights of every metric in use are there and fit, by their headers."""
+    evaluation = config["evaluation"]
+    names = [*evaluation["metrics"], evaluation["candidate_metric"]]
+    names += [config["select_pairs"]["ranker"], evaluation["diversity_features"]]
+    for name in dict.fromkeys(names):
+        if name in (None, "self", "auto", PERCEPTUAL):
+            continue
+        try:
+            if name not in metric_names():
+                raise UserError(f"there is none; expected one of {', '.join(metric_names())}")
+            found = check_weights(name, config["metrics"].get(name, {}))
+        except UserError as error:
+            findings.add(f"metric {name}", str(error), holds=False)
+        else:
+            findings.add(f"metric {name}", found, holds=True)
+
+
+def check_evaluation(config: Mapping[str, Any], findings: Findings) -> None:
+    """Settings of the evaluation that would be found wrong, or missed, only at its end."""
+    evaluation = config["evaluation"]
+    if evaluation["images_per_prompt"] < 2:
+        is_gate = config["guards"]["on_collapse"] != "warn"
+        found = "is not measured with evaluation.images_per_prompt: 1; set it to 2 or more"
+        findings.add("diversity of images", found, holds=not is_gate)
+    if evaluation["allow_leakage"]:
+        what = "evaluation.allow_leakage"
+        findings.add(what, "is on: shared prompts are reported, not refused", holds=True)
+    sets = ["shapes"] if "shapes" in config else sorted(evaluation["prompt_sets"])
+    wanted = [
+        (other, Path(other).parent / "evaluation" / name / Path(other).name / "scores" / metric)
+        for other in evaluation["compare_with"] for name in sets for metric in evaluation["metrics"]
+    ]  # fmt: skip
+    for other, path in wanted:
+        scores = path.with_name(f"{path.name}.parquet")
+        if not scores.is_file():
+            found = f"has no {scores}: that run must have scored the same prompts by the same metric"
+            findings.add(f"evaluation.compare_with {other}", found, holds=False)
+    if evaluation["paper_model"]:
+        rows = [row for row in read_paper_tables() if row.model == evaluation["paper_model"]]
+        known = {(column.prompt_set, column.metric) for row in rows for column in row.values}
+        shown = [pair for pair in known if pair[0] in sets and pair[1] in evaluation["metrics"]]
+        findings.add(
+            f"evaluation.paper_model {evaluation['paper_model']}",
+            f"has {len(shown)} columns of this run's prompt sets and metrics", holds=bool(shown),
+        )  # fmt: skip
 
 
 def check_invariants(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> None:
@@ -258,6 +299,9 @@ def random_pairs(model: DiffusionModel, number: int) -> EncodedPairs:
 def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> Rates:
     """One step of each kind of work, timed at the config's batch sizes."""
     sampled, scored, encoded, image = time_inference(model, config, findings)
+    precision = torch.finfo(getattr(torch, config["export"]["dtype"])).bits // 8
+    others = precision * model.num_parameters()
+    denoiser = precision * sum(weight.numel() for weight in model.load_denoiser().parameters())
     model.release("vae")
     training, weights, state = time_training(model, config, findings)
     return Rates(
@@ -269,6 +313,8 @@ def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings
         latents_bytes=4 * math.prod(model.latents_shape),
         policy_bytes=weights,
         trained_bytes=state,
+        denoiser_bytes=denoiser,
+        others_bytes=others,
     )
 
 

@@ -20,10 +20,12 @@ from stages.core.artifacts import read_batches, read_metadata, read_table, write
 from stages.core.errors import UserError
 from stages.core.figures import TrainingCurves
 from stages.core.fingerprint import code_version
+from stages.core.gates import last_good, read_gate
 from stages.core.guards import Guard, Limits
 from stages.core.page import (
     breakdown_view,
     choose_shown,
+    gates_view,
     guards_view,
     headline,
     leakage_view,
@@ -84,6 +86,8 @@ class Args:
     """Evaluation prompts whose verdicts head the page."""
     limits: Limits
     """Where a guard becomes a warning."""
+    gates: tuple[Path, ...] = ()
+    """What the guards decided after iterations 0, 1 ... (JSON); none with on_collapse warn."""
     paper_model: Literal["sd15", "sdxl"] | None = None
     """Show the paper's tables of this model beside the run's rows; None shows none."""
     images: tuple[Path, ...]
@@ -109,6 +113,8 @@ def main(args: Args) -> None:
     check(args)
     with stage("report") as run:
         evaluation = read_evaluation(run, args)
+        gates = [read_gate(path) for path in args.gates]
+        config = read_object(args.config)
         guards = [Guard(**row) for row in read(run, args.guards, GUARDS).to_pylist()]
         breakdown = read(run, args.breakdown, BREAKDOWN).to_pylist()
         paper = [row for row in read_paper_tables() if row.model == args.paper_model]
@@ -116,7 +122,10 @@ def main(args: Args) -> None:
             {
                 "run": args.run,
                 "primary_set": args.primary_set,
-                "headline": headline(evaluation, args.primary_set, args.primary_metric),
+                "headline": headline(
+                    evaluation, args.primary_set, args.primary_metric, last_good(gates)
+                ),
+                "gates": gates_view(gates, config.get("iterations", len(args.pairs))),
                 "metric_groups": metric_groups(evaluation, args.primary_set, args.primary_metric),
                 "others": others_view(evaluation),
                 "breakdown": breakdown_view(breakdown, evaluation),
@@ -133,7 +142,7 @@ def main(args: Args) -> None:
                 "import_summary": facts(read_object(args.import_summary)),
                 "files": list(files(args)),
                 "commands": commands(args),
-                "config": json.dumps(read_object(args.config), indent=2, ensure_ascii=False),
+                "config": json.dumps(config, indent=2, ensure_ascii=False),
                 "code": code_version("stages.report"),
             }
         )

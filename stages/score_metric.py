@@ -5,11 +5,14 @@ Example: paste the line from logs/<run>/evaluation/<set>/iter01/score_metric-tot
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
+from PIL.Image import Image
 
 from stages.core.artifacts import read_tables, write_table
 from stages.core.errors import UserError
@@ -50,7 +53,7 @@ def main(args: Args) -> None:
         scorer = load_scorer(args.metric, args.options, device)
         columns = ["prompt_id", "prompt", "candidate", "image"]
         rows = read_tables(args.images, IMAGES, columns).to_pylist()
-        images = [np.asarray(decode_image(row["image"]["bytes"])) for row in rows]
+        images = [np.asarray(image_of(row, args.images[0].parent)) for row in rows]
         prompts = [row["prompt"] for row in rows]
         scores = score_in_batches(scorer, images, prompts, args.images_per_batch)
         if not np.isfinite(scores).all():
@@ -74,6 +77,12 @@ def main(args: Args) -> None:
             inputs=args.images,
         )  # fmt: skip
         run.rows_in, run.rows_out = len(rows), len(out)
+
+
+def image_of(row: Mapping[str, Any], folder: Path) -> Image:
+    """The image of a row. ImageError names its shards' folder, prompt and candidate."""
+    where = f"{folder}, prompt {row['prompt_id']}, candidate {row['candidate']}"
+    return decode_image(row["image"]["bytes"], where)
 
 
 if __name__ == "__main__":

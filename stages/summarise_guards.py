@@ -11,41 +11,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
-from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
 
 from stages.core.artifacts import read_table, read_tables, write_table
+from stages.core.guard_rows import GuardTables, floats, guard_row
 from stages.core.guards import Guard, Limits, warnings
-from stages.core.images import decode_image
 from stages.core.models import ModelSettings, load_model
 from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import (
-    GUARDS,
-    HOLDOUT_REWARDS,
-    IMAGES,
-    METRIC_SCORES,
-    PROMPTS,
-    RELIABILITY,
-    REWARDS,
-    TRAINING_PAIRS,
-)
-from stages.core.statistics import (
-    mean_pairwise_distance,
-    rank_correlation,
-    reliability,
-    share_interval,
-)
+from stages.core.schemas import GUARDS, HOLDOUT_REWARDS, PROMPTS, RELIABILITY
+from stages.core.statistics import reliability
 
-CONFIDENT = 0.9
-"""p(winner > loser) above which a pair counts as confident (paper: Sec. 5.5)."""
 PAIRS_PER_BIN = 20
 """Of the reliability curve, at least; up to eight bins."""
-BLANK = 2.0
-"""Largest standard deviation of a channel's values, of 255, below which an image is blank: JPEG
-noise on one colour stays under it, a plain background with anything on it does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +32,8 @@ class Args:
 
     holdout: tuple[Path, ...]
     """Held-out pairs as each policy judges them, from iteration 0 (schema holdout_rewards)."""
-    images: tuple[tuple[int, Path], ...]
-    """Iteration and images of its policy, for diversity (schema images)."""
+    diversity: tuple[Path, ...]
+    """How far each policy's images differ, from iteration 0 (schema diversity)."""
     pairs: tuple[Path, ...]
     """Generated pairs of each iteration, from 1 (schema training_pairs)."""
     rewards: tuple[tuple[int, Path], ...]
@@ -80,16 +58,18 @@ def main(args: Args) -> None:
     """Measure every iteration by itself."""
     with stage("summarise_guards") as run:
         torch.set_num_threads(args.threads)
-        cut = truncated_share(args)
+        cut, tables = truncated_share(args), guard_tables(args)
         rows = [
-            {**measure(iteration, args), "truncated_share": cut}
+            {**guard_row(iteration, tables), "truncated_share": cut}
             for iteration in range(len(args.holdout))
         ]
         for row in rows:
             log.info(
-                "guards, %s: reward accuracy %.3f [%.3f, %.3f], diversity %.3f, drift %.5f%s",
+                "guards, %s: reward accuracy %.3f [%.3f, %.3f], diversity %.3f, of features %.4g (%s), "
+                "drift %.5f%s",
                 row["policy"], row["reward_accuracy"], row["reward_accuracy_low"],
-                row["reward_accuracy_high"], row["diversity"], row["drift"],
+                row["reward_accuracy_high"], row["diversity"], row["feature_diversity"],
+                row["features"], row["drift"],
                 "".join(f", {name} {row[name]:.3f}" for name in
                         ("rank_correlation", "best_beats_worst", "confident_share")
                         if row.get(name) is not None),
@@ -97,8 +77,8 @@ def main(args: Args) -> None:
         empty: dict[str, Any] = dict.fromkeys(GUARDS.arrow.names)
         for sentence in warnings([Guard(**(empty | row)) for row in rows], args.limits):
             log.warning("guards: %s", sentence)
-        inputs = [*args.holdout, *args.pairs, *args.prompts]
-        for named in (args.images, args.rewards, args.candidate_scores):
+        inputs = [*args.holdout, *args.diversity, *args.pairs, *args.prompts]
+        for named in (args.rewards, args.candidate_scores):
             inputs += [path for _, path in named]
         write_table(
             args.output, rows, GUARDS, stage="summarise_guards", arguments=args, inputs=inputs
@@ -110,78 +90,23 @@ def main(args: Args) -> None:
         run.rows_in, run.rows_out = len(inputs), len(rows)
 
 
-def measure(iteration: int, args: Args) -> dict[str, Any]:
-    """One row of the guards table."""
-    judged = read_table(args.holdout[iteration], HOLDOUT_REWARDS)
-    agrees = _floats(judged, "winner_reward") > _floats(judged, "loser_reward")
-    low, high = share_interval(int(agrees.sum()), len(agrees))
-    row: dict[str, Any] = {
-        "iteration": iteration,
-        "policy": f"iter{iteration:02d}",
-        "reward_accuracy": float(agrees.mean()),
-        "reward_accuracy_low": low,
-        "reward_accuracy_high": high,
-        "num_holdout_pairs": len(agrees),
-        **of_images([path for i, path in args.images if i == iteration]),
-        "drift": float(_floats(judged, "drift").mean()),
-    }
-    if iteration > 0:
-        pairs = read_table(
-            args.pairs[iteration - 1], TRAINING_PAIRS,
-            ["prompt_id", "winner_candidate", "loser_candidate", "probability"],
-        ).to_pylist()  # fmt: skip
-        row["confident_share"] = float(np.mean([p["probability"] > CONFIDENT for p in pairs]))
-        truth = [path for i, path in args.candidate_scores if i == iteration]
-        if truth:
-            scores = by_candidate(truth, METRIC_SCORES, "score")
-            rewards = by_candidate(
-                [path for i, path in args.rewards if i == iteration], REWARDS, "reward"
-            )
-            names = sorted(rewards)
-            row["rank_correlation"] = rank_correlation(
-                np.stack([rewards[name] for name in names]),
-                np.stack([scores[name] for name in names]),
-            )
-            gaps = [
-                scores[p["prompt_id"]][p["winner_candidate"]]
-                - scores[p["prompt_id"]][p["loser_candidate"]]
-                for p in pairs
-            ]
-            row["best_beats_worst"] = float(np.mean(np.array(gaps) > 0))
-    return row
+def guard_tables(args: Args) -> GuardTables:
+    """The tables by iteration."""
+    return GuardTables(
+        holdout=dict(enumerate(args.holdout)),
+        diversity=dict(enumerate(args.diversity)),
+        pairs=dict(enumerate(args.pairs, start=1)),
+        rewards=grouped(args.rewards),
+        candidate_scores=grouped(args.candidate_scores),
+    )
 
 
-def by_candidate(
-    paths: list[Path], schema: Any, column: str
-) -> dict[str, Float[NDArray[np.float64], " candidate"]]:
-    """For each prompt, a column in the order of its candidates."""
-    rows = read_tables(paths, schema, ["prompt_id", "candidate", column]).to_pylist()
-    groups: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for row in rows:
-        groups[row["prompt_id"]].append((row["candidate"], row[column]))
-    return {name: np.array([value for _, value in sorted(group)]) for name, group in groups.items()}
-
-
-def of_images(paths: list[Path]) -> dict[str, float]:
-    """Diversity, the mean distance of two images of one prompt over prompts, and blank_share.
-
-    Diversity is nan with one image a prompt.
-    """
-    rows = read_tables(paths, IMAGES, ["prompt_id", "image"]).to_pylist()
-    groups: dict[str, list[NDArray[np.uint8]]] = defaultdict(list)
-    for row in rows:
-        groups[row["prompt_id"]].append(np.asarray(decode_image(row["image"]["bytes"])))
-    blank = [is_blank(image) for group in groups.values() for image in group]
-    distances = [mean_pairwise_distance(np.stack(g)) for g in groups.values() if len(g) > 1]
-    return {
-        "diversity": float(np.mean(distances)) if distances else float("nan"),
-        "blank_share": float(np.mean(blank)),
-    }
-
-
-def is_blank(image: UInt8[NDArray[np.uint8], "height width rgb"]) -> bool:
-    """Whether an image is of nearly one colour, as a black one is."""
-    return bool(image.std(axis=(0, 1), dtype=np.float64).max() < BLANK)
+def grouped(named: tuple[tuple[int, Path], ...]) -> dict[int, list[Path]]:
+    """The files of each iteration."""
+    found: dict[int, list[Path]] = defaultdict(list)
+    for iteration, path in named:
+        found[iteration].append(path)
+    return found
 
 
 def truncated_share(args: Args) -> float:
@@ -196,17 +121,13 @@ def reliability_rows(holdout: tuple[Path, ...]) -> list[dict[str, Any]]:
     """The judge's bins of every iteration."""
     rows = []
     for iteration, path in enumerate(holdout):
-        judged = _floats(read_table(path, HOLDOUT_REWARDS), "probability")
+        judged = floats(read_table(path, HOLDOUT_REWARDS), "probability")
         num_bins = min(8, max(1, len(judged) // PAIRS_PER_BIN))
         rows += [
             {"iteration": iteration, "policy": f"iter{iteration:02d}", **asdict(part)}
             for part in reliability(judged, num_bins)
         ]
     return rows
-
-
-def _floats(table: Any, column: str) -> Float[NDArray[np.float64], " row"]:
-    return np.asarray(table.column(column).to_numpy(), np.float64)
 
 
 if __name__ == "__main__":

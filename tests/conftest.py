@@ -29,12 +29,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--run-golden"):
         reason = "needs the published weights: --run-golden, docs/metrics.md"
         for item in items:
             if "golden" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
+    for item in items:
+        if "finished" in getattr(item, "fixturenames", ()):  # one process makes that run for all
+            item.add_marker(pytest.mark.xdist_group("finished"))
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
-from pathlib import Path
+from glob import escape
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from psutil import pid_exists
 
+from stages.core.arrow_files import naming
 from stages.core.errors import UserError
 from stages.core.fingerprint import code_version
 from stages.core.schemas import Schema
@@ -41,8 +45,10 @@ def read_table(path: Path, schema: Schema, columns: Sequence[str] | None = None)
     fields = _wanted(path, file, schema, columns)
     names = [field.name for field in fields]
     # One row group at a time: Arrow's 32-bit offsets do not reach over a whole table's images.
-    groups = [file.read_row_group(group, columns=names) for group in range(file.num_row_groups)]
-    table = pa.concat_tables(groups) if groups else file.read(columns=names)
+    with naming(path, error_type=ArtifactError):
+        groups = [file.read_row_group(group, columns=names) for group in range(file.num_row_groups)]
+        table = pa.concat_tables(groups) if groups else file.read(columns=names)
+        _check_texts(table)
     _refuse_nulls(path, table, fields)
     return table
 
@@ -70,7 +76,9 @@ def read_batches(
         stop = start + file.metadata.row_group(group).num_rows
         inside = [row - start for row in _between(rows, start, stop)] if rows is not None else None
         if inside is None or inside:
-            table = file.read_row_group(group, columns=names)
+            with naming(path, error_type=ArtifactError):
+                table = file.read_row_group(group, columns=names)
+                _check_texts(table)
             _refuse_nulls(path, table, fields, first_row=start)
             waiting.append(table if inside is None else table.take(inside))
         while sum(map(len, waiting)) >= size:
@@ -100,7 +108,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """How the table at `path` was made: schema, stage, arguments, code version, input digests."""
     raw = _open_parquet(path).schema_arrow.metadata or {}
     return {
-        key.decode().removeprefix("sail_"): _maybe_json(value.decode())
+        key.decode(errors="replace").removeprefix("sail_"): _maybe_json(
+            value.decode(errors="replace")
+        )
         for key, value in raw.items()
         if key.startswith(b"sail_")
     }
@@ -200,10 +210,19 @@ def write_manifest(
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != "manifest.json" and not file.name.endswith(".part")
     }
-    manifest = {"files": files, **facts, **provenance(stage, arguments, inputs)}
     path = folder / "manifest.json"
-    write_json(path, {key: _maybe_json(value) for key, value in manifest.items()})
+    write_record(
+        path, {"files": files, **facts}, stage=stage, arguments=arguments, inputs=inputs
+    )
     return path
+
+
+def write_record(
+    path: Path, facts: Mapping[str, Any], *, stage: str, arguments: object, inputs: Sequence[Path]
+) -> None:
+    """Write facts as a JSON file, with how they were made."""
+    record = {**facts, **provenance(stage, arguments, inputs)}
+    write_json(path, {key: _maybe_json(value) for key, value in record.items()})
 
 
 def policy_digest(folder: Path) -> str:
@@ -215,19 +234,32 @@ def policy_digest(folder: Path) -> str:
             "it to its end (snakemake continues an interrupted training)."
         )
     try:
-        files: dict[str, str] = json.loads(path.read_text())["files"]
-    except (ValueError, KeyError, TypeError) as error:
+        files: dict[str, str] = dict(json.loads(path.read_text())["files"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is no readable manifest ({error}). Delete it and run snakemake again."
         ) from error
     for name, expected in files.items():
         file = folder / name
+        if not is_inside(name) or not isinstance(expected, str):
+            raise ArtifactError(
+                f"{path} lists {name!r}: {expected!r}; expected names of files below {folder} with "
+                "their sha256. Delete it and run snakemake again."
+            )
         if not file.is_file() or digest(file) != expected:
             raise ArtifactError(
                 f"{file} is missing or is not what manifest.json lists (expected sha256 "
                 f"{expected[:12]}...). Delete {path} and run snakemake again."
             )
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays in its folder, by its name alone."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    )
 
 
 def policy_name(policy: str) -> str:
@@ -274,6 +306,7 @@ def _digest(path: Path, _size: int, _mtime_ns: int, _inode: int) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to; moved there when the block ends well, removed if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -284,13 +317,25 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes have left half-written beside `path`, to be renamed to it."""
+    for leftover in path.parent.glob(f".{escape(path.name)}.*.*"):
+        writer, _, kind = leftover.name.removeprefix(f".{path.name}.").partition(".")
+        if kind not in ("part", "old") or not writer.isdecimal():
+            continue
+        if int(writer) != os.getpid() and pid_exists(int(writer)):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def _open_parquet(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; run the stage that writes it first")
-    try:
+    with naming(path, error_type=ArtifactError):
         return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{path} is no readable Parquet file: {error}") from error
 
 
 def _wanted(
@@ -305,12 +350,24 @@ def _wanted(
                 f"{path} has no column {field.name!r} (found: {', '.join(found.names)}); a "
                 f"{schema.name} table needs it. Make the file anew with the stage that writes it."
             )
+        if found.names.count(field.name) > 1:
+            raise ArtifactError(
+                f"{path} has {found.names.count(field.name)} columns {field.name!r}. Make the file "
+                "anew with the stage that writes it."
+            )
         if found.field(field.name).type != field.type:
             raise ArtifactError(
                 f"{path}: column {field.name!r} is {found.field(field.name).type}, expected "
                 f"{field.type}. Make the file anew with the stage that writes it."
             )
     return fields
+
+
+def _check_texts(table: pa.Table) -> None:
+    """ArrowInvalid where a text is not UTF-8."""
+    for column in table.columns:
+        if pa.types.is_string(column.type):
+            column.validate(full=True)
 
 
 def _refuse_nulls(

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
 
 from stages.core.errors import UserError
+from stages.core.flags import word_problem
 
 SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
+
+MAX_DEPTH = 20
+MAX_ENTRIES = 100_000
+"""Of keys, values and list items; what has more is a mistake, or a bomb of YAML aliases."""
 
 Config = dict[str, Any]
 
@@ -23,19 +32,41 @@ class ConfigError(UserError):
     """A config that cannot be run; the message lists every mistake with its key."""
 
 
+@cache
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = yaml.safe_load(SCHEMA.read_text())
+    return schema
+
+
 def check_config(config: Config) -> Config:
     """The config with defaults filled in. ConfigError lists everything that is wrong."""
-    schema = yaml.safe_load(SCHEMA.read_text())
+    _refuse(list(_check_plain(config)))
+    schema = _schema()
     config = copy.deepcopy(config)
     _fill_defaults(config, schema)
     errors = sorted(
-        Draft202012Validator(schema).iter_errors(config), key=lambda error: list(error.path)
+        _Validator(schema).iter_errors(config), key=lambda error: list(map(str, error.path))
     )
-    messages = [line for error in errors for line in _explain(error, schema)]
-    messages = list(dict.fromkeys(messages)) or list(_check_together(config))
-    if messages:
-        raise ConfigError("the config has mistakes:\n  - " + "\n  - ".join(messages))
+    _refuse([line for error in errors for line in _explain(error, schema)])
+    _refuse(list(_check_together(config)))
     return config
+
+
+def read_config(*paths: Path) -> Config:
+    """The config in a file with those of others laid over it, checked.
+
+    ConfigError if one cannot be read, or for what `check_config` finds.
+    """
+    config: Config = {}
+    for path in paths:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+        loaded = {} if loaded is None else loaded
+        _refuse(list(_check_plain(loaded)))
+        config = merged(config, loaded)
+    return check_config(config)
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,18 +78,20 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def without_defaults(block: Config, name: str) -> Config:
-    """The keys of a top-level block that differ from the schema's defaults.
+def without_defaults(block: Config, *path: str) -> Config:
+    """What differs from the schema's defaults in the block at a path of keys, or in the whole config.
 
     What is passed on to a stage without them stays the same when a new optional key appears.
     """
-    schema = yaml.safe_load(SCHEMA.read_text())
-    known = known_keys(schema, [name])
-    return {
-        key: value
-        for key, value in block.items()
-        if "default" not in known.get(key, {}) or known[key]["default"] != value
-    }
+    known = known_keys(_schema(), list(path))
+    kept: Config = {}
+    for key, value in block.items():
+        is_block = isinstance(value, dict) and bool(known_keys(_schema(), [*path, key]))
+        inner = without_defaults(value, *path, key) if is_block else value
+        has_default = "default" in known.get(key, {})
+        if not (has_default and inner == known[key]["default"]):
+            kept[key] = inner
+    return kept
 
 
 def known_keys(schema: dict[str, Any], path: list[str]) -> dict[str, Any]:
@@ -67,6 +100,70 @@ def known_keys(schema: dict[str, Any], path: list[str]) -> dict[str, Any]:
     for key in path:
         node = _properties(node, schema).get(key, {})
     return _properties(node, schema)
+
+
+def _refuse(messages: list[str]) -> None:
+    if messages:
+        lines = "\n  - ".join(dict.fromkeys(messages))
+        raise ConfigError(f"the config has mistakes:\n  - {lines}")
+
+
+def _check_plain(config: object) -> Iterator[str]:
+    """What no key may hold, whatever it means: it would reach a command line, or never be read."""
+    if not isinstance(config, dict):
+        yield f"it is {_shown(config)}; expected keys with values"
+        return
+    waiting: list[tuple[tuple[str, ...], object]] = [((), config)]
+    count = 0
+    while waiting:
+        path, value = waiting.pop()
+        count += 1
+        where = ".".join(path)
+        if len(path) > MAX_DEPTH or count > MAX_ENTRIES:
+            yield (
+                f"{where[:200]!r} lies too deep or is one entry too many; at most {MAX_DEPTH} "
+                f"levels and {MAX_ENTRIES:,} entries are read"
+            )
+            return
+        if isinstance(value, dict):
+            for key in value:
+                problem = word_problem(key) if isinstance(key, str) else "keys are texts"
+                if problem:
+                    yield f"the key {_shown(key)} in {where or 'the config'!r}: {problem}"
+            waiting += [((*path, str(key)[:200]), inner) for key, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            waiting += [((*path, str(place)), inner) for place, inner in enumerate(value)]
+        elif isinstance(value, str) and (problem := word_problem(value)):
+            yield f"{where!r} is {_shown(value)}: {problem}"
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            yield f"{where!r} is a number of {value.bit_length()} bits; at most 63 are taken"
+
+
+def _is_integer(_checker: object, value: object) -> bool:
+    """Unlike JSON's: 3.0 is none, for a stage's flag would refuse it."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(_checker: object, value: object) -> bool:
+    """Unlike Python's: nan and inf are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
+
+
+_Validator: Any = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer).redefine(
+        "number", _is_number
+    ),
+)
+
+
+def _shown(value: object) -> str:
+    """The value as Python writes it, the middle of a long one left out."""
+    short = Repr()
+    short.maxstring = short.maxother = 120
+    return short.repr(value)
 
 
 def _properties(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -100,9 +197,10 @@ def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:
         yield _explain_type(where, error)
     elif error.validator == "enum":
         wanted = ", ".join(map(str, error.validator_value))
-        yield f"{where!r} is {error.instance!r}; expected one of {wanted}"
+        yield f"{where!r} is {_shown(error.instance)}; expected one of {wanted}"
     else:
-        yield f"{where!r} is {error.instance!r}: {error.message}"
+        reason = error.message.removeprefix(repr(error.instance)).strip()
+        yield f"{where!r} is {_shown(error.instance)}: it {reason}"
 
 
 def _explain_type(where: str, error: ValidationError) -> str:
@@ -110,7 +208,7 @@ def _explain_type(where: str, error: ValidationError) -> str:
     wanted = " or ".join(wanted) if isinstance(wanted, list) else wanted
     kind = {"str": "text", "bool": "true/false", "NoneType": "nothing", "dict": "a block",
             "list": "a list"}.get(type(error.instance).__name__, type(error.instance).__name__)  # fmt: skip
-    message = f"{where!r} is {error.instance!r} ({kind}); expected {wanted}"
+    message = f"{where!r} is {_shown(error.instance)} ({kind}); expected {wanted}"
     if isinstance(error.instance, str):
         try:
             number = float(error.instance)

@@ -28,6 +28,14 @@ class Counts:
     """Policies that are kept, the seed's included."""
     reward_draws: int
     """Draws of each candidate's reward."""
+    fused_exports: int = 0
+    """Exports that hold a denoiser of their own in the export's precision."""
+    whole_exports: int = 0
+    """Exports that hold the other parts of the pipeline too."""
+    lora_exports: int = 0
+    """Exports that hold a LoRA of their own."""
+    exported_pairs: int = 0
+    """Pairs that are exported, once for each layout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,10 @@ class Rates:
     """The weights of one policy."""
     trained_bytes: int
     """What a training keeps of its state: weights and the optimizer's moments."""
+    denoiser_bytes: int = 0
+    """A whole denoiser in the export's precision."""
+    others_bytes: int = 0
+    """The pipeline's other parts, likewise."""
 
 
 def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Counts:
@@ -80,7 +92,22 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
         training_pairs=math.ceil(seed_pairs + config["update_policy"]["passes"] * sum(mixed)),
         policies=iterations + 1,
         reward_draws=config["score_candidates"]["num_draws"],
+        **count_exports(config, sum(mixed)),
     )
+
+
+def count_exports(config: Config, mixed_pairs: int) -> dict[str, int]:
+    """What leaves the run as new files; a full fine-tune's diffusers folder is linked."""
+    export = config.get("export", {})
+    policies, is_lora = config["iterations"] + 1, config.get("lora", {}).get("rank", 0) > 0
+    layouts = export.get("policies", [])
+    single = policies * ("single-file" in layouts)
+    return {
+        "fused_exports": single + policies * ("diffusers" in layouts and is_lora),
+        "whole_exports": single,
+        "lora_exports": policies * ("lora-kohya" in layouts and is_lora),
+        "exported_pairs": mixed_pairs * len(export.get("preferences", [])),
+    }
 
 
 def hours(counts: Counts, rates: Rates) -> dict[str, float]:
@@ -114,5 +141,9 @@ def disk_bytes(counts: Counts, rates: Rates) -> dict[str, int]:
         "pairs and mixes": math.ceil(counts.generated_pairs * pair * 2.33),
         "evaluation images": counts.evaluation_images * rates.image_bytes,
         "policies": counts.policies * rates.policy_bytes,
+        "exports": counts.fused_exports * rates.denoiser_bytes
+        + counts.whole_exports * rates.others_bytes
+        + counts.lora_exports * rates.policy_bytes
+        + counts.exported_pairs * 2 * rates.image_bytes,
         "training state": rates.trained_bytes,
     }

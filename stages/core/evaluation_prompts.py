@@ -10,7 +10,10 @@ from typing import Literal
 
 from stages.core.errors import UserError
 from stages.core.prompts import normalise, prompt_id, read_hpsv2, read_prompts
-from stages.core.text_files import PROBLEM, column_names, read_records
+from stages.core.text_files import PROBLEM, column_names, not_utf8, read_records
+
+PARTIPROMPTS = ("Prompt", "Category", "Challenge")
+"""The official file's columns that are read."""
 
 PromptLayout = Literal["plain", "partiprompts", "hpsv2"]
 
@@ -63,7 +66,7 @@ def shared_prompts(evaluation: Iterable[str], training: Iterable[str]) -> list[s
 def _read_partiprompts(path: Path) -> list[EvaluationPrompt]:
     """Rows of the official file. Quotes are part of a prompt (`"G I G G L E" ...`), never syntax."""
     names = column_names(path)
-    for name in ("Prompt", "Category", "Challenge"):
+    for name in PARTIPROMPTS:
         if name not in names:
             raise UserError(
                 f"{path} has no column {name!r} (found: {', '.join(names) or 'nothing'}); layout "
@@ -71,14 +74,15 @@ def _read_partiprompts(path: Path) -> list[EvaluationPrompt]:
             )
     rows = []
     for number, record in enumerate(read_records(path)):
-        if PROBLEM in record or not normalise(record["Prompt"]):
-            reason = record.get(PROBLEM, "the prompt is empty")
+        prompt, category, challenge = (record.get(name) for name in PARTIPROMPTS)
+        texts = (prompt, category, challenge)
+        reason = record.get(PROBLEM)
+        if reason is None and not all(isinstance(text, str) for text in texts):
+            reason = f"expected texts in {', '.join(PARTIPROMPTS)}, found {texts}"
+        reason = reason or next(filter(None, map(not_utf8, texts)), None)
+        if reason is None and not normalise(prompt):
+            reason = "the prompt is empty"
+        if reason is not None:
             raise UserError(f"{path}, row {number}: {reason}")
-        rows.append(
-            EvaluationPrompt(
-                prompt=record["Prompt"].strip(),
-                category=record["Category"],
-                challenge=record["Challenge"],
-            )
-        )
+        rows.append(EvaluationPrompt(prompt=prompt.strip(), category=category, challenge=challenge))
     return rows

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from stages.core.artifacts import digest, provenance, write_json, write_text
+from stages.core.artifacts import digest, provenance, remove_leftovers, write_json, write_text
 from stages.core.errors import UserError
 
 CARD = "README.md"
@@ -30,8 +30,7 @@ def export_folder(output: Path) -> Iterator[Path]:
     check_replaceable(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     new, old = (output.with_name(f".{output.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(output)
     new.mkdir()
     try:
         yield new

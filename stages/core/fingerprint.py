@@ -1,4 +1,7 @@
-"""A digest of what a stage's code does, which comments, docstrings and layout leave alone."""
+"""A digest of what a stage's code does, which comments, docstrings and layout leave alone.
+
+A file that lies beside a module and is named in it, as a template, is part of the code.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ def _tree(module: str) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _imports(module: str) -> set[str]:
+@cache
+def _imports(module: str) -> frozenset[str]:
     names: set[str] = set()
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -54,7 +58,7 @@ def _imports(module: str) -> set[str]:
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-    return {name for name in names if name.split(".")[0] == "stages"}
+    return frozenset(name for name in names if name.split(".")[0] == "stages")
 
 
 @cache
@@ -67,7 +71,23 @@ def _module_digest(module: str) -> str:
         # A bare string is a docstring, of a module, a function or a dataclass field.
         kept = [item for item in body if not _is_bare_string(item)]
         node.body = kept  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    digest = hashlib.sha256(ast.dump(tree).encode())
+    for path in _files_beside(module, tree):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files_beside(module: str, tree: ast.Module) -> list[Path]:
+    """Files of the module's folder whose names stand in it, code apart."""
+    place = _path(module)
+    assert place is not None
+    words = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    files = (path for path in place.parent.iterdir() if path.is_file() and path.suffix != ".py")
+    return sorted(path for path in files if path.name in words)
 
 
 def _is_bare_string(item: object) -> bool:

@@ -1,10 +1,14 @@
-"""Config blocks as command-line flags, quoted for the shell."""
+"""Config blocks as command-line flags, quoted for the shell; and which texts cannot be words of it."""
 
 from __future__ import annotations
 
 import shlex
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
+
+MAX_WORD_LETTERS = 4096
+"""The longest path that Linux takes."""
 
 
 def flags(values: Mapping[str, Any], prefix: str = "") -> str:
@@ -21,3 +25,24 @@ def flags(values: Mapping[str, Any], prefix: str = "") -> str:
         else:
             words += [f"--{flag}", shlex.quote(str(value))]
     return " ".join(words)
+
+
+def word_problem(text: str) -> str | None:
+    """Why a text of the config, or a file's name, is no safe word of a command; None if it is one.
+
+    Spaces, quotes, $, backticks, ; and the like are safe: they are quoted.
+    """
+    if len(text) > MAX_WORD_LETTERS:
+        return f"it has {len(text):,} letters; at most {MAX_WORD_LETTERS:,} are taken"
+    if text.startswith("-"):
+        return "it begins with '-', as a flag does; write ./ before a file's name"
+    for letter in text:
+        if unicodedata.category(letter) in ("Cc", "Cs"):
+            return (
+                f"it holds the control character U+{ord(letter):04X}; line breaks, NUL and bytes "
+                "that are not UTF-8 cannot stand in a name or a flag"
+            )
+    for letter in "{}<>":
+        if letter in text:
+            return f"it holds {letter!r}, which Snakemake takes for a wildcard; rename it"
+    return None

@@ -13,6 +13,7 @@ Field = Literal[
     "reward_accuracy",
     "confident_share",
     "diversity",
+    "feature_diversity",
     "rank_correlation",
     "best_beats_worst",
     "drift",
@@ -32,6 +33,8 @@ class Guard:
     reward_accuracy_high: float
     num_holdout_pairs: int
     diversity: float
+    feature_diversity: float
+    features: str
     drift: float
     blank_share: float
     truncated_share: float
@@ -44,17 +47,17 @@ class Guard:
 class Limits:
     """Where a guard becomes a warning."""
 
-    min_reward_accuracy: float
+    min_reward_accuracy: float = 0.5
     """The interval of the reward's accuracy reaches down to this; 0.5 is chance."""
-    max_confident_share: float
+    max_confident_share: float = 0.9
     """More than this share of an iteration's pairs has p(winner > loser) > 0.9."""
-    min_diversity_share: float
-    """Diversity falls below this share of iteration 0's."""
-    max_blank_share: float
+    min_diversity_share: float = 0.6
+    """Diversity, of pixels or of features, falls below this share of iteration 0's."""
+    max_blank_share: float = 0.01
     """More than this share of images is of nearly one colour."""
-    max_truncated_share: float
+    max_truncated_share: float = 0.05
     """A text encoder cuts more than this share of the evaluation prompts."""
-    max_drift: float | None
+    max_drift: float | None = None
     """Predictions are further than this from the base's; None never warns."""
 
 
@@ -96,6 +99,13 @@ MEASURES = (
         is_share=False,
         meaning="How much the images of one prompt differ from each other. A steep fall means "
         "that the model draws the same picture again and again.",
+    ),
+    Measure(
+        field="feature_diversity",
+        title="Diversity of features",
+        is_share=False,
+        meaning="The same as a viewer would see it: by the cosine of a CLIP's features, or by colour "
+        "from some steps away. Noise and grain do not count.",
     ),
     Measure(
         field="confident_share",
@@ -147,6 +157,8 @@ def warning(guard: Guard, field: Field, seed: Guard, limits: Limits) -> str | No
         return confidence_warning(guard, limits.max_confident_share)
     if field == "diversity":
         return diversity_warning(guard, seed, limits.min_diversity_share)
+    if field == "feature_diversity":
+        return feature_warning(guard, seed, limits.min_diversity_share)
     if field == "drift":
         return drift_warning(guard, limits.max_drift)
     if field == "blank_share":
@@ -195,6 +207,17 @@ def diversity_warning(guard: Guard, seed: Guard, limit: float) -> str | None:
         f"{guard.policy} has lost diversity: its images of one prompt differ "
         f"{percent(guard.diversity / seed.diversity)} as much as those of {seed.policy} "
         f"(limit {percent(limit)})."
+    )
+
+
+def feature_warning(guard: Guard, seed: Guard, limit: float) -> str | None:
+    """Set when the features' diversity has fallen below the limit's share of iteration 0's."""
+    if not guard.feature_diversity < limit * seed.feature_diversity:
+        return None
+    return (
+        f"{guard.policy} draws the same picture again and again: by features ({guard.features}) its "
+        f"images of one prompt differ {percent(guard.feature_diversity / seed.feature_diversity)} "
+        f"as much as those of {seed.policy} (limit {percent(limit)})."
     )
 
 

@@ -21,11 +21,11 @@ class HeldOutFiles:
     """Held-out pairs (schema preferences)."""
     latents: Path
     """Their latents (schema pair_latents)."""
-    num_pairs: int
+    num_pairs: int = 64
     """The first so many of them; 0 scores none."""
-    num_draws: int
+    num_draws: int = 4
     """Draws of (timestep, noise) of each pair, the same at every step."""
-    every_steps: int
+    every_steps: int = 20
     """Optimizer steps between two scores."""
 
     @property

@@ -21,6 +21,8 @@ Pixels = UInt8[NDArray[np.uint8], "height width rgb"]
 
 MAX_PIXELS = 2**25
 """Larger images (8192 x 4096) are refused by their header, before any pixel is decoded."""
+KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded. Pillow knows many more, some by calling other programs (EPS: Ghostscript)."""
 
 ORIENTATION = 0x0112
 """The EXIF tag of how a camera was held."""
@@ -33,12 +35,13 @@ class ImageError(UserError):
     """Bytes that are no usable image; the message says why."""
 
 
-def decode_image(data: bytes | None) -> Image.Image:
+def decode_image(data: bytes | None, where: str = "") -> Image.Image:
     """The RGB image in some file's bytes, as a viewer shows it; ImageError for anything else.
 
-    Upright by its EXIF orientation, see-through parts on white, 16 bits cut to 8.
+    Upright by its EXIF orientation, see-through parts on white, 16 bits cut to 8. The message begins
+    with `where` the bytes come from.
     """
-    with _opened(data) as image:
+    with _named(where), _opened(data) as image:
         return _to_rgb(image)
 
 
@@ -68,7 +71,7 @@ def _opened(data: bytes | None) -> Iterator[Image.Image]:
     if not data:
         raise ImageError("the image has no bytes")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=KINDS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
                     f"the image is {image.width} x {image.height} = "
@@ -76,10 +79,26 @@ def _opened(data: bytes | None) -> Iterator[Image.Image]:
                     f"{MAX_PIXELS / 1e6:.1f} are decoded. Make it smaller"
                 )
             yield image
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"the bytes are no readable image: they begin with {data[:12]!r}; expected one of "
+            f"{', '.join(KINDS)}"
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"the image is too large: {error}") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"the bytes are no readable image ({error})") from error
+    except Exception as error:  # whatever a reader of damaged bytes stumbles over
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ImageError(f"the bytes are no readable image ({reason})") from error
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{where}: {error}" if where else str(error)) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -110,9 +129,22 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of the image in some file's bytes; only its header is read."""
-    with Image.open(io.BytesIO(data)) as image:
+    """(width, height) of the image in some file's bytes; only its header is read.
+
+    ImageError if they are none.
+    """
+    with _opened(data) as image:
         return image.size
+
+
+def image_kind(data: bytes, where: str) -> str:
+    """The usual ending of an image file's name, from its bytes: 'png', 'jpg', 'webp' ...
+
+    ImageError, which begins with `where` they come from, if they are none.
+    """
+    with _named(where), _opened(data) as image:
+        kind = str(image.format).lower()
+    return {"jpeg": "jpg", "mpo": "jpg"}.get(kind, kind)
 
 
 def encode_png(pixels: Pixels) -> bytes:

@@ -23,6 +23,7 @@ from stages.core.figures import (
     series_panel,
     training_panel,
 )
+from stages.core.gates import Gate, gate_sentences, last_good
 from stages.core.guards import MEASURES, Guard, Limits, Measure, seed_guard, warning
 from stages.core.paper import TOLERANCE, Column, PaperRow
 from stages.core.thumbnails import Thumbnail
@@ -73,16 +74,22 @@ def render(context: Mapping[str, Any]) -> str:
     return template.render(marks=MARKS, labels=LABELS, **context)
 
 
-def headline(evaluation: Evaluation, prompt_set: str, metric: str) -> Row:
-    """Verdicts on one metric: the last policy against base, then each against the one before."""
+def headline(
+    evaluation: Evaluation, prompt_set: str, metric: str, good: str | None = None
+) -> Row:
+    """Verdicts on one metric: the last policy against base, then each against the one before.
+
+    Where gates found a last good policy, it stands in the last one's place.
+    """
     policies, decimals = evaluation.policies, evaluation.decimals(prompt_set, metric)
-    overall = evaluation.against(prompt_set, metric, policies[-1], BASE)
+    last = good if good and good != BASE else policies[-1]
+    overall = evaluation.against(prompt_set, metric, last, BASE)
     steps = _present(
         evaluation.against(prompt_set, metric, policy, evaluation.previous(policy))
         for policy in policies
     )
     others = _present(
-        evaluation.against(prompt_set, other, policies[-1], BASE)
+        evaluation.against(prompt_set, other, last, BASE)
         for other in evaluation.metrics(prompt_set)
         if other != metric
     )
@@ -307,6 +314,18 @@ def metric_panel(evaluation: Evaluation, prompt_set: str, metric: str) -> Panel:
     return Panel(metric, series_panel(series), caption)
 
 
+def gates_view(gates: Sequence[Gate], iterations: int) -> Row | None:
+    """What the guards decided, of so many iterations that were asked for; None without gates."""
+    if not gates:
+        return None
+    return {
+        "on_collapse": gates[-1].on_collapse,
+        "is_stopped": gates[-1].stops,
+        "sentences": gate_sentences(gates, iterations),
+        "last_good": last_good(gates),
+    }
+
+
 def guards_view(guards: Sequence[Guard], limits: Limits) -> Row:
     """Warnings, a plot of each measure, and the table that marks what is beyond its limit."""
     seed = seed_guard(guards)
@@ -344,6 +363,8 @@ def guard_cell(guard: Guard, measure: Measure) -> Row:
     if measure.field == "reward_accuracy":
         low, high = (number(100 * end, 0) for end in _accuracy_interval(guard))
         note = f"{low} to {high} %, n = {guard.num_holdout_pairs}"
+    if measure.field == "feature_diversity":
+        note = guard.features
     return {"text": (percent if measure.is_share else significant)(value), "note": note}
 
 
@@ -467,6 +488,7 @@ def _reference_line(measure: Measure, seed: Guard, limits: Limits) -> tuple[floa
         ),
         "confident_share": (limits.max_confident_share, "limit"),
         "diversity": (limits.min_diversity_share * seed.diversity, "limit"),
+        "feature_diversity": (limits.min_diversity_share * seed.feature_diversity, "limit"),
         "best_beats_worst": (0.5, "chance"),
         "blank_share": (limits.max_blank_share, "limit"),
         "truncated_share": (limits.max_truncated_share, "limit"),

@@ -32,6 +32,7 @@ from stages.core.locks import held
 from stages.core.models import Conditioning, Denoiser, DiffusionModel, LoraSettings
 from stages.core.processes import Processes
 from stages.core.schemas import HELD_OUT_CURVE, TRAINING
+from stages.core.stopping import STOP
 from stages.core.training import (
     EncodedPairs,
     Execution,
@@ -208,39 +209,40 @@ def train_policy(
         if processes.count > 1:
             log.info("training on %d processes", processes.count)
         processes.start_trackers(task.stage, asdict(settings))
-        steps, curve = train_dpo(
-            model,
-            policy,
-            reference if needs_reference(settings) else None,
-            pairs,
-            settings,
-            seed=task.seed,
-            work=outputs.work,
-            identity=_identity(task, inputs),
-            processes=processes,
-            execution=execution,
-            held_out=held_out,
-        )
-        processes.end_trackers()
-        if processes.is_main:
-            _write_tables(steps, curve, task, outputs, inputs)
-            save_policy(policy, outputs.policy, model.denoiser_part)
-            facts = {
-                "base": model.base,
-                "kind": "lora" if task.lora.rank else "full",
-                "num_pairs": len(pairs),
-                "num_steps": len(steps),
-                "last_loss": steps[-1].loss,
-                **({"best_step": best_step(curve)} if settings.stop_after_no_gain else {}),
-            }
-            write_manifest(
-                outputs.policy,
-                stage=task.stage,
-                arguments=task.arguments,
-                inputs=inputs,
-                facts=facts,
+        with STOP.deferred():  # to the end of a step; after the last one the policy is written
+            steps, curve = train_dpo(
+                model,
+                policy,
+                reference if needs_reference(settings) else None,
+                pairs,
+                settings,
+                seed=task.seed,
+                work=outputs.work,
+                identity=_identity(task, inputs),
+                processes=processes,
+                execution=execution,
+                held_out=held_out,
             )
-            shutil.rmtree(outputs.work, ignore_errors=True)
+            processes.end_trackers()
+            if processes.is_main:
+                _write_tables(steps, curve, task, outputs, inputs)
+                save_policy(policy, outputs.policy, model.denoiser_part)
+                facts = {
+                    "base": model.base,
+                    "kind": "lora" if task.lora.rank else "full",
+                    "num_pairs": len(pairs),
+                    "num_steps": len(steps),
+                    "last_loss": steps[-1].loss,
+                    **({"best_step": best_step(curve)} if settings.stop_after_no_gain else {}),
+                }
+                write_manifest(
+                    outputs.policy,
+                    stage=task.stage,
+                    arguments=task.arguments,
+                    inputs=inputs,
+                    facts=facts,
+                )
+                shutil.rmtree(outputs.work, ignore_errors=True)
     return len(steps)
 
 

@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from stages.core.artifacts import ArtifactError
 from stages.core.errors import UserError
-from stages.core.images import ImageError
+from stages.core.images import ImageError, image_kind
 from stages.core.schemas import IMAGE, PICKAPIC, PREFERENCES, Schema
 
 Format = Literal["pickapic", "preference", "imagefolder", "webdataset"]
@@ -236,7 +235,8 @@ def write_imagefolder(job: Job, rows: Iterator[Row]) -> None:
             line = described(row)
             for ours, theirs in (("winner", "chosen"), ("loser", "rejected")):
                 data = _bytes(row, ours)
-                name = f"{number // FILES_PER_FOLDER:04d}/{number:06d}.{theirs}.{image_kind(data)}"
+                kind = image_kind(data, f"pair {row['pair_id']}, the {ours}")
+                name = f"{number // FILES_PER_FOLDER:04d}/{number:06d}.{theirs}.{kind}"
                 (job.folder / name).parent.mkdir(exist_ok=True)
                 (job.folder / name).write_bytes(data)
                 line[f"{theirs}_file_name"] = name
@@ -251,7 +251,8 @@ def write_webdataset(job: Job, rows: Iterator[Row]) -> None:
             for row in chunk:
                 for ours, theirs in (("winner", "chosen"), ("loser", "rejected")):
                     data = _bytes(row, ours)
-                    _add(archive, f"{number:06d}.{theirs}.{image_kind(data)}", data)
+                    kind = image_kind(data, f"pair {row['pair_id']}, the {ours}")
+                    _add(archive, f"{number:06d}.{theirs}.{kind}", data)
                 text = json.dumps(described(row), ensure_ascii=False)
                 _add(archive, f"{number:06d}.json", text.encode())
                 number += 1
@@ -267,12 +268,6 @@ def described(row: Row) -> Row:
     """What is known of a pair besides its images, by the names of `PREFERENCE`."""
     names = [name for name in PREFERENCE.arrow.names if PREFERENCE.arrow.field(name).type != IMAGE]
     return {name: row[OUR_NAMES.get(name, name)] for name in names}
-
-
-def image_kind(data: bytes) -> str:
-    """The usual ending of an image file's name, from its bytes: 'png', 'jpg', 'webp' ..."""
-    with Image.open(io.BytesIO(data)) as image:
-        return {"jpeg": "jpg"}.get(kind := str(image.format).lower(), kind)
 
 
 def _bytes(row: Row, side: str) -> bytes:

@@ -9,11 +9,18 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.core.arrow_files import naming
 from stages.core.errors import UserError
-from stages.core.text_files import PROBLEM, RECORD_SUFFIXES, column_names, read_lines, read_records
+from stages.core.text_files import (
+    PROBLEM,
+    RECORD_SUFFIXES,
+    column_names,
+    not_utf8,
+    read_lines,
+    read_records,
+)
 
 HPSV2_STYLES = ("anime", "concept-art", "paintings", "photo")
 PROMPT_COLUMNS = ("prompt", "caption", "text")
@@ -62,6 +69,8 @@ def read_items(path: Path) -> Iterator[PromptItem]:
         is_empty = False
         if not isinstance(item.prompt, str) or not normalise(item.prompt):
             raise UserError(f"{path}: the prompt in row {item.index} is empty")
+        if problem := not_utf8(item.prompt):
+            raise UserError(f"{path}: the prompt in row {item.index} is no text: {problem}")
         yield item
     if is_empty:
         raise UserError(f"{path} holds no prompts; expected one a line or a row")
@@ -143,15 +152,13 @@ def _read_records(path: Path) -> Iterator[PromptItem]:
 def _read_parquet(path: Path) -> Iterator[PromptItem]:
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    try:
+    with naming(path):
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is no readable Parquet file: {error}") from error
-    name = _named(path, file.schema_arrow.names, PROMPT_COLUMNS)
-    texts = (text for batch in file.iter_batches(columns=[name])
-             for text in batch.column(0).to_pylist())  # fmt: skip
-    for index, text in enumerate(texts):
-        yield PromptItem(text, None, index)
+        name = _named(path, file.schema_arrow.names, PROMPT_COLUMNS)
+        texts = (text for batch in file.iter_batches(columns=[name])
+                 for text in batch.column(0).to_pylist())  # fmt: skip
+        for index, text in enumerate(texts):
+            yield PromptItem(text, None, index)
 
 
 def _named(path: Path, names: Sequence[str], wanted: Sequence[str]) -> str:

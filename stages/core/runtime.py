@@ -28,6 +28,7 @@ from rich.text import Text
 
 from stages.core.devices import lease_visible, promised_devices
 from stages.core.errors import UserError
+from stages.core.stopping import EXIT_CODE, Stopped, heed_signals
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,7 @@ def stage(name: str) -> Iterator[Run]:
 def run_stage(main: Callable[[Args], None], args: Args) -> None:
     """Call a stage's main; a mistake of the user's ends in a message, not in a traceback."""
     set_up_log()
+    heed_signals()
     spec = sys.modules["__main__"].__spec__
     if spec is not None:
         log.info("python -m %s %s", spec.name, shlex.join(sys.argv[1:]))
@@ -81,6 +83,10 @@ def run_stage(main: Callable[[Args], None], args: Args) -> None:
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left; run again to continue", file=sys.stderr)
         raise SystemExit(130) from None
+    except Stopped as stopped:
+        if _is_main():
+            print(f"stopped by SIGTERM: {stopped}; run again to continue", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None
 
 
 def progress(items: Sequence[Item], what: str, unit: str, per_item: int = 1) -> Iterator[Item]:
@@ -149,14 +155,17 @@ def _bar(items: Iterable[Item], what: str) -> Iterator[Item]:
 
 def set_up_log() -> None:
     """Log to stderr; of several processes only the main one speaks."""
-    is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
-        level=logging.INFO if is_main else logging.WARNING,
+        level=logging.INFO if _is_main() else logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _peak_memory() -> str:

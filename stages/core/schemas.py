@@ -322,9 +322,34 @@ RELIABILITY = Schema(
     ),
 )
 
+DIVERSITY = Schema(
+    "diversity",
+    1,
+    pa.schema(
+        [
+            *_PROMPT[:1],
+            _field("num_images", pa.int32(), "images of the prompt"),
+            _field("num_blank", pa.int32(), "of them, those that are of nearly one colour"),
+            _field(
+                "pixel_distance",
+                pa.float64(),
+                "root mean squared difference of two of them, mean over pairs, in [0, 1]",
+                nullable=True,
+            ),
+            _field(
+                "feature_distance",
+                pa.float64(),
+                "difference of two of them in features or to the eye, mean over pairs",
+                nullable=True,
+            ),
+            _field("features", pa.string(), "what feature_distance is of: the metric, or perceptual"),
+        ]
+    ),
+)
+
 GUARDS = Schema(
     "guards",
-    2,
+    3,
     pa.schema(
         [
             _field("iteration", pa.int32(), "0 is the seed training"),
@@ -334,6 +359,16 @@ GUARDS = Schema(
             _field("reward_accuracy_high", pa.float64(), "95 % Wilson interval, upper end"),
             _field("num_holdout_pairs", pa.int32(), "held-out human pairs"),
             _field("diversity", pa.float64(), "mean distance of images of one prompt, in [0, 1]"),
+            _field(
+                "feature_diversity",
+                pa.float64(),
+                "mean distance of images of one prompt in the features named beside it",
+            ),
+            _field(
+                "features",
+                pa.string(),
+                "'perceptual' for colour differences, or the metric whose CLIP gives cosines",
+            ),
             _field("drift", pa.float64(), "mean squared change of the prediction from the base's"),
             _field("blank_share", pa.float64(), "share of images that are of nearly one colour"),
             _field(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -12,6 +14,7 @@ from scipy import special, stats
 
 PerPrompt = Float[NDArray[np.floating], " prompt"]
 Labels = Int[NDArray[np.integer], " prompt"]
+Item = TypeVar("Item")
 
 NUM_RESAMPLES = 9999
 """Bootstrap resamples of an interval."""
@@ -286,6 +289,12 @@ def rank_correlation(
     product = (centred[0] * centred[1]).sum(axis=1)
     scale = np.sqrt(np.square(centred[0]).sum(axis=1) * np.square(centred[1]).sum(axis=1))
     return float((product / scale).mean()) if len(product) else float("nan")
+
+
+def mean_over_pairs(items: Sequence[Item], distance: Callable[[Item, Item], float]) -> float:
+    """Mean distance of two different items, over all pairs; nan of fewer than two."""
+    found = [distance(first, second) for first, second in combinations(items, 2)]
+    return float(np.mean(found)) if found else float("nan")
 
 
 def mean_pairwise_distance(images: UInt8[NDArray[np.uint8], "image height width rgb"]) -> float:

@@ -14,18 +14,33 @@ Record = dict[str, Any]
 
 RECORD_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 
+MAX_DEPTH = 20
+"""Levels of lists and objects in a JSON value."""
+
 PROBLEM = "\x00problem"
 """Key of a record that could not be read; its value says why."""
 
 
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 text file, without their ends. UserError names a byte that is not."""
+    for line in _whole_lines(path):
+        yield line.rstrip("\r\n")
+
+
+def not_utf8(text: str) -> str | None:
+    """What no UTF-8 file can hold of a text: half a character, as JSON can spell it; None if nothing."""
+    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    if half is None:
+        return None
+    return f"it holds U+{ord(half):04X}, half of a character, which no file can hold. Remove it."
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for line in file:
-                yield line.rstrip("\r\n")
+            yield from file
     except UnicodeDecodeError:
         raise UserError(_where_not_utf8(path)) from None
 
@@ -60,7 +75,7 @@ def column_names(path: Path) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
-    lines = (f"{line}\n" for line in read_lines(path))
+    lines = _whole_lines(path)  # a line's end inside quotes is part of the text
     if path.suffix == ".tsv":
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
@@ -87,7 +102,7 @@ def _read_json(path: Path) -> Iterator[Record]:
     text = "\n".join(read_lines(path))
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no readable JSON: {error}") from error
     if not isinstance(values, list):
         raise UserError(f"{path} holds {type(values).__name__}; expected a list of rows")
@@ -97,7 +112,7 @@ def _read_json(path: Path) -> Iterator[Record]:
 def _parse_line(line: str) -> Record:
     try:
         return _as_record(json.loads(line))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         return {PROBLEM: f"the line is no readable JSON: {error}"}
 
 
@@ -105,8 +120,21 @@ def _as_record(value: Any) -> Record:
     if isinstance(value, str):
         return {"prompt": value}
     if isinstance(value, dict):
+        if _is_deep(value):
+            return {PROBLEM: f"the row is nested deeper than {MAX_DEPTH} levels"}
         return value
     return {PROBLEM: f"expected an object or a text, found {type(value).__name__}"}
+
+
+def _is_deep(value: Any) -> bool:
+    waiting = [(value, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            return True
+        inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        waiting += [(item, depth + 1) for item in inner if isinstance(item, dict | list)]
+    return False
 
 
 def _where_not_utf8(path: Path) -> str:

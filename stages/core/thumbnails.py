@@ -6,9 +6,9 @@ import base64
 import io
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from stages.core.errors import UserError
+from stages.core.images import decode_image
 
 KEPT_SIDE = 128
 """Images up to this many pixels a side are shown as they are, pixel by pixel."""
@@ -29,18 +29,10 @@ class Thumbnail:
 def thumbnail(data: bytes | None, where: str) -> Thumbnail:
     """A lossless PNG of a small image, a JPEG of a large one's reduction.
 
-    Always encoded anew, so that nothing but an image reaches the page. UserError says `where` bytes
+    Always encoded anew, so that nothing but an image reaches the page. ImageError says `where` bytes
     that are no readable image come from.
     """
-    if not data:
-        raise UserError(f"{where}: the image has no bytes. Make the file anew.")
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{where}: the bytes are no readable image ({error}). Make the file anew."
-        ) from error
+    image = decode_image(data, where)
     if max(image.size) <= KEPT_SIDE:
         return Thumbnail(_uri(image, "PNG"), is_small=True)
     image.thumbnail((SHRUNK_SIDE, SHRUNK_SIDE), Image.Resampling.LANCZOS)

@@ -33,6 +33,7 @@ from stages.core.optimizers import OptimizerName, make_optimizer
 from stages.core.processes import Processes
 from stages.core.runtime import progress
 from stages.core.seeding import seed_of
+from stages.core.stopping import STOP, Stopped
 from stages.core.training_state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -183,12 +184,13 @@ def train_dpo(
         rows = order[(number - 1) * settings.batch_pairs : number * settings.batch_pairs]
         step_seed = seed_of(seed, "draws", number)
         optimizer.zero_grad(set_to_none=True)
-        values = processes.mean(
-            _accumulate(
-                model, policy, reference, pairs, rows, settings, step_seed,
-                processes, scaler, execution.micro_batch_pairs,
-            )
+        measures = _accumulate(
+            model, policy, reference, pairs, rows, settings, step_seed,
+            processes, scaler, execution.micro_batch_pairs,
         )  # fmt: skip
+        asked = torch.tensor(float(STOP.is_asked), device=processes.device)
+        values = processes.mean({**measures, "asked": asked})
+        is_asked = values.pop("asked") > 0  # by one of the processes: all stop together
         scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip))
         _refuse_not_finite(number, values["loss"], norm, scaler, state)
@@ -215,10 +217,12 @@ def train_dpo(
             if processes.mean({"is_over": is_over})["is_over"] > 0:  # all stop together
                 log.info("no gain since step %d; stopping", best_step(curve))
                 break
-        if number % execution.save_every == 0 and number < total:
+        if (is_asked or number % execution.save_every == 0) and number < total:
             if processes.is_main:
                 state.save([asdict(step) for step in steps], [asdict(p) for p in curve])
             processes.wait()
+            if is_asked:
+                raise Stopped(f"the training's state of step {number} is saved in {work}")
     processes.unwrap(policy)
     if execution.gradient_checkpointing:
         policy.network.disable_gradient_checkpointing()

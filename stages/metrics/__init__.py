@@ -41,6 +41,12 @@ SCORERS: dict[str, Callable[[], Scorer]] = {**pixels.SCORERS, **shapes.SCORERS}
 NETWORKS = ("pickscore", "hpsv2", "imagereward", "aesthetics", "clipscore")
 """Metrics that are networks: they need weights and go faster on a GPU."""
 
+WITH_CLIP = ("clipscore", "aesthetics", "pickscore", "hpsv2")
+"""Those whose CLIP can tell how far pictures differ; first those that learned from no preferences."""
+
+PERCEPTUAL = "perceptual"
+"""Colour differences that need no CLIP, in its place."""
+
 GROUP = "sail.metrics"
 """Entry points of other packages: name of the metric = module:load, called load(options, device)."""
 
@@ -55,6 +61,13 @@ def metric_names() -> list[str]:
 def needs_gpu(name: str) -> bool:
     """Whether the metric should have a GPU where there is one."""
     return name not in SCORERS
+
+
+def choose_features(asked: str, metrics: Sequence[str]) -> str:
+    """Whose features tell how far pictures differ; 'auto' is the first CLIP among the metrics."""
+    if asked != "auto":
+        return asked
+    return next((name for name in WITH_CLIP if name in metrics), PERCEPTUAL)
 
 
 def load_scorer(

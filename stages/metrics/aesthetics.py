@@ -16,6 +16,7 @@ from stages.metrics.heads import Head
 from stages.metrics.preprocessing import Picture
 from stages.metrics.weights import (
     Published,
+    Reader,
     load_strictly,
     read_options,
     read_tensors,
@@ -29,9 +30,9 @@ ADDRESS = "https://github.com/christophschuhmann/improved-aesthetic-predictor"
 CLIP = "openai/clip-vit-large-patch14"
 
 
-def read_head(path: Path) -> Head:
+def read_head(path: Path, read: Reader = read_tensors) -> Head:
     """The published head."""
-    tensors = read_tensors(path)
+    tensors = read(path)
     with torch.device("meta"):
         head = Head(shape_of(tensors, "layers.0.weight", path)[-1])
     load_strictly(head, tensors, path)

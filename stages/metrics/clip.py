@@ -12,7 +12,14 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from stages.metrics.preprocessing import Picture, clip_input
-from stages.metrics.weights import MODEL_FILES, Published, load_strictly, read_tensors, ready
+from stages.metrics.weights import (
+    MODEL_FILES,
+    Published,
+    Reader,
+    load_strictly,
+    read_tensors,
+    ready,
+)
 
 PROMPTS_AT_ONCE = 64
 
@@ -99,7 +106,9 @@ def read_tokenizer(source: str, published: Published) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=str(vocabulary), merges=str(merges))
 
 
-def read_clip(source: str, published: Published, *, has_text: bool) -> tuple[Any, Path]:
+def read_clip(
+    source: str, published: Published, *, has_text: bool, read: Reader = read_tensors
+) -> tuple[Any, Path]:
     """A CLIP in transformers' layout from a folder or hub id, and the file of its weights."""
     config = CLIPConfig.from_pretrained(str(published.beside(source, "config.json").parent))
     path = published.find(source, MODEL_FILES)
@@ -110,5 +119,5 @@ def read_clip(source: str, published: Published, *, has_text: bool) -> tuple[Any
             config.vision_config.projection_dim = config.projection_dim
             model = CLIPVisionModelWithProjection(config.vision_config)
     text = () if has_text else ("text_model.*", "text_projection.weight", "logit_scale")
-    load_strictly(model, read_tensors(path), path, unused=("*.position_ids", *text))
+    load_strictly(model, read(path), path, unused=("*.position_ids", *text))
     return model, path

@@ -22,6 +22,7 @@ from stages.metrics.preprocessing import Picture, hpsv2_input
 from stages.metrics.weights import (
     Origin,
     Published,
+    Reader,
     Tensors,
     count_layers,
     load_strictly,
@@ -71,8 +72,8 @@ class HPSv2:
         words = Published(
             metric="hpsv2", option="tokenizer", address=f"https://huggingface.co/{TOKENIZER}"
         )
-        path = published.find(values["weights"], [_file_of(values)])
-        _check_version(path, values["version"])
+        path = published.find(values["weights"], [file_of(values)])
+        check_version(path, values["version"])
         model = read_open_clip(path)
         preprocess = partial(hpsv2_input, antialias=_is_true(values["antialias"]))
         self.pictures = Pictures(model, device, preprocess)
@@ -95,9 +96,9 @@ def clean_prompt(prompt: str) -> str:
     return " ".join(mended.split())
 
 
-def read_open_clip(path: Path) -> CLIPModel:
+def read_open_clip(path: Path, read: Reader = read_tensors) -> CLIPModel:
     """An open_clip CLIP as transformers' CLIPModel; sizes are read from the tensors' shapes."""
-    tensors = read_tensors(path)
+    tensors = read(path)
     with torch.device("meta"):
         model = CLIPModel(_config(tensors, path))
     load_strictly(model, tensors, path, origin=open_clip_name)
@@ -136,7 +137,9 @@ def _config(tensors: Tensors, path: Path) -> CLIPConfig:
     vision = {
         "hidden_size": width,
         "intermediate_size": _wide(tensors, "visual.transformer", path),
-        "num_hidden_layers": count_layers(tensors, "visual.transformer.resblocks."),
+        "num_hidden_layers": count_layers(
+            tensors, "visual.transformer.resblocks.", width, {1280: 32}
+        ),
         "num_attention_heads": max(1, width // VISION_HEAD),
         "image_size": patch * round((positions - 1) ** 0.5),
         "patch_size": patch,
@@ -144,7 +147,9 @@ def _config(tensors: Tensors, path: Path) -> CLIPConfig:
     text = {
         "hidden_size": text_width,
         "intermediate_size": _wide(tensors, "transformer", path),
-        "num_hidden_layers": count_layers(tensors, "transformer.resblocks."),
+        "num_hidden_layers": count_layers(
+            tensors, "transformer.resblocks.", text_width, {1024: 24}
+        ),
         "num_attention_heads": max(1, text_width // TEXT_HEAD),
         "max_position_embeddings": length,
         "vocab_size": num_words,
@@ -162,7 +167,8 @@ def _wide(tensors: Tensors, tower: str, path: Path) -> int:
     return shape_of(tensors, f"{tower}.resblocks.0.mlp.c_fc.weight", path)[0]
 
 
-def _file_of(options: Mapping[str, str]) -> str:
+def file_of(options: Mapping[str, str]) -> str:
+    """Name of the published file; UserError for a version that there is none of."""
     version = options["version"]
     if version not in FILES:
         raise UserError(
@@ -172,7 +178,8 @@ def _file_of(options: Mapping[str, str]) -> str:
     return FILES[version]
 
 
-def _check_version(path: Path, version: str) -> None:
+def check_version(path: Path, version: str) -> None:
+    """UserError where the file's name says another version."""
     other = {file: name for name, file in FILES.items()}.get(path.name)
     if other not in (None, version):
         raise UserError(

@@ -23,6 +23,7 @@ from stages.metrics.preprocessing import Picture, imagereward_input
 from stages.metrics.weights import (
     Origin,
     Published,
+    Reader,
     Tensors,
     count_layers,
     load_strictly,
@@ -133,9 +134,9 @@ class ImageReward:
         return ((raw - MEAN) / STD).float().cpu().numpy()
 
 
-def read_network(path: Path) -> Network:
+def read_network(path: Path, read: Reader = read_tensors) -> Network:
     """The published network; sizes are read from the tensors' shapes."""
-    tensors = read_tensors(path)
+    tensors = read(path)
     with torch.device("meta"):
         network = Network(*_configs(tensors, path))
     load_strictly(network, tensors, path, origin=published_name, unused=UNUSED)
@@ -166,7 +167,7 @@ def _configs(tensors: Tensors, path: Path) -> tuple[BlipVisionConfig, BlipTextCo
     vision = BlipVisionConfig(
         hidden_size=width,
         intermediate_size=shape_of(tensors, f"{VISION}.blocks.0.mlp.fc1.weight", path)[0],
-        num_hidden_layers=count_layers(tensors, f"{VISION}.blocks."),
+        num_hidden_layers=count_layers(tensors, f"{VISION}.blocks.", width, {1024: 24}),
         num_attention_heads=max(1, width // HEAD_CHANNELS),
         image_size=patch * round((positions - 1) ** 0.5),
         patch_size=patch,
@@ -179,7 +180,9 @@ def _configs(tensors: Tensors, path: Path) -> tuple[BlipVisionConfig, BlipTextCo
         hidden_size=text_width,
         encoder_hidden_size=width,  # not the 768 of med_config.json, which the published code overrides
         intermediate_size=wide,
-        num_hidden_layers=count_layers(tensors, f"{TEXT}.encoder.layer."),
+        num_hidden_layers=count_layers(
+            tensors, f"{TEXT}.encoder.layer.", text_width, {768: 12}
+        ),
         num_attention_heads=max(1, text_width // HEAD_CHANNELS),
         max_position_embeddings=length,
         hidden_act="gelu",

@@ -18,7 +18,7 @@ from typing import Any
 import PIL
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,11 +26,15 @@ from stages.core.artifacts import digest
 from stages.core.errors import UserError
 
 Tensors = Mapping[str, Tensor]
+Reader = Callable[[Path], dict[str, Tensor]]
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights in a transformers folder, the preferred name first."""
+
+
+READ_ERRORS = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +74,16 @@ class Published:
                 if (path / name).is_file():
                     return path / name
             raise self._missing(source, f"the folder has no {' or '.join(names)}")
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in SUFFIXES:
+        if self.is_remote(source):
             return self._download(source, names)
         raise self._missing(source, "there is no such file or folder")
+
+    def is_remote(self, source: str) -> bool:
+        """Whether `source` is a hub id, which is fetched when it is first needed."""
+        path = Path(source)
+        if path.exists() or path.suffix in SUFFIXES:
+            return False
+        return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
 
     def _download(self, source: str, names: Sequence[str]) -> Path:
         from huggingface_hub import hf_hub_download
@@ -129,16 +140,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             found: Any = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"{path} is no file of plain tensors ({str(error).splitlines()[0]}). Files that would "
-            "run code are not read; download it again, or convert it to .safetensors."
-        ) from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UserError(f"{path} holds {type(found).__name__}; expected tensors by name")
-    return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}  # fmt: skip
+    except READ_ERRORS as error:
+        raise _no_tensors(path, error) from error
+    named = _by_name(found, path)
+    return {name: value.float() if value.is_floating_point() else value for name, value in named.items()}  # fmt: skip
+
+
+def read_headers(path: Path) -> dict[str, Tensor]:
+    """The same tensors by name and shape alone, on the device 'meta': no weight is read."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {
+                    name: torch.empty(file.get_slice(name).get_shape(), device="meta")
+                    for name in file.keys()  # noqa: SIM118
+                }
+        found: Any = torch.load(path, map_location="meta", weights_only=True)
+    except READ_ERRORS as error:
+        raise _no_tensors(path, error) from error
+    return _by_name(found, path)
 
 
 def shape_of(tensors: Tensors, name: str, path: Path) -> tuple[int, ...]:
@@ -148,8 +168,14 @@ def shape_of(tensors: Tensors, name: str, path: Path) -> tuple[int, ...]:
     return tuple(tensors[name].shape)
 
 
-def count_layers(tensors: Tensors, prefix: str) -> int:
-    """One more than the highest number that follows `prefix` in the names."""
+def count_layers(tensors: Tensors, prefix: str, width: int, published: Mapping[int, int]) -> int:
+    """How many layers there should be: as in the published network of that width, if it is known.
+
+    For other widths one more than the highest number that follows `prefix` in the names. So a
+    published file that has lost its last layers is not taken for a shallower network.
+    """
+    if width in published:
+        return published[width]
     numbers = [
         int(match[1])
         for name in tensors
@@ -221,6 +247,21 @@ def spec_of(
             "pillow": PIL.__version__,
         },
     }
+
+
+def _by_name(found: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UserError(f"{path} holds {type(found).__name__}; expected tensors by name")
+    return dict(found)
+
+
+def _no_tensors(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is no file of plain tensors ({str(error).splitlines()[0]}). Files that would "
+        "run code are not read; download it again, or convert it to .safetensors."
+    )
 
 
 def _take(source: Origin, tensor: Tensor) -> Tensor | None:

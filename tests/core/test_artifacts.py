@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from stages.core.artifacts import (
     write_json,
     write_manifest,
     write_table,
+    write_text,
 )
 from stages.core.fingerprint import code_version
 from stages.core.schemas import CANDIDATES, METRIC_SCORES, PROMPTS
@@ -240,3 +244,21 @@ def test_a_policy_whose_weights_are_damaged_is_refused_with_the_file(
 def test_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert digest(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_one_s_is_not(
+    tmp_path: Path,
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = tmp_path / "table[1].parquet"
+    dead = tmp_path / f".{path.name}.{ended.pid}.part"
+    folder = tmp_path / f".{path.name}.{ended.pid}.old"
+    living = tmp_path / f".{path.name}.{os.getppid()}.part"
+    other = tmp_path / f".another.parquet.{ended.pid}.part"
+    for file in (dead, living, other):
+        file.write_text("half")
+    folder.mkdir()
+    write_text(path, "whole")
+    assert path.read_text() == "whole"
+    assert set(tmp_path.iterdir()) == {path, living, other}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,22 @@ def test_hours_and_bytes_of_hand_numbers(sd15: dict[str, Any]) -> None:
     assert sizes["candidates"] == 72 * 1100
     assert sizes["policies"] == 2 * 10_000
     assert sizes["training state"] == 30_000
+
+
+def test_exports_are_counted_by_what_they_write(sd15: dict[str, Any]) -> None:
+    sd15 |= {"iterations": 1, "export": {"policies": ["diffusers", "single-file", "lora-kohya"],
+                                         "preferences": ["pickapic", "webdataset"]}}  # fmt: skip
+    sd15["prompts"]["per_iteration"] = [9]
+    rates = replace(RATES, denoiser_bytes=2000, others_bytes=300)
+    # two policies, and 12 pairs in two layouts; a full fine-tune's folder is linked
+    pairs = 2 * 12 * 2 * 1000
+    full = disk_bytes(count(sd15, 0, 0), rates)["exports"]
+    assert full == 2 * (2000 + 300) + pairs
+    sd15["lora"] = {"rank": 4}
+    lora = disk_bytes(count(sd15, 0, 0), rates)["exports"]
+    assert lora == 2 * (2 * 2000 + 300 + 10_000) + pairs
+    sd15["export"] = {"policies": [], "preferences": []}
+    assert disk_bytes(count(sd15, 0, 0), rates)["exports"] == 0
 
 
 def test_more_devices_shorten_what_is_spread_over_them() -> None:

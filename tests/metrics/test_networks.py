@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 from stages.core.artifacts import digest
 from stages.core.errors import UserError
 from stages.metrics import NETWORKS, load_scorer, score_in_batches
+from stages.metrics.check import check_weights
 from stages.metrics.clip import features
+from stages.metrics.hpsv2 import read_open_clip
+from stages.metrics.imagereward import read_network
 from stages.metrics.preprocessing import clip_input, hpsv2_input, imagereward_input
+from stages.metrics.weights import read_headers, read_tensors
 from tests.metrics import independent
 from tests.metrics.conftest import PROMPTS, Published
 from tests.metrics.official import SIZE
@@ -240,3 +244,91 @@ def test_a_tower_that_the_head_does_not_fit_is_refused(
     torch.save(official.head(768), tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
     with pytest.raises(UserError, match="embeddings of 768 numbers, but .* gives 48"):
         load_scorer("aesthetics", published.options("aesthetics") | {"weights": str(tmp_path)})
+
+
+def without_last(weights: dict[str, torch.Tensor], prefix: str, layers: int) -> dict[str, Any]:
+    """The weights with so many copies of layer 0 and no other, as tensors that hold one number."""
+    kept = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+    first = {n: v for n, v in weights.items() if n.startswith(f"{prefix}0.")}
+    copies = {
+        f"{prefix}{number}.{name.removeprefix(f'{prefix}0.')}": value
+        for number in range(layers) for name, value in first.items()
+    }  # fmt: skip
+    return kept | copies
+
+
+def as_wide(weights: dict[str, Any], widths: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The weights with some tensors of the published size, which take no memory."""
+    return weights | {name: torch.zeros(1).expand(shape) for name, shape in widths.items()}
+
+
+@pytest.mark.parametrize(("vision", "text"), [(31, 24), (32, 23)])
+def test_hpsv2s_file_without_its_last_layer_is_refused_by_name(
+    vision: int, text: int, published: Published, tmp_path: Path
+) -> None:
+    stored = torch.load(published.weights_file("hpsv2"), weights_only=True)["state_dict"]
+    weights = without_last(stored, "visual.transformer.resblocks.", vision)
+    weights = without_last(weights, "transformer.resblocks.", text)
+    weights = as_wide(weights, {
+        "visual.conv1.weight": (1280, 3, 14, 14), "visual.positional_embedding": (257, 1280),
+        "token_embedding.weight": (600, 1024), "positional_embedding": (77, 1024),
+    })  # fmt: skip
+    path = tmp_path / "HPS_v2_compressed.pt"
+    torch.save({"state_dict": weights}, path)
+    gone = "visual.transformer.resblocks.31" if vision == 31 else "transformer.resblocks.23"
+    for read in (read_tensors, read_headers):
+        with pytest.raises(UserError, match=rf"missing '{gone}\.attn.*and 8 more; unexpected nothing"):
+            read_open_clip(path, read)
+
+
+@pytest.mark.parametrize(("vision", "text"), [(23, 12), (24, 11)])
+def test_imagerewards_file_without_its_last_layer_is_refused_by_name(
+    vision: int, text: int, published: Published, tmp_path: Path
+) -> None:
+    stored = torch.load(published.weights_file("imagereward"), weights_only=True)
+    weights = without_last(stored, "blip.visual_encoder.blocks.", vision)
+    weights = without_last(weights, "blip.text_encoder.encoder.layer.", text)
+    words = "blip.text_encoder.embeddings"
+    weights = as_wide(weights, {
+        "blip.visual_encoder.patch_embed.proj.weight": (1024, 3, 16, 16),
+        f"{words}.word_embeddings.weight": (600, 768),
+        f"{words}.position_embeddings.weight": (512, 768),
+    })  # fmt: skip
+    path = tmp_path / "ImageReward.pt"
+    torch.save(weights, path)
+    gone = "visual_encoder.blocks.23" if vision == 23 else "text_encoder.encoder.layer.11"
+    for read in (read_tensors, read_headers):
+        with pytest.raises(UserError, match=rf"missing 'blip\.{gone}\..*unexpected nothing"):
+            read_network(path, read)
+
+
+@pytest.mark.parametrize("metric", NETWORKS)
+def test_headers_alone_tell_what_loading_would(
+    metric: str, published: Published, tmp_path: Path
+) -> None:
+    assert "fits" in check_weights(metric, published.options(metric))
+    name = INNER[metric]
+    options = damaged(published, metric, tmp_path, lambda weights: weights.pop(name))
+    with pytest.raises(UserError, match=f"missing '{name}'; unexpected nothing"):
+        check_weights(metric, options)
+    path = Published(tmp_path).weights_file(metric)
+    path.write_bytes(path.read_bytes()[:1000])  # a download that broke off
+    with pytest.raises(UserError, match="no file of plain tensors"):
+        check_weights(metric, options)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"metrics\.{metric}\.weights is .*Get it from http"):
+        check_weights(metric, options)
+    with pytest.raises(UserError, match=rf"needs metrics\.{metric}\.weights"):
+        check_weights(metric, {})
+
+
+def test_headers_of_a_safetensors_file(published: Published, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    stored = torch.load(published.weights_file("aesthetics"), weights_only=True)
+    save_file(stored, tmp_path / "head.safetensors")
+    found = read_headers(tmp_path / "head.safetensors")
+    assert {n: tuple(t.shape) for n, t in found.items()} == {
+        n: tuple(t.shape) for n, t in stored.items()
+    }
+    assert {t.device.type for t in found.values()} == {"meta"}

@@ -11,6 +11,7 @@ from stages import (
     encode_preferences,
     generate_evaluation,
     import_preferences,
+    measure_diversity,
     mix_preferences,
     sample_candidates,
     score_candidates,
@@ -311,4 +312,22 @@ def judged(
     ]
     for args in runs:
         score_holdout.main(args)
+    return runs
+
+
+@pytest.fixture(scope="session")
+def diversity(
+    evaluated: dict[str, generate_evaluation.Args], made: Path
+) -> list[measure_diversity.Args]:
+    """How far the images of both policies differ."""
+    runs = [
+        measure_diversity.Args(
+            images=(evaluated[name].output,),
+            features="perceptual",
+            output=made / "evaluation" / f"diversity-{name}.parquet",
+        )
+        for name in ("iter00", "iter01")
+    ]
+    for args in runs:
+        measure_diversity.main(args)
     return runs

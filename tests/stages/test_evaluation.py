@@ -12,6 +12,7 @@ import pytest
 from stages import (
     check_leakage,
     generate_evaluation,
+    measure_diversity,
     sample_candidates,
     score_candidates,
     score_holdout,
@@ -24,6 +25,7 @@ from stages import (
 from stages.core.artifacts import read_metadata, write_table
 from stages.core.errors import UserError
 from stages.core.guards import Limits
+from stages.core.perception import lab_levels, perceptual_distance
 from stages.core.rewards import preference_probability
 from stages.core.schemas import EVALUATION_PROMPTS, IMAGES, METRIC_SCORES, PROMPTS
 from stages.core.seeding import seed_of
@@ -350,7 +352,7 @@ def test_policies_scored_on_other_prompts_are_not_compared(tmp_path: Path) -> No
 
 @pytest.fixture
 def guards(
-    judged: list[score_holdout.Args], evaluated: dict[str, generate_evaluation.Args],
+    judged: list[score_holdout.Args], diversity: list[measure_diversity.Args],
     selected: select_pairs.Args, scored: list[score_candidates.Args],
     candidate_scores: score_metric.Args, prompts: select_prompts.Args, tiny_base: str,
     tmp_path: Path,
@@ -358,7 +360,7 @@ def guards(
     """Guards of iterations 0 and 1."""
     return summarise_guards.Args(
         holdout=tuple(args.output for args in judged),
-        images=((0, evaluated["iter00"].output), (1, evaluated["iter01"].output)),
+        diversity=tuple(args.output for args in diversity),
         pairs=(selected.output,),
         rewards=tuple((1, args.output) for args in scored),
         candidate_scores=((1, candidate_scores.output),),
@@ -370,8 +372,13 @@ def guards(
     )
 
 
+def by_eye(one: np.ndarray, other: np.ndarray) -> float:
+    levels = [lab_levels(picture.round().astype(np.uint8)) for picture in (one, other)]
+    return perceptual_distance(*levels)
+
+
 def test_guards_are_what_the_tables_of_their_iteration_give_by_brute_force(
-    guards: summarise_guards.Args,
+    guards: summarise_guards.Args, evaluated: dict[str, generate_evaluation.Args]
 ) -> None:
     summarise_guards.main(guards)
     rows = read_rows(guards.output)
@@ -383,12 +390,15 @@ def test_guards_are_what_the_tables_of_their_iteration_give_by_brute_force(
         assert row["num_holdout_pairs"] == 2
         assert row["reward_accuracy_low"] <= row["reward_accuracy"] <= row["reward_accuracy_high"]
         assert row["drift"] == pytest.approx(np.mean([pair["drift"] for pair in judged]))
-    for row, (_, path) in zip(rows, guards.images, strict=True):
+    for row in rows:
         by_prompt: dict[str, list[np.ndarray]] = {}
-        for image in read_rows(path):
+        for image in read_rows(evaluated[row["policy"]].output):
             by_prompt.setdefault(image["prompt_id"], []).append(pixels_of(image["image"]) / 255.0)
         gaps = [np.sqrt(((a - b) ** 2).mean()) for a, b in by_prompt.values()]
         assert row["diversity"] == pytest.approx(np.mean(gaps))
+        seen = [by_eye(a * 255, b * 255) for a, b in by_prompt.values()]
+        assert row["feature_diversity"] == pytest.approx(np.mean(seen))
+        assert row["features"] == "perceptual"
     names = ("rank_correlation", "best_beats_worst", "confident_share")
     assert [rows[0][name] for name in names] == [None, None, None]
     pairs = read_rows(guards.pairs[0])
@@ -439,8 +449,12 @@ def test_blank_images_and_cut_prompts_are_counted_and_said(
     texts = [prompt_row(CAPTIONS[0]), prompt_row("a small red triangle " * 40)]
     prompts = tmp_path / "texts.parquet"
     write_table(prompts, texts, PROMPTS, stage="select_prompts", arguments={})
+    measured = measure_diversity.Args(
+        images=(path,), features="perceptual", output=tmp_path / "diversity.parquet"
+    )
+    measure_diversity.main(measured)
     args = replace(
-        guards, images=((0, path), (1, guards.images[1][1])), prompts=(prompts,),
+        guards, diversity=(measured.output, guards.diversity[1]), prompts=(prompts,),
         limits=replace(LIMITS, max_drift=1e-12),
     )  # fmt: skip
     summarise_guards.main(args)

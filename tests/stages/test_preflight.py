@@ -14,8 +14,10 @@ from stages.core.configuration import check_config
 from stages.core.errors import UserError
 from stages.core.models import DiffusionModel
 from stages.core.scoring import Errors
+from stages.metrics import NETWORKS
 from tests import tiny_models
 from tests.label_files import WRITERS, some_pairs
+from tests.metrics.conftest import Published, publish
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +27,12 @@ def write_config(path: Path, base: str | Path, **changes: Any) -> Path:
     config["model"]["base"] = str(base)
     path.write_text(yaml.safe_dump({**config, **changes}))
     return path
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """Small weights of every metric."""
+    return publish(tmp_path_factory.mktemp("published"))
 
 
 @pytest.mark.parametrize("family", ["shapes", "sdxl"])
@@ -109,3 +117,57 @@ def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
     config["preferences"]["files"] = [str(tmp_path / "nothing-*")]
     assert preflight.labelled_pairs(config, findings) == 0
     assert "matches no file" in findings.checks[-1][1]
+
+
+def test_missing_and_damaged_weights_are_found_before_anything_is_spent(
+    published: Published, tmp_path: Path
+) -> None:
+    evaluation = {"metrics": [*NETWORKS, "total"], "candidate_metric": "beauty",
+                  "diversity_features": "auto"}  # fmt: skip
+    options = {name: published.options(name) for name in NETWORKS}
+    stored = torch.load(published.weights_file("hpsv2"), weights_only=True)
+    gone = "visual.transformer.resblocks.1.ln_1.bias"
+    del stored["state_dict"][gone]
+    torch.save(stored, tmp_path / "HPS_v2_compressed.pt")
+    options["hpsv2"] |= {"weights": str(tmp_path)}
+    options["clipscore"] = {"weights": "openai/clip-vit-large-patch14"}
+    options["imagereward"] |= {"tokenizer": str(tmp_path)}
+    config = {"evaluation": evaluation, "select_pairs": {"ranker": "self"}, "metrics": options}
+    findings = preflight.Findings()
+    preflight.check_metrics(config, findings)
+    found = {what.removeprefix("metric "): (text, holds) for what, text, holds in findings.checks}
+    assert [name for name, (_, holds) in found.items() if not holds] == [
+        "hpsv2", "imagereward", "beauty"
+    ]  # fmt: skip
+    assert f"missing '{gone}'" in found["hpsv2"][0]
+    assert "has no vocab.txt" in found["imagereward"][0]
+    assert "hub id, fetched when it is first needed" in found["clipscore"][0]
+    assert found["total"][0] == "needs no weights"
+    assert "pytorch_model.bin fits" in found["pickscore"][0]
+
+
+def test_settings_that_an_evaluation_would_stumble_over_at_its_end_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = check_config(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+    findings = preflight.Findings()
+    preflight.check_evaluation(config, findings)
+    assert findings.checks == []
+    config["guards"]["on_collapse"] = "stop"
+    config["evaluation"] |= {
+        "images_per_prompt": 1, "metrics": ["total"], "compare_with": ["results/other/iter03"],
+        "paper_model": "sd15", "allow_leakage": True,
+    }  # fmt: skip
+    preflight.check_evaluation(config, findings)
+    assert findings.failed == [
+        "diversity of images", "evaluation.compare_with results/other/iter03",
+        "evaluation.paper_model sd15",
+    ]  # fmt: skip
+    scores = Path("results/other/evaluation/shapes/iter03/scores/total.parquet")
+    assert str(scores) in findings.checks[2][1]
+    scores.parent.mkdir(parents=True)
+    scores.write_text("")
+    findings = preflight.Findings()
+    preflight.check_evaluation(config, findings)
+    assert "evaluation.compare_with results/other/iter03" not in findings.failed

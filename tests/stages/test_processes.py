@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -182,6 +184,32 @@ def test_killed_and_run_again_two_processes_end_with_the_weights_of_an_unbroken_
     process.communicate()
     assert not broken.output.exists()
     assert "continuing from step" in finish(start(broken, 2))
+    assert policy_digest(broken.output) == policy_digest(unbroken.output)
+    assert without_speed(broken.training) == without_speed(unbroken.training)
+    assert read_rows(broken.held_out_curve) == read_rows(unbroken.held_out_curve)
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_sigterm_has_a_training_save_its_state_and_the_next_call_ends_with_the_same_weights(
+    seed_trained: train_seed.Args, tmp_path: Path, processes: int
+) -> None:
+    """SIGTERM as Slurm and spot instances send it; no state but this one is saved after the first."""
+    unbroken, broken = (
+        replace(elsewhere(seed_trained, tmp_path / name, passes=30.0), execution=often)
+        for name, often in (("unbroken", Execution()), ("broken", Execution(save_every=7)))
+    )
+    finish(start(unbroken, processes))
+    process = start(broken, processes)
+    await_state(broken, process)
+    asked = time.monotonic()
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert time.monotonic() - asked < 30  # the grace period that Slurm gives by default
+    [step] = re.findall(r"stopped by SIGTERM: the training's state of step (\d+) is saved", output)
+    assert 7 <= int(step) < 60
+    assert not broken.output.exists()
+    assert f"continuing from step {step} " in finish(start(broken, processes))
     assert policy_digest(broken.output) == policy_digest(unbroken.output)
     assert without_speed(broken.training) == without_speed(unbroken.training)
     assert read_rows(broken.held_out_curve) == read_rows(unbroken.held_out_curve)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Project:
     """A working directory that Snakemake runs in; the code stays where it is."""
 
     folder: Path
+    root: Path = ROOT
+    """Where the code lies."""
 
     @property
     def results(self) -> Path:
@@ -38,21 +40,21 @@ class Project:
         """Its logs."""
         return self.folder / "logs" / RUN
 
-    def command(self, *flags: str, config: Mapping[str, Any] | None = None) -> list[str]:
-        """A Snakemake call on the smallest config, with `config` laid over it; None removes a block."""
-        below = {"run": RUN, "model": {"base": str(ROOT / "stages/shapes/pipeline")}}
-        whole = yaml.safe_load(CONFIG.read_text())
-        for layer in (yaml.safe_load(SMALLEST.read_text()), below, config or {}):
-            whole = merged(whole, layer)
+    def arguments(self, *flags: str, config: Mapping[str, Any] | None = None) -> list[str]:
+        """What follows `snakemake`, with `config` laid over the smallest one; None removes a block."""
         path = self.folder / "config.yaml"
-        path.write_text(yaml.safe_dump({k: v for k, v in whole.items() if v is not None}))
+        path.write_text(yaml.safe_dump(whole_config(config or {})))
         return [
-            *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
+            *("--snakefile", str(self.root / "Snakefile")),
             *("--directory", str(self.folder), "--cores", "2"),
-            *("--workflow-profile", str(ROOT / "profiles" / "default")),
+            *("--workflow-profile", str(self.root / "profiles" / "default")),
             *("--configfile", str(path)),
             *flags,
         ]
+
+    def command(self, *flags: str, config: Mapping[str, Any] | None = None) -> list[str]:
+        """A Snakemake call on the smallest config, with `config` laid over it."""
+        return [sys.executable, "-m", "snakemake", *self.arguments(*flags, config=config)]
 
     def call(
         self, *flags: str, config: Mapping[str, Any] | None = None
@@ -83,7 +85,16 @@ class Project:
     def copy(self, folder: Path) -> Project:
         """Another project in the same state, Snakemake's records included."""
         shutil.copytree(self.folder, folder, symlinks=True)
-        return Project(folder)
+        return replace(self, folder=folder)
+
+
+def whole_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The smallest config with `config` laid over it; None removes a block."""
+    below = {"run": RUN, "model": {"base": str(ROOT / "stages/shapes/pipeline")}}
+    whole = yaml.safe_load(CONFIG.read_text())
+    for layer in (yaml.safe_load(SMALLEST.read_text()), below, config):
+        whole = merged(whole, layer)
+    return {key: value for key, value in whole.items() if value is not None}
 
 
 def environment() -> dict[str, str]:

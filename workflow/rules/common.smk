@@ -7,11 +7,29 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from stages.core.configuration import ConfigError, check_config, without_defaults
+from stages.core.errors import UserError
 from stages.core.fingerprint import code_version
-from stages.core.flags import flags
-from stages.metrics import NETWORKS, metric_names, needs_gpu
+from stages.core.flags import flags, word_problem
+from stages.core.gates import left_out, stopped_after
+from stages.core.snakemake_lock import free_stale_lock
+from stages.metrics import (
+    NETWORKS,
+    PERCEPTUAL,
+    choose_features,
+    metric_names,
+    needs_gpu,
+)
+
+if workflow.is_main_process:
+    at_work, num_stale = free_stale_lock(Path())  # held as long as this process lives
+    if num_stale:
+        print(
+            f"the last snakemake here was killed; its {num_stale} locks are removed",
+            file=sys.stderr,
+        )
 
 try:
     config = check_config(config)
@@ -24,7 +42,8 @@ for name in set(asked) - {None, "self", *metric_names()}:
     raise WorkflowError(
         f"there is no metric {name!r}; expected one of {', '.join(metric_names())}"
     )
-for name in sorted(set(asked) & set(NETWORKS)):
+FEATURES = choose_features(config["evaluation"]["diversity_features"], asked)
+for name in sorted({*asked, FEATURES} & set(NETWORKS)):
     if "weights" not in config["metrics"].get(name, {}):
         raise WorkflowError(
             f"metric {name!r} needs its weights: set metrics.{name}.weights to a path or a hub id"
@@ -35,7 +54,28 @@ RUN = f"results/{config['run']}"
 LOGS = f"logs/{config['run']}"
 WORK = f"work/{config['run']}"
 
-ITERATIONS = list(range(1, config["iterations"] + 1))
+ON_COLLAPSE = config["guards"]["on_collapse"]
+THRESHOLDS = {k: v for k, v in config["guards"].items() if k != "on_collapse"}
+LIMITS = flags(without_defaults(THRESHOLDS, "guards"), "limits")
+
+
+def stop_of_run():
+    """The gate that ended this run, by its record of an earlier call and today's thresholds."""
+    try:
+        return stopped_after(Path(RUN), config["iterations"], ON_COLLAPSE, THRESHOLDS)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+def last_iteration(stop):
+    return stop.iteration if stop else config["iterations"]
+
+
+STOP = stop_of_run()
+if STOP and workflow.is_main_process:
+    logger.warning(left_out(STOP, config["iterations"]))
+LAST = last_iteration(STOP)
+ITERATIONS = list(range(1, LAST + 1))
 ADOPTED_POLICY = config["train_seed"].get("policy")
 TRAINED = ITERATIONS if ADOPTED_POLICY else [0, *ITERATIONS]
 POLICY_NAMES = ["base"] + [f"iter{i:02d}" for i in [0, *ITERATIONS]]
@@ -46,8 +86,6 @@ PROMPT_SETS = (
     ["shapes"] if "shapes" in config else sorted(config["evaluation"]["prompt_sets"])
 )
 RANKER = config["select_pairs"]["ranker"]
-MODEL = flags({k: v for k, v in config["model"].items() if v is not None}, "model")
-LORA = flags(config["lora"], "lora")
 EXECUTION = config["execution"]
 # Where files go through a bucket, as on Kubernetes: the provider's name. Nothing on a shared disk.
 STORAGE = workflow.storage_settings.default_storage_provider
@@ -79,22 +117,30 @@ def stored_results():
 
 
 # `launch 4 stages.train_seed ...` starts four processes, each with a GPU of its own.
-# A stage's output goes to its log and to the terminal, which is spared the command line. Braces of
-# the prefix are formatted once more by Snakemake, hence two.
+# A stage's output goes to its log and to the terminal, which is spared the command line. On SIGTERM
+# the shell and the log wait for the stage, which ends when its Snakemake (the shell's parent) does.
+# Braces of the prefix are formatted once more by Snakemake, hence two.
 shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH='{workflow.basedir}'; "
+    "set -euo pipefail; trap : TERM; export SAIL_SNAKEMAKE=$PPID PYTHONPATH="
+    + shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
+    + "; "
     'launch() {{ if [ "$1" -gt 1 ]; then python -m stages.launch "$@";'
     ' else python -m "${{@:2}}"; fi; }}; '
-    'record() {{ tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
+    "record() {{ trap '' TERM; "
+    'tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
     + stored_results()
 )
 
 
-def metric_options(wildcards):
+def options_of(metric):
     """A metric's own block of the config, as one flag."""
-    options = config["metrics"].get(wildcards.metric, {})
+    options = config["metrics"].get(metric, {})
     words = [word for name in sorted(options) for word in (name, options[name])]
     return flags({"options": words}) if words else ""
+
+
+def metric_options(wildcards):
+    return options_of(wildcards.metric)
 
 
 def metric_gpus(wildcards):
@@ -110,18 +156,34 @@ def stage(name):
     return f"python -m stages.{name}"
 
 
-def settings(block):
-    """A training's settings as flags, save those left at their defaults: new ones rerun nothing."""
+def settings(block, prefix="settings"):
+    """A block as flags, save what is left at its defaults: a new optional key reruns nothing.
+
+    What a training starts from and compares with are files, which the rules name themselves.
+    """
     kept = without_defaults(config[block], block)
     others = ("reference", "policy")
-    return flags({k: v for k, v in kept.items() if k not in others}, "settings")
+    return flags({k: v for k, v in kept.items() if k not in others}, prefix)
+
+
+MODEL = settings("model", "model")
+LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
+SAMPLING = settings("sampling")
 
 
 def matching(patterns):
     """The files that match patterns of the config, and those in folders that do, in order."""
-    matches = [match for pattern in patterns for match in sorted(glob(pattern))]
+    matches = [match for pattern in patterns for match in matches_of(pattern)]
     files = list(dict.fromkeys(file for match in matches for file in files_in(match)))
+    for file in files:
+        if problem := word_problem(file):
+            raise WorkflowError(f"the file {file!r} cannot be used: {problem}")
     return [local(file) for file in files] if STORAGE else files
+
+
+def matches_of(pattern):
+    """What a pattern matches; a file or folder of that very name goes first, [brackets] and all."""
+    return [pattern] if Path(pattern).exists() else sorted(glob(pattern))
 
 
 def files_in(name):
@@ -147,7 +209,7 @@ def data_files():
         yield f"evaluation.prompt_sets.{name}", path
 
 
-missing = [f"{key}: {name}" for key, name in data_files() if not glob(name)]
+missing = [f"{key}: {name}" for key, name in data_files() if not matches_of(name)]
 if missing:
     raise WorkflowError(
         "these files of the config do not exist:\n  - " + "\n  - ".join(missing)
@@ -172,7 +234,7 @@ HELD_OUT = flags(
     {
         "preferences": HELD_OUT_FILES[0],
         "latents": HELD_OUT_FILES[1],
-        **config["held_out_curve"],
+        **without_defaults(config["held_out_curve"], "held_out_curve"),
     },
     "held_out",
 )
@@ -221,6 +283,9 @@ def previous(wildcards):
 
 
 def previous_policy(wildcards):
+    """What an iteration starts from; with a gate what it hands on."""
+    if ON_COLLAPSE != "warn":
+        return f"{RUN}/iter{wildcards.iter}/start/manifest.json"
     return policy(previous(wildcards))
 
 

@@ -1,10 +1,18 @@
 # Every policy and the base on the same prompts and the same noise; and the guards of the loop.
+CANDIDATE_METRIC = config["evaluation"]["candidate_metric"]
+CANDIDATE_SCORES = expand(
+    f"{RUN}/iter{{i:02d}}/candidate_scores/{CANDIDATE_METRIC}.parquet",
+    i=ITERATIONS if CANDIDATE_METRIC else [],
+)
 EVALUATION = [
     f"{RUN}/evaluation/summary.parquet",
     f"{RUN}/evaluation/breakdown.parquet",
     f"{RUN}/evaluation/guards.parquet",
     f"{RUN}/evaluation/reliability.parquet",
     f"{RUN}/evaluation/leakage.parquet",
+    *expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
+    *expand(f"{RUN}/evaluation/holdout/{{policy}}.parquet", policy=POLICY_NAMES[1:]),
+    *CANDIDATE_SCORES,
     *expand(
         f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet",
         set=PROMPT_SETS,
@@ -18,7 +26,6 @@ EVALUATION = [
         for path in evaluation_images(prompt_set, name)
     ],
 ]
-CANDIDATE_METRIC = config["evaluation"]["candidate_metric"]
 PRIMARY_SET = PROMPT_SETS[0]
 OTHER_SCORES = [
     (
@@ -121,7 +128,7 @@ rule generate_evaluation:
                 "num_shards": len(EVALUATION_SHARDS),
             }
         ),
-        settings=flags(config["sampling"], "settings"),
+        settings=SAMPLING,
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
         " --shard {params.shard} {params.model} {params.flags} {params.settings}"
@@ -150,6 +157,28 @@ rule score_metric:
         "{params.command} --images {input:q} --metric {wildcards.metric:q}"
         " {params.options} {resources.execution} --threads {threads}"
         " --output {output:q} 2>&1 | record {log:q}"
+
+
+rule measure_diversity:
+    input:
+        lambda wildcards: evaluation_images(wildcards.set, wildcards.policy),
+    output:
+        f"{RUN}/evaluation/{{set}}/{{policy}}/diversity.parquet",
+    log:
+        f"{LOGS}/evaluation/{{set}}/{{policy}}/measure_diversity.log",
+    conda:
+        "../../envs/metrics.yaml"
+    threads: 1
+    resources:
+        gpu=int(FEATURES != PERCEPTUAL),
+    params:
+        code=code_version("stages.measure_diversity"),
+        command=stage("measure_diversity"),
+        features=flags({"features": FEATURES}),
+        options=options_of(FEATURES),
+    shell:
+        "{params.command} --images {input:q} {params.features} {params.options}"
+        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule score_holdout:
@@ -245,25 +274,17 @@ rule summarise_guards:
         holdout=expand(
             f"{RUN}/evaluation/holdout/{{policy}}.parquet", policy=POLICY_NAMES[1:]
         ),
-        images=[
-            path
-            for name in POLICY_NAMES[1:]
-            for path in evaluation_images(PRIMARY_SET, name)
-        ],
+        diversity=expand(
+            f"{RUN}/evaluation/{PRIMARY_SET}/{{policy}}/diversity.parquet",
+            policy=POLICY_NAMES[1:],
+        ),
         pairs=expand(f"{RUN}/iter{{i:02d}}/pairs.parquet", i=ITERATIONS),
         rewards=expand(
             f"{RUN}/iter{{i:02d}}/scores/shard-{{shard}}.parquet",
             i=ITERATIONS,
             shard=SHARDS,
         ),
-        candidate_scores=(
-            expand(
-                f"{RUN}/iter{{i:02d}}/candidate_scores/{CANDIDATE_METRIC}.parquet",
-                i=ITERATIONS,
-            )
-            if CANDIDATE_METRIC
-            else []
-        ),
+        candidate_scores=CANDIDATE_SCORES,
         prompts=expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
     output:
         guards=f"{RUN}/evaluation/guards.parquet",
@@ -279,17 +300,7 @@ rule summarise_guards:
         code=code_version("stages.summarise_guards"),
         command=stage("summarise_guards"),
         model=MODEL,
-        limits=flags(config["guards"], "limits"),
-        images=flags(
-            {
-                "images": [
-                    word
-                    for i in [0, *ITERATIONS]
-                    for path in evaluation_images(PRIMARY_SET, f"iter{i:02d}")
-                    for word in (i, path)
-                ]
-            }
-        ),
+        limits=LIMITS,
         rewards=of_iterations(
             f"{RUN}/iter{{i:02d}}/scores/shard-{{shard}}.parquet",
             ITERATIONS,
@@ -302,7 +313,8 @@ rule summarise_guards:
         ),
     shell:
         "{params.command} --holdout {input.holdout:q} --pairs {input.pairs:q}"
+        " --diversity {input.diversity:q}"
         " --prompts {input.prompts:q} {params.model} {params.limits}"
-        " {params.images} {params.rewards} {params.candidate_scores}"
+        " {params.rewards} {params.candidate_scores}"
         " --output {output.guards:q} --reliability {output.reliability:q}"
         " --threads {threads} 2>&1 | record {log:q}"

@@ -1,15 +1,23 @@
 # One round of self-improvement: policy i-1 samples, judges, and is trained into policy i.
 # Shards are targets too: Snakemake would not miss a deleted file that only finished jobs have read.
-DATASETS = expand(
-    f"{RUN}/iter{{i:02d}}/{{table}}.parquet",
-    i=ITERATIONS,
-    table=["pairs", "preferences"],
-) + expand(
-    f"{RUN}/iter{{i:02d}}/{{table}}/shard-{{shard}}.parquet",
-    i=ITERATIONS,
-    table=["candidates", "scores"],
-    shard=SHARDS,
-)
+DATASETS = [
+    *expand(f"{RUN}/prompts/iter{{i:02d}}.parquet", i=ITERATIONS),
+    *expand(
+        f"{RUN}/iter{{i:02d}}/{{table}}.parquet",
+        i=ITERATIONS,
+        table=["pairs", "preferences"],
+    ),
+    *expand(
+        f"{RUN}/iter{{i:02d}}/{{table}}/shard-{{shard}}.parquet",
+        i=ITERATIONS,
+        table=["candidates", "scores"],
+        shard=SHARDS,
+    ),
+    *expand(
+        f"{RUN}/iter{{i:02d}}/candidate_scores/{RANKER}.parquet",
+        i=[] if RANKER == "self" else ITERATIONS,
+    ),
+]
 POLICIES = expand(
     f"{RUN}/iter{{i:02d}}/{{artifact}}",
     i=ITERATIONS,
@@ -22,6 +30,97 @@ PROMPT_POOL = (
 )
 CANDIDATES = f"{RUN}/iter{{iter}}/candidates/shard-{{shard}}.parquet"
 SCORES = f"{RUN}/iter{{iter}}/scores/shard-{{shard}}.parquet"
+
+
+GATES = []
+if ON_COLLAPSE != "warn":
+    GATES = expand(f"{RUN}/iter{{i:02d}}/gate.json", i=[0, *ITERATIONS])
+
+    def gate_inputs(wildcards):
+        """What the gate of an iteration looks at: its own tables, and iteration 0's to compare."""
+        number = int(wildcards.number)
+        own, names = f"{RUN}/iter{number:02d}", ["iter00", f"iter{number:02d}"]
+        found = {
+            "holdout": expand(f"{RUN}/evaluation/holdout/{{name}}.parquet", name=names),
+            "diversity": expand(
+                f"{RUN}/evaluation/{PROMPT_SETS[0]}/{{name}}/diversity.parquet",
+                name=names,
+            ),
+        }
+        if number:
+            found["pairs"] = f"{own}/pairs.parquet"
+            found["previous"] = f"{RUN}/iter{number - 1:02d}/gate.json"
+        return found
+
+    def gate_flags(wildcards, input):
+        """The same, as flags."""
+        number = int(wildcards.number)
+        values = {
+            "iteration": number,
+            "holdout": [0, input.holdout[0], number, input.holdout[1]],
+            "diversity": [0, input.diversity[0], number, input.diversity[1]],
+        }
+        if number:
+            values |= {"pairs": [number, input.pairs], "previous": input.previous}
+        return flags(values)
+
+    def gate_before(wildcards):
+        """The decision on the iteration before. A run that went on after it is not unmade by a new
+        threshold; a rollback may be."""
+        path = f"{RUN}/{previous(wildcards)}/gate.json"
+        return ancient(path) if ON_COLLAPSE == "stop" else path
+
+    rule check_collapse:
+        input:
+            unpack(gate_inputs),
+        output:
+            f"{RUN}/iter{{number}}/gate.json",
+        log:
+            f"{LOGS}/iter{{number}}/check_collapse.log",
+        wildcard_constraints:
+            number=r"\d\d",
+        priority: 10
+        conda:
+            "../../envs/sail.yaml"
+        threads: 1
+        resources:
+            gpu=0,
+        params:
+            code=code_version("stages.check_collapse"),
+            command=stage("check_collapse"),
+            tables=gate_flags,
+            limits=LIMITS,
+            flags=flags({"on_collapse": ON_COLLAPSE}),
+        shell:
+            "{params.command} {params.tables} {params.limits} {params.flags}"
+            " --output {output:q} 2>&1 | record {log:q}"
+
+    rule start_iteration:
+        input:
+            gate=gate_before,
+            policies=lambda wildcards: expand(
+                f"{RUN}/iter{{i:02d}}/policy/manifest.json", i=range(int(wildcards.iter))
+            ),
+        output:
+            f"{RUN}/iter{{iter}}/start/manifest.json",
+        log:
+            f"{LOGS}/iter{{iter}}/start_iteration.log",
+        priority: 10
+        conda:
+            "../../envs/sail.yaml"
+        threads: 1
+        resources:
+            gpu=0,
+        params:
+            code=code_version("stages.start_iteration"),
+            command=stage("start_iteration"),
+            policies=lambda wildcards, input: flags(
+                {"policies": [folder(path) for path in input.policies]}
+            ),
+            output=lambda wildcards, output: folder(output[0]),
+        shell:
+            "{params.command} --gate {input.gate:q} {params.policies}"
+            " --output {params.output:q} 2>&1 | record {log:q}"
 
 
 rule select_prompts:
@@ -89,7 +188,7 @@ rule sample_candidates:
                 ],
             }
         ),
-        settings=flags(config["sampling"], "settings"),
+        settings=SAMPLING,
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
         " {params.position} {params.model} {params.flags} {params.settings} {resources.execution}"

@@ -1,7 +1,7 @@
 # One page that shows what happened.
 import json
 
-REPORT = f"{RUN}/report.html"
+REPORT = [f"{RUN}/report.html", f"{RUN}/config.json"]
 PAPER_MODEL = config["evaluation"]["paper_model"]
 
 
@@ -21,9 +21,10 @@ rule write_report:
         training=expand(f"{RUN}/iter{{i:02d}}/training.parquet", i=TRAINED),
         held_out_curve=expand(f"{RUN}/iter{{i:02d}}/held_out_curve.parquet", i=TRAINED),
         import_summary=f"{RUN}/seed/import.json",
+        gates=GATES,
     output:
-        report=REPORT,
-        config=f"{RUN}/config.json",
+        report=REPORT[0],
+        config=REPORT[1],
     log:
         f"{LOGS}/report.log",
     localrule: True
@@ -41,8 +42,13 @@ rule write_report:
         held_out_curve=of_iterations(
             f"{RUN}/iter{{i:02d}}/held_out_curve.parquet", TRAINED, "held_out_curve"
         ),
+        gates=flags({"gates": GATES}) if GATES else "",
         config=json.dumps(
-            {k: v for k, v in config.items() if k not in ("execution", "export")},
+            {
+                key: value
+                for key, value in without_defaults(config).items()
+                if key not in ("execution", "export")
+            },
             sort_keys=True,
             indent=2,
         ),
@@ -55,12 +61,12 @@ rule write_report:
                 **({"paper_model": PAPER_MODEL} if PAPER_MODEL else {}),
             }
         ),
-        limits=flags(config["guards"], "limits"),
+        limits=LIMITS,
     shell:
         "printf '%s\\n' {params.config:q} > {output.config:q};"
         " {params.command} --config {output.config:q} --summary {input.summary:q}"
         " --breakdown {input.breakdown:q} --reliability {input.reliability:q}"
         " --leakage {input.leakage:q} --guards {input.guards:q} --images {input.images:q} --pairs {input.pairs:q}"
-        " {params.training} {params.held_out_curve}"
+        " {params.training} {params.held_out_curve} {params.gates}"
         " --import-summary {input.import_summary:q}"
         " {params.flags} {params.limits} --output {output.report:q} 2>&1 | record {log:q}"

@@ -15,6 +15,7 @@ SEED = [
     f"{RUN}/seed/preferences.parquet",
     f"{RUN}/seed/holdout.parquet",
     f"{RUN}/seed/import.json",
+    *WORLD,
     f"{RUN}/iter00/policy/manifest.json",
     *expand(
         f"{RUN}/iter00/{{table}}.parquet",
@@ -49,6 +50,7 @@ rule import_preferences:
                 **{
                     key: PREFERENCES[key]
                     for key in ("num_pairs", "num_holdout", "layout", "skip_bad")
+                    if key in without_defaults(PREFERENCES, "preferences")
                 },
                 "tokenizer": TOKENIZER if TOKENIZER.is_dir() else None,
             }

@@ -1,11 +1,21 @@
 # The embedded world plays people and prompt collections: only with the config block 'shapes'.
+WORLD = []
 if "shapes" in config:
+    WORLD = [
+        f"{RUN}/world/{name}"
+        for name in (
+            "seed_captions.txt",
+            "pool.txt",
+            "evaluation.txt",
+            "preferences.parquet",
+        )
+    ]
 
     rule split_captions:
         output:
-            seed_captions=f"{RUN}/world/seed_captions.txt",
-            pool=f"{RUN}/world/pool.txt",
-            evaluation=f"{RUN}/world/evaluation.txt",
+            seed_captions=WORLD[0],
+            pool=WORLD[1],
+            evaluation=WORLD[2],
         log:
             f"{LOGS}/world/split_captions.log",
         localrule: True
@@ -32,7 +42,7 @@ if "shapes" in config:
         input:
             rules.split_captions.output.seed_captions,
         output:
-            f"{RUN}/world/preferences.parquet",
+            WORLD[3],
         log:
             f"{LOGS}/world/make_preferences.log",
         priority: 10
@@ -58,7 +68,7 @@ if "shapes" in config:
                     },
                 }
             ),
-            settings=flags(config["sampling"], "settings"),
+            settings=SAMPLING,
         shell:
             "{params.command} --captions {input:q}"
             " {params.model} {params.flags} {params.settings}"

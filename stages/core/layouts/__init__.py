@@ -97,7 +97,7 @@ def recognise(file: Path) -> str:
 
 
 def _expand(name: Path) -> Iterator[Path]:
-    if has_magic(str(name)):
+    if has_magic(str(name)) and not name.exists():
         matches = sorted(map(Path, glob(str(name))))
         if not matches:
             raise UserError(f"{name} matches no file; preferences.files must name files of labels")

@@ -120,6 +120,8 @@ def _sidecar(folder: Path, name: str) -> str | None:
     for place in (folder, folder / "win", folder / "lose"):
         path = place / f"{name}.txt"
         if path.is_file():
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"{path} is a link that leaves the data folder {folder}")
             return " ".join(line.strip() for line in read_lines(path)).strip()
     return None
 

@@ -172,7 +172,7 @@ def _liked(sides: tuple[str, str], row: int, values: Record) -> list[Judged]:
 def _rank_of(column: str, value: object) -> float:
     try:
         rank = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rank = float("nan")
     if rank != rank:
         raise Bad(f"{column!r} is {value!r}; expected a number, 1 for the best image")

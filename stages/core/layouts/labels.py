@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from stages.core.errors import UserError
 from stages.core.prompts import normalise
+from stages.core.text_files import not_utf8
 
 MAX_PROMPT_LETTERS = 10_000
 """No caption of an image is longer; what is, is another file's content in the wrong column."""
@@ -118,7 +119,8 @@ def check_prompt(value: object) -> str | None:
             f"the caption has {len(value):,} letters, expected at most {MAX_PROMPT_LETTERS:,}. "
             "Shorten it or remove the row."
         )
-    return None
+    problem = not_utf8(value)
+    return problem and f"the caption is no text: {problem}"
 
 
 def digest_of(*parts: object) -> int:

@@ -136,7 +136,7 @@ def row_images(file: Path, cells: Collection[Cell], uids: dict[str, str]) -> Ite
                     value = value[cell.position]
                 data, problem = read_cell(value, file.parent)
                 uid = values.get(uids.get(name, ""))
-                yield FoundImage(file, cell, data, uid or None, problem)
+                yield FoundImage(file, cell, data, str(uid) if uid else None, problem)
 
 
 def find_column(names: Sequence[str], wanted: Sequence[str]) -> str | None:
@@ -165,5 +165,5 @@ def _key(values: Record, identity: Sequence[str], winner: int) -> Key:
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

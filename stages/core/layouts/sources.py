@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.core.arrow_files import naming
 from stages.core.errors import UserError
 from stages.core.text_files import (
     PROBLEM,
@@ -22,6 +25,11 @@ from stages.core.text_files import (
 
 SUFFIXES = (".parquet", ".arrow", ".tar", *RECORD_SUFFIXES)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+STREAM = "Arrow stream"
+
+MAX_FILE_BYTES = 2**28
+"""Of an image file, and of a member of a webdataset."""
 
 ROWS_AT_ONCE = 32
 """Of rows with images."""
@@ -35,12 +43,13 @@ def columns_of(file: Path) -> list[str]:
     if not file.is_file():
         raise UserError(f"{file} does not exist; preferences.files must name files of labels")
     if file.suffix == ".parquet":
-        return list(_parquet(file).schema_arrow.names)
+        with naming(file):
+            return list(_parquet(file).schema_arrow.names)
     if file.suffix == ".arrow":
-        with _arrow(file) as stream:
+        with naming(file, STREAM), _arrow(file) as stream:
             return list(stream.schema.names)
     if file.suffix == ".tar":
-        return list(next(_samples(file), {}))
+        return [name for name in next(_samples(file), {}) if name != PROBLEM]
     return column_names(file)
 
 
@@ -49,9 +58,11 @@ def read_rows(
 ) -> Iterator[tuple[int, Record]]:
     """(number, values) of a file's rows, from 0; `only` some of them, at less cost."""
     if file.suffix == ".parquet":
-        yield from _parquet_rows(file, columns, with_images=with_images, only=only)
+        with naming(file):
+            yield from _parquet_rows(file, columns, with_images=with_images, only=only)
     elif file.suffix == ".arrow":
-        yield from _arrow_rows(file, columns, only=only)
+        with naming(file, STREAM):
+            yield from _arrow_rows(file, columns, only=only)
     else:
         rows = _samples(file) if file.suffix == ".tar" else read_records(file)
         for number, row in enumerate(rows):
@@ -72,19 +83,25 @@ def read_cell(value: Any, folder: Path) -> tuple[bytes | None, str | None]:
 
 def read_file(folder: Path, name: str) -> tuple[bytes | None, str | None]:
     """(bytes, problem) of an image file that lies in `folder`."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        return None, f"the path {name!r} leaves the data folder {folder}"
-    if not path.is_file():
-        return None, f"the image {name!r} does not exist in {folder}"
-    return path.read_bytes(), None
+    try:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            return None, f"the path {name!r} leaves the data folder {folder}"
+        if not path.is_file():
+            return None, f"the image {name!r} does not exist in {folder}"
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            return None, _too_large(name, size)
+        return path.read_bytes(), None
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with NUL, links in a circle
+        return None, f"the image {name[:200]!r} cannot be read: {error}"
+
+
+def _too_large(name: str, size: int) -> str:
+    return f"{name!r} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
 
 
 def _parquet(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file, buffer_size=BUFFER)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is no readable Parquet file: {error}") from error
+    return pq.ParquetFile(file, buffer_size=BUFFER)
 
 
 def _parquet_rows(
@@ -104,10 +121,7 @@ def _parquet_rows(
 
 def _arrow(file: Path) -> Any:
     """The stream of record batches that `datasets.save_to_disk` writes."""
-    try:
-        return pa.ipc.open_stream(pa.memory_map(str(file)))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is no readable Arrow stream: {error}") from error
+    return pa.ipc.open_stream(pa.memory_map(str(file)))
 
 
 def _arrow_rows(
@@ -141,6 +155,8 @@ def _samples(file: Path) -> Iterator[Record]:
                 data = archive.extractfile(member) if member.isfile() else None
                 if data is None:
                     continue
+                if member.size > MAX_FILE_BYTES:
+                    raise UserError(f"{file}: {_too_large(member.name, member.size)}")
                 folder, _, base = member.name.rpartition("/")
                 key, _, kind = base.partition(".")
                 if f"{folder}/{key}" != name and sample:
@@ -148,7 +164,7 @@ def _samples(file: Path) -> Iterator[Record]:
                     sample = {}
                 name = f"{folder}/{key}"
                 sample |= _member(kind.lower(), data.read())
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{file} is no readable tar file: {error}") from error
     if sample:
         yield sample
@@ -162,6 +178,6 @@ def _member(kind: str, data: bytes) -> Record:
             return value if isinstance(value, dict) else {}
         if kind in ("txt", "prompt.txt", "caption.txt"):
             return {"prompt": data.decode("utf-8").strip()}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {PROBLEM: f"the member .{kind} cannot be read: {error}"}
     return {column: data} if f".{suffix}" in IMAGE_SUFFIXES else {}

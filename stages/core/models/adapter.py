@@ -69,11 +69,11 @@ class Conditioning:
 class LoraSettings:
     """Low-rank adapters instead of a full fine-tune."""
 
-    rank: int
+    rank: int = 0
     """Rank of the update of each weight; 0 is a full fine-tune."""
-    alpha: float
+    alpha: float = 16.0
     """The update is scaled by alpha / rank."""
-    target_modules: tuple[str, ...]
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the layers that are adapted."""
 
 
@@ -407,6 +407,11 @@ class DiffusionModel(ABC):
                 "trained on; use that base, or train anew."
             ) from error
         network.to(self.device)
+
+    def num_parameters(self) -> int:
+        """Parameters of the parts that are in memory now, the denoisers aside."""
+        modules = [part for part in self._parts.values() if isinstance(part, torch.nn.Module)]
+        return sum(weight.numel() for module in modules for weight in module.parameters())
 
     def release(self, *names: str) -> None:
         """Forget parts that are no longer needed, to free their memory."""

@@ -1,0 +1,45 @@
+"""Snakemake's lock on the folder that it runs in, freed when the one that took it was killed."""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+from pathlib import Path
+from typing import IO
+
+HEADS = "heads"
+"""Folder in .snakemake with a lock file for each host on which a Snakemake has run."""
+
+
+def free_stale_lock(folder: Path) -> tuple[IO[str] | None, int]:
+    """(a file to keep open while this Snakemake lives, how many stale locks were removed).
+
+    Snakemake's own locks are plain files, which a killed Snakemake leaves behind. Here every
+    Snakemake of the folder also holds a shared lock, which the kernel releases with it; if nobody
+    holds one, the plain files are stale. They stay if a Snakemake on another host has ever run here:
+    whether that one lives cannot be known. None on a file system without flock.
+    """
+    heads = folder / ".snakemake" / HEADS
+    mine = heads / f"{platform.node()}.lock"
+    removed = 0
+    try:
+        heads.mkdir(parents=True, exist_ok=True)
+        file = mine.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # another one is at work: its locks are meant
+        else:
+            if list(heads.glob("*.lock")) == [mine]:
+                removed = _remove_locks(folder)
+        fcntl.flock(file, fcntl.LOCK_SH)
+    except OSError:
+        return None, 0
+    return file, removed
+
+
+def _remove_locks(folder: Path) -> int:
+    stale = [path for path in (folder / ".snakemake" / "locks").glob("*.lock") if path.is_file()]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)

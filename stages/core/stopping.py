@@ -1,0 +1,70 @@
+"""How a stage ends before its work is done: on SIGTERM, or because its Snakemake is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+
+EXIT_CODE = 128 + signal.SIGTERM
+"""Of a stage that SIGTERM ended: 143, as shells count."""
+
+SNAKEMAKE = "SAIL_SNAKEMAKE"
+"""Environment variable with the process id of the Snakemake that started a stage."""
+
+
+class Stopped(BaseException):
+    """Raised in the main thread on SIGTERM; the message says what was saved."""
+
+
+class Stop:
+    """Whether SIGTERM has come, for work that chooses itself where to end."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.is_deferred = False
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within the block SIGTERM only sets `is_asked`."""
+        self.is_deferred = True
+        try:
+            yield
+        finally:
+            self.is_deferred = False
+
+    def ask(self, *_: object) -> None:
+        """Handle SIGTERM: end here, or leave the moment to the one who deferred it."""
+        self.is_asked = True
+        if not self.is_deferred:
+            raise Stopped("nothing half-written was left")
+
+
+STOP = Stop()
+"""Of this process."""
+
+
+def heed_signals() -> None:
+    """End on SIGTERM, and when the Snakemake that started this process is gone, however it ended.
+
+    Otherwise a stage whose Snakemake was killed would work on beside its own replacement.
+    """
+    signal.signal(signal.SIGTERM, STOP.ask)
+    end_with_snakemake()
+
+
+def end_with_snakemake() -> None:
+    """Send SIGTERM to this process when the Snakemake that started it, if one did, is gone."""
+    snakemake = os.environ.get(SNAKEMAKE, "")
+    if snakemake.isdecimal() and int(snakemake) > 1:
+        threading.Thread(target=_end_with, args=(int(snakemake),), daemon=True).start()
+
+
+def _end_with(process: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(process).wait()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,87 @@
+"""Images of one policy in; how far those of each prompt differ, and how many are blank, out.
+
+Paper: SAIL Sec. 5.5 blames lost diversity for collapse. Example: paste the line from
+logs/<run>/evaluation/<set>/iter01/measure_diversity.log
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tyro
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+
+from stages.core.artifacts import read_tables, write_table
+from stages.core.images import decode_image
+from stages.core.runtime import choose_device, run_stage, stage
+from stages.core.schemas import DIVERSITY, IMAGES
+from stages.core.statistics import mean_pairwise_distance
+from stages.metrics import PERCEPTUAL
+from stages.metrics.features import load_measure
+
+BLANK = 2.0
+"""Largest standard deviation of a channel's values, of 255, below which an image is blank: JPEG
+noise on one colour stays under it, a plain background with anything on it does not."""
+PROMPTS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Images of one policy in; how far those of each prompt differ, and how many are blank, out."""
+
+    images: tuple[Path, ...]
+    """Shards of its images (schema images)."""
+    features: str
+    """The metric whose CLIP compares them, or 'perceptual'."""
+    options: dict[str, str] = field(default_factory=dict)
+    """That metric's own options, as weights: name, value, name, value, ..."""
+    output: Path
+    """Where the distances go (schema diversity)."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def main(args: Args) -> None:
+    """Measure prompt by prompt; of a single image there is no distance."""
+    with stage("measure_diversity") as run:
+        device = choose_device(args.threads) if args.features != PERCEPTUAL else None
+        measure = load_measure(args.features, args.options, device)
+        groups: dict[str, list[bytes]] = defaultdict(list)
+        for row in read_tables(args.images, IMAGES, ["prompt_id", "image"]).to_pylist():
+            groups[row["prompt_id"]].append(row["image"]["bytes"])
+        names, rows = list(groups), []
+        for start in range(0, len(names), PROMPTS_AT_ONCE):
+            part = names[start : start + PROMPTS_AT_ONCE]
+            decoded = [[np.asarray(decode_image(data)) for data in groups[name]] for name in part]
+            for name, group, distance in zip(part, decoded, measure(decoded), strict=True):
+                is_several = len(group) > 1
+                rows.append(
+                    {
+                        "prompt_id": name,
+                        "num_images": len(group),
+                        "num_blank": sum(is_blank(image) for image in group),
+                        "pixel_distance": (
+                            mean_pairwise_distance(np.stack(group)) if is_several else None
+                        ),
+                        "feature_distance": distance if is_several else None,
+                        "features": args.features,
+                    }
+                )
+        write_table(
+            args.output, rows, DIVERSITY,
+            stage="measure_diversity", arguments=args, inputs=args.images,
+        )  # fmt: skip
+        run.rows_in, run.rows_out = sum(map(len, groups.values())), len(rows)
+
+
+def is_blank(image: UInt8[NDArray[np.uint8], "height width rgb"]) -> bool:
+    """Whether an image is of nearly one colour, as a black one is."""
+    return bool(image.std(axis=(0, 1), dtype=np.float64).max() < BLANK)
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))

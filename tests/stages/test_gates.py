@@ -1,0 +1,172 @@
+"""measure_diversity, check_collapse and start_iteration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import (
+    check_collapse,
+    generate_evaluation,
+    measure_diversity,
+    score_holdout,
+    select_pairs,
+    start_iteration,
+)
+from stages.core.artifacts import policy_digest, write_table
+from stages.core.errors import UserError
+from stages.core.gates import read_gate
+from stages.core.guards import Limits
+from stages.core.perception import lab_levels, perceptual_distance
+from stages.core.schemas import IMAGES
+from tests.builders import (
+    CAPTIONS,
+    encoded,
+    image_value,
+    picture,
+    pixels_of,
+    prompt_row,
+    read_rows,
+)
+
+LIMITS = Limits(
+    min_reward_accuracy=0.0,
+    max_confident_share=1.0,
+    min_diversity_share=0.0,
+    max_blank_share=1.0,
+    max_truncated_share=0.0,
+    max_drift=None,
+)
+
+
+def test_diversity_of_each_prompt_is_that_of_its_pictures_by_brute_force(
+    evaluated: dict[str, generate_evaluation.Args], tmp_path: Path
+) -> None:
+    images = evaluated["iter01"].output
+    args = measure_diversity.Args(
+        images=(images,), features="perceptual", output=tmp_path / "d.parquet"
+    )
+    measure_diversity.main(args)
+    groups: dict[str, list[np.ndarray]] = {}
+    for row in read_rows(images):
+        groups.setdefault(row["prompt_id"], []).append(pixels_of(row["image"]))
+    rows = read_rows(args.output)
+    assert [row["prompt_id"] for row in rows] == list(groups)
+    for row in rows:
+        one, other = groups[row["prompt_id"]]
+        root = np.sqrt(np.square(one / 255.0 - other / 255.0).mean())
+        assert row["pixel_distance"] == pytest.approx(root)
+        seen = perceptual_distance(lab_levels(one), lab_levels(other))
+        assert row["feature_distance"] == pytest.approx(seen)
+        assert (row["num_images"], row["features"]) == (2, "perceptual")
+
+
+def test_blank_pictures_are_counted_and_a_single_one_has_no_distance(tmp_path: Path) -> None:
+    black = np.zeros((64, 64, 3), np.uint8)
+    noisy = np.clip(black + np.random.default_rng(0).normal(4, 1, black.shape), 0, 9)
+    pictures = [(CAPTIONS[0], black), (CAPTIONS[0], noisy.astype(np.uint8)),
+                (CAPTIONS[0], picture(CAPTIONS[0])), (CAPTIONS[1], picture(CAPTIONS[1]))]  # fmt: skip
+    rows = [
+        {**prompt_row(caption), "candidate": number, "seed": 0,
+         "image": image_value(encoded(pixels, "PNG"))}
+        for number, (caption, pixels) in enumerate(pictures)
+    ]  # fmt: skip
+    path = tmp_path / "images.parquet"
+    write_table(path, rows, IMAGES, stage="generate_evaluation", arguments={})
+    args = measure_diversity.Args(
+        images=(path,), features="perceptual", output=tmp_path / "d.parquet"
+    )
+    measure_diversity.main(args)
+    first, second = read_rows(args.output)
+    assert (first["num_images"], first["num_blank"]) == (3, 2)
+    assert first["feature_distance"] > 0
+    assert (second["num_images"], second["num_blank"]) == (1, 0)
+    assert (second["pixel_distance"], second["feature_distance"]) == (None, None)
+
+
+@pytest.fixture
+def gates(
+    judged: list[score_holdout.Args], diversity: list[measure_diversity.Args],
+    selected: select_pairs.Args, tmp_path: Path,
+) -> tuple[check_collapse.Args, check_collapse.Args]:  # fmt: skip
+    """How iterations 0 and 1 are judged."""
+    holdout = [(number, args.output) for number, args in enumerate(judged)]
+    seen = [(number, args.output) for number, args in enumerate(diversity)]
+    first = check_collapse.Args(
+        iteration=0, on_collapse="stop", limits=LIMITS, holdout=(holdout[0],),
+        diversity=(seen[0],), output=tmp_path / "iter00" / "gate.json",
+    )  # fmt: skip
+    second = replace(
+        first, iteration=1, holdout=tuple(holdout), diversity=tuple(seen),
+        pairs=((1, selected.output),), previous=first.output,
+        output=tmp_path / "iter01" / "gate.json",
+    )  # fmt: skip
+    return first, second
+
+
+def drift(path: Path) -> float:
+    return float(np.mean([row["drift"] for row in read_rows(path)]))
+
+
+def test_the_gate_closes_where_a_measure_is_beyond_its_limit(
+    gates: tuple[check_collapse.Args, check_collapse.Args],
+) -> None:
+    first, second = gates
+    found = [drift(path) for _, path in second.holdout]
+    assert found[1] > found[0]  # it was trained on
+    between = replace(LIMITS, min_reward_accuracy=-1.0, max_drift=sum(found) / 2)
+    check_collapse.main(replace(first, limits=between))
+    assert read_gate(first.output).go_on_from == "iter00"
+    for on_collapse, go_on_from in (("stop", ""), ("rollback", "iter00")):
+        args: Any = replace(second, limits=between, on_collapse=on_collapse)
+        check_collapse.main(args)
+        gate = read_gate(args.output)
+        assert gate.findings == (
+            f"iter01 has drifted {found[1]:.3g} from base (limit {between.max_drift:.3g}).",
+        )
+        assert (gate.go_on_from, gate.last_good) == (go_on_from, "iter00")
+    record = json.loads(second.output.read_text())
+    assert record["sail_stage"] == "check_collapse"
+    assert str(second.previous) in record["sail_inputs"]
+    assert record["limits"]["max_drift"] == between.max_drift
+
+
+def start(gate: Path, policies: dict[str, Path], folder: Path) -> start_iteration.Args:
+    """Arguments whose policies lie in folders named after them, as a run has them."""
+    folders = []
+    for name, source in policies.items():
+        path = folder / name / "policy"
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(source)
+        folders.append(path)
+    return start_iteration.Args(gate=gate, policies=tuple(folders), output=folder / "iter02/start")
+
+
+def test_an_iteration_starts_from_the_policy_that_the_gate_names(
+    gates: tuple[check_collapse.Args, check_collapse.Args],
+    judged: list[score_holdout.Args], tmp_path: Path,
+) -> None:  # fmt: skip
+    first, second = gates
+    lenient = replace(LIMITS, min_reward_accuracy=-1.0)
+    check_collapse.main(replace(first, limits=lenient))
+    beyond = replace(lenient, max_drift=drift(second.holdout[1][1]) / 1.0001)
+    check_collapse.main(replace(second, limits=beyond, on_collapse="rollback"))
+    policies = {f"iter{i:02d}": Path(args.policy) for i, args in enumerate(judged)}
+    args = start(second.output, policies, tmp_path)
+    start_iteration.main(args)
+    assert policy_digest(args.output) == policy_digest(policies["iter00"])
+    manifest = json.loads((args.output / "manifest.json").read_text())
+    assert (manifest["handed_on"], manifest["kind"]) == ("iter00", "full")
+    name = next(iter(manifest["files"]))
+    assert (args.output / name).samefile(policies["iter00"] / name)  # no second copy on disk
+    only = replace(args, policies=args.policies[1:])
+    with pytest.raises(UserError, match="goes on from 'iter00'; --policies names iter01"):
+        start_iteration.main(only)
+    check_collapse.main(replace(second, limits=beyond, on_collapse="stop"))
+    with pytest.raises(UserError, match="the run ends after iteration 1.*\n  - iter01 has drifted"):
+        start_iteration.main(args)
