@@ -1,8 +1,7 @@
-"""A local run that those on clusters must equal."""
+"""What the runs on clusters have in common."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,10 @@ Config = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """One iteration, one metric, no exports, and a base model whose path is hostile to shells."""
+    """The smallest DAG without its second iteration, second metric and exports.
+
+    The path of its base model is hostile to shells.
+    """
     model = tmp_path_factory.mktemp("models") / 'it\'s $(touch pwned); `touch pwned` "1"'
     model.symlink_to(ROOT / "stages" / "shapes" / "pipeline")
     return {
@@ -27,19 +29,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     }
 
 
-@pytest.fixture(scope="session")
-def local(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Project:
-    """The smallest DAG, run here."""
-    project = Project(tmp_path_factory.mktemp("local"))
-    project.make("--quiet", "all", config=config)
-    return project
-
-
-def tables(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """All rows of all tables of a run, without speeds."""
+def tables(project: Project) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables of a run, without speeds; not of those that sum up all iterations."""
     return {
-        str(path.relative_to(results)): [
+        str(path.relative_to(project.results)): [
             {k: v for k, v in row.items() if k != "pairs_per_second"} for row in read_rows(path)
         ]
-        for path in sorted(results.rglob("*.parquet"))
+        for path in sorted(project.results.rglob("*.parquet"))
+        if path.parent.name != "evaluation"
     }

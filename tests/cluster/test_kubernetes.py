@@ -55,15 +55,15 @@ def call(home: Path, kubeconfig: Path, *flags: str) -> subprocess.CompletedProce
 
 
 def test_pods_get_what_they_need_from_the_bucket_and_end_as_a_local_run(
-    home: Path, local: Project, tmp_path: Path
+    home: Path, finished: Project, tmp_path: Path
 ) -> None:
     with pretend_kubernetes(tmp_path / "pods", kill_first="train_seed") as (server, kubeconfig):
         done = call(home, kubeconfig, "--", SCORES)
     assert done.returncode == 0, done.stdout
     bucket = tmp_path / "bucket"
     policy = f"results/{RUN}/iter00/policy"
-    assert policy_digest(bucket / policy) == policy_digest(local.folder / policy)
-    assert read_rows(bucket / SCORES) == read_rows(local.folder / SCORES)
+    assert policy_digest(bucket / policy) == policy_digest(finished.folder / policy)
+    assert read_rows(bucket / SCORES) == read_rows(finished.folder / SCORES)
     assert not list(tmp_path.rglob("pwned"))
 
     pods = {rule: [job for job in server.jobs if rules_of(job) == rule] for rule in EXPECTED}

@@ -89,6 +89,11 @@ RANKER = config["select_pairs"]["ranker"]
 EXECUTION = config["execution"]
 # Where files go through a bucket, as on Kubernetes: the provider's name. Nothing on a shared disk.
 STORAGE = workflow.storage_settings.default_storage_provider
+if STORAGE and ON_COLLAPSE != "warn":
+    raise WorkflowError(
+        f"guards.on_collapse is {ON_COLLAPSE}, which looks for results on a disk, but this run "
+        f"keeps them in {STORAGE} storage: set it to warn, or run on a shared disk"
+    )
 
 
 wildcard_constraints:
