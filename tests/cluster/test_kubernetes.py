@@ -31,7 +31,7 @@ def home(tmp_path: Path, config: Config) -> Path:
         pytest.skip("snakemake-storage-plugin-fs needs rsync")
     folder = tmp_path / "home"
     folder.mkdir()
-    for name in ("workflow", "profiles"):
+    for name in ("workflow", "profiles", "envs"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "Snakefile", folder)
     Project(folder).command(config=config)  # writes the whole config

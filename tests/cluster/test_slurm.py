@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 GPUS = 4
 AT_ONCE = (
-    *("--jobs", "3", "--slurm-init-seconds-before-status-checks", "4"),
-    *("--seconds-between-status-checks", "4", "--latency-wait", "10"),
+    *("--jobs", "3", "--slurm-init-seconds-before-status-checks", "3"),
+    *("--seconds-between-status-checks", "3", "--latency-wait", "10"),
 )
 """What fits this machine; all else is the profile's."""
 
