@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stages.core.artifacts import digest, policy_digest
 from tests.builders import read_rows
 from tests.workflow.projects import ROOT, Project
 
@@ -30,11 +32,21 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def tables(project: Project) -> dict[str, list[dict[str, Any]]]:
-    """All rows of all tables of a run, without speeds; not of those that sum up all iterations."""
+    """All rows of all tables of a run, but not of those that sum up all iterations.
+
+    Without speeds, and without digests of policies, which the base model's path is part of.
+    """
     return {
         str(path.relative_to(project.results)): [
-            {k: v for k, v in row.items() if k != "pairs_per_second"} for row in read_rows(path)
+            {k: v for k, v in row.items() if k not in ("pairs_per_second", "policy_digest")}
+            for row in read_rows(path)
         ]
         for path in sorted(project.results.rglob("*.parquet"))
         if path.parent.name != "evaluation"
     }
+
+
+def weights(policy: Path) -> str:
+    """The digest of a policy's weights; the policy must be whole."""
+    policy_digest(policy)
+    return digest(policy / "unet" / "diffusion_pytorch_model.safetensors")

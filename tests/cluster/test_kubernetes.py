@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from stages.core.artifacts import policy_digest
 from tests.builders import read_rows
-from tests.cluster.conftest import Config
+from tests.cluster.conftest import Config, weights
 from tests.cluster.pretend_kubernetes import Json, pretend_kubernetes
 from tests.workflow.projects import ROOT, RUN, Project, environment
 
@@ -62,7 +61,7 @@ def test_pods_get_what_they_need_from_the_bucket_and_end_as_a_local_run(
     assert done.returncode == 0, done.stdout
     bucket = tmp_path / "bucket"
     policy = f"results/{RUN}/iter00/policy"
-    assert policy_digest(bucket / policy) == policy_digest(finished.folder / policy)
+    assert weights(bucket / policy) == weights(finished.folder / policy)
     assert read_rows(bucket / SCORES) == read_rows(finished.folder / SCORES)
     assert not list(tmp_path.rglob("pwned"))
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.artifacts import policy_digest
-from tests.cluster.conftest import Config, tables
+from tests.cluster.conftest import Config, tables, weights
 from tests.cluster.one_node import Cluster, one_node, why_not
 from tests.core.test_devices import STAGE
 from tests.workflow.projects import ROOT, RUN, Project, environment
@@ -83,7 +82,7 @@ def test_the_smallest_dag_survives_a_cancelled_training_and_a_preemption_and_end
         assert rows == expected[name], name
     for policy in ("iter00", "iter01"):
         folders = [project.results / policy / "policy" for project in (remote, finished)]
-        assert policy_digest(folders[0]) == policy_digest(folders[1])
+        assert weights(folders[0]) == weights(folders[1])
     assert_own_devices(cluster)
     assert_shards_in_one_job(cluster, remote)
     assert not list(remote.folder.rglob("pwned"))
