@@ -19,6 +19,7 @@ from stages.core.artifacts import write_manifest
 from stages.core.models import Denoiser, DiffusionModel, load_model
 from stages.core.noising import generator
 from tests.builders import settings
+from tests.workflow.projects import Project
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,6 +52,14 @@ def tiny_base() -> str:
 def model(tiny_base: str) -> DiffusionModel:
     """The adapter of the committed pipeline, on the CPU in float32."""
     return load_model(settings(tiny_base), device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The smallest DAG after an unbroken run. Tests that change something take a copy."""
+    project = Project(tmp_path_factory.mktemp("finished"))
+    project.make("--quiet", "all")
+    return project
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A local run that those on clusters must equal."""
+"""What the runs on clusters have in common."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stages.core.artifacts import digest, policy_digest
 from tests.builders import read_rows
 from tests.workflow.projects import ROOT, Project
 
@@ -15,8 +16,11 @@ Config = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """One iteration, one metric, no exports, and a base model whose path is hostile to shells."""
-    model = tmp_path_factory.mktemp("models") / 'it\'s $(touch pwned); `touch pwned`\n "1"'
+    """The smallest DAG without its second iteration, second metric and exports.
+
+    The path of its base model is hostile to shells.
+    """
+    model = tmp_path_factory.mktemp("models") / 'it\'s $(touch pwned); `touch pwned` "1"'
     model.symlink_to(ROOT / "stages" / "shapes" / "pipeline")
     return {
         "iterations": 1,
@@ -27,19 +31,22 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     }
 
 
-@pytest.fixture(scope="session")
-def local(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Project:
-    """The smallest DAG, run here."""
-    project = Project(tmp_path_factory.mktemp("local"))
-    project.make("--quiet", "all", config=config)
-    return project
+def tables(project: Project) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables of a run, but not of those that sum up all iterations.
 
-
-def tables(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """All rows of all tables of a run, without speeds."""
+    Without speeds, and without digests of policies, which the base model's path is part of.
+    """
     return {
-        str(path.relative_to(results)): [
-            {k: v for k, v in row.items() if k != "pairs_per_second"} for row in read_rows(path)
+        str(path.relative_to(project.results)): [
+            {k: v for k, v in row.items() if k not in ("pairs_per_second", "policy_digest")}
+            for row in read_rows(path)
         ]
-        for path in sorted(results.rglob("*.parquet"))
+        for path in sorted(project.results.rglob("*.parquet"))
+        if path.parent.name != "evaluation"
     }
+
+
+def weights(policy: Path) -> str:
+    """The digest of a policy's weights; the policy must be whole."""
+    policy_digest(policy)
+    return digest(policy / "unet" / "diffusion_pytorch_model.safetensors")

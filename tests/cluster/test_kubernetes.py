@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from stages.core.artifacts import policy_digest
 from tests.builders import read_rows
-from tests.cluster.conftest import Config
+from tests.cluster.conftest import Config, weights
 from tests.cluster.pretend_kubernetes import Json, pretend_kubernetes
 from tests.workflow.projects import ROOT, RUN, Project, environment
 
@@ -31,7 +30,7 @@ def home(tmp_path: Path, config: Config) -> Path:
         pytest.skip("snakemake-storage-plugin-fs needs rsync")
     folder = tmp_path / "home"
     folder.mkdir()
-    for name in ("workflow", "profiles"):
+    for name in ("workflow", "profiles", "envs"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "Snakefile", folder)
     Project(folder).command(config=config)  # writes the whole config
@@ -55,15 +54,15 @@ def call(home: Path, kubeconfig: Path, *flags: str) -> subprocess.CompletedProce
 
 
 def test_pods_get_what_they_need_from_the_bucket_and_end_as_a_local_run(
-    home: Path, local: Project, tmp_path: Path
+    home: Path, finished: Project, tmp_path: Path
 ) -> None:
     with pretend_kubernetes(tmp_path / "pods", kill_first="train_seed") as (server, kubeconfig):
         done = call(home, kubeconfig, "--", SCORES)
     assert done.returncode == 0, done.stdout
     bucket = tmp_path / "bucket"
     policy = f"results/{RUN}/iter00/policy"
-    assert policy_digest(bucket / policy) == policy_digest(local.folder / policy)
-    assert read_rows(bucket / SCORES) == read_rows(local.folder / SCORES)
+    assert weights(bucket / policy) == weights(finished.folder / policy)
+    assert read_rows(bucket / SCORES) == read_rows(finished.folder / SCORES)
     assert not list(tmp_path.rglob("pwned"))
 
     pods = {rule: [job for job in server.jobs if rules_of(job) == rule] for rule in EXPECTED}

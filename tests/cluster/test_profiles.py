@@ -65,7 +65,10 @@ def test_in_a_bucket_a_policys_weights_are_outputs_and_inputs(
     assert f"policy/{weights}" not in on_a_disk
 
 
-def test_a_folder_called_results_is_not_taken_for_a_buckets(tmp_path: Path) -> None:
+def test_what_a_bucket_cannot_do_is_refused_at_the_start(tmp_path: Path) -> None:
+    code, said = plan(tmp_path, "kubernetes", guards={"on_collapse": "stop"})
+    assert code != 0
+    assert "guards.on_collapse is stop" in said
     (tmp_path / "results").mkdir()
     code, said = plan(tmp_path, "kubernetes")
     assert code != 0

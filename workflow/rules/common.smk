@@ -89,6 +89,11 @@ RANKER = config["select_pairs"]["ranker"]
 EXECUTION = config["execution"]
 # Where files go through a bucket, as on Kubernetes: the provider's name. Nothing on a shared disk.
 STORAGE = workflow.storage_settings.default_storage_provider
+if STORAGE and ON_COLLAPSE != "warn":
+    raise WorkflowError(
+        f"guards.on_collapse is {ON_COLLAPSE}, which looks for results on a disk, but this run "
+        f"keeps them in {STORAGE} storage: set it to warn, or run on a shared disk"
+    )
 
 # A small stage takes a GPU, or a slot of one where they are shared; a training takes whole ones.
 JOBS_PER_GPU = EXECUTION["jobs_per_gpu"]
