@@ -8,6 +8,7 @@ sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 
 from stages.core.configuration import ConfigError, check_config, without_defaults
+from stages.core.disk import DiskError, refuse_unwritable
 from stages.core.fingerprint import code_version
 from stages.core.flags import flags
 from stages.core.snakemake_lock import free_stale_lock
@@ -57,6 +58,13 @@ RANKER = config["select_pairs"]["ranker"]
 MODEL = flags({k: v for k, v in config["model"].items() if v is not None}, "model")
 LORA = flags(config["lora"], "lora")
 EXECUTION = config["execution"]
+
+
+onstart:
+    try:
+        refuse_unwritable([Path(RUN), Path(LOGS), Path(WORK)])
+    except DiskError as error:
+        raise WorkflowError(str(error))
 
 
 wildcard_constraints:
