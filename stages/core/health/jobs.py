@@ -11,6 +11,7 @@ import psutil
 
 from stages.core.health import Finding
 from stages.core.locks import try_lock
+from stages.core.snakemake_lock import has_run_here_only
 
 
 def stage_processes() -> Iterator[psutil.Process]:
@@ -61,6 +62,12 @@ def check_snakemake_lock(folder: Path) -> Iterator[Finding]:
     at_work = [p.pid for p in psutil.process_iter() if _is_snakemake(p) and _is_in(p, folder)]
     if at_work:
         yield Finding(level="ok", what=f"snakemake is at work here (process {at_work[0]})")
+    elif has_run_here_only(folder):
+        yield Finding(
+            level="note",
+            what=f"{folder.resolve()} is locked by a snakemake that was killed; the next one goes on",
+            remedy="snakemake --cores all",
+        )
     else:
         yield Finding(
             level="problem",
