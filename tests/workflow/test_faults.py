@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from stages.core.health.files import artifacts, check_artifact
@@ -19,7 +20,7 @@ from tests.small_disks import mounted, resize
 from tests.workflow.projects import RUN, Project, environment
 
 POLICY = f"results/{RUN}/iter00/policy/manifest.json"
-SHARD = f"results/{RUN}/iter02/candidates/shard-0.parquet"
+SHARD = f"results/{RUN}/iter01/candidates/shard-0.parquet"
 
 TO_MAKE = {
     POLICY: lambda project: shutil.rmtree(project.results / "iter00" / "policy"),
@@ -58,7 +59,7 @@ def has_begun(project: Project, target: str) -> Callable[[], bool]:
     """Whether the training has saved a state, or the sampling has begun."""
     if target == POLICY:
         return state_of(project).is_file
-    log = project.logs / "iter02" / "sample_candidates-0.log"
+    log = project.logs / "iter01" / "sample_candidates-0.log"
     log.unlink(missing_ok=True)
     return lambda: log.is_file() and any(stages_in(project.folder))
 
@@ -181,7 +182,7 @@ def test_two_snakemakes_without_locks_may_fail_and_then_end_with_the_right_resul
     finished: Project, tmp_path: Path
 ) -> None:
     project = finished.copy(tmp_path / "copy")
-    for name in ("iter00", "iter02"):
+    for name in ("iter01/candidates", "evaluation/holdout"):
         shutil.rmtree(project.results / name)
     heads = [start(project, "--nolock") for _ in range(2)]
     for head in heads:
@@ -211,7 +212,8 @@ def test_another_content_under_an_older_time_is_found_by_the_doctor(
     """Snakemake looks at content only where the time is newer: `cp -p` of an older file escapes it."""
     project = finished.copy(tmp_path / "copy")
     path = project.results / "iter01" / "pairs.parquet"
-    shutil.copy(project.results / "iter02" / "pairs.parquet", path)
+    table = pq.read_table(path)
+    pq.write_table(table.take(list(reversed(range(len(table))))), path)
     os.utime(path, (DAY, DAY))
     assert project.planned() == {}
     found = [
