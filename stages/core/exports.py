@@ -23,13 +23,14 @@ MARK = "<!-- written by SAIL; an export may replace this folder -->"
 
 
 @contextmanager
-def export_folder(output: Path) -> Iterator[Path]:
+def export_folder(output: Path, *, is_ours: bool = False) -> Iterator[Path]:
     """A folder beside `output` to write to; takes its place when the block ends well.
 
-    UserError if there is something at `output` that is no export of ours; DiskError if the disk is
-    full or read-only.
+    UserError if there is something at `output` that is no export of ours, unless the caller knows
+    that it is; DiskError if the disk is full or read-only.
     """
-    check_replaceable(output)
+    if not is_ours:
+        check_replaceable(output)
     new, old = (output.with_name(f".{output.name}.{os.getpid()}.{end}") for end in ("part", "old"))
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
