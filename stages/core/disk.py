@@ -19,6 +19,10 @@ REMEDIES = {
 }
 
 
+ROOM = 10**5
+"""Bytes that Snakemake needs for its log, locks and records before the first job."""
+
+
 class DiskError(UserError):
     """A file that could not be written; the message says why and what to do."""
 
@@ -46,6 +50,16 @@ def refuse_unwritable(folders: list[Path]) -> None:
             read_only = bool(os.statvfs(place).f_flag & os.ST_RDONLY)
             number = errno.EROFS if read_only else errno.EACCES
             raise DiskError(f"{folder} cannot be written to: {REMEDIES[number]}.")
+
+
+def refuse_full(folder: Path) -> None:
+    """DiskError if there is no room even for Snakemake's own records, which fails with a traceback."""
+    free = shutil.disk_usage(folder).free
+    if free < ROOM:
+        raise DiskError(
+            f"{folder.absolute()} is full: {free / 1e3:.0f} kB are free. Free some space, then run the "
+            "same command again."
+        )
 
 
 def _number(error: BaseException | None) -> int | None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from stages.core.artifacts import replacing, write_table
-from stages.core.disk import DiskError, refuse_unwritable, writing
+from stages.core.disk import DiskError, refuse_full, refuse_unwritable, writing
 from stages.core.schemas import PROMPTS
 from tests.builders import prompt_row
 from tests.small_disks import mounted
@@ -55,6 +55,14 @@ def test_a_full_disk_is_named_and_what_was_there_stays(
         assert "run the same command again" in str(caught.value)
         assert path.read_text() == "what was there"
         assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_room_for_anything_is_refused_at_the_start(tmp_path: Path) -> None:
+    with mounted(tmp_path, size="1m"):
+        refuse_full(tmp_path)
+        (tmp_path / "large").write_bytes(bytes(MEGABYTE - 4096))
+        with pytest.raises(DiskError, match="is full: 4 kB are free. Free some space, then run"):
+            refuse_full(tmp_path)
 
 
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:

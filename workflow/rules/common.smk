@@ -8,13 +8,17 @@ sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 
 from stages.core.configuration import ConfigError, check_config, without_defaults
-from stages.core.disk import DiskError, refuse_unwritable
+from stages.core.disk import DiskError, refuse_full, refuse_unwritable
 from stages.core.fingerprint import code_version
 from stages.core.flags import flags
 from stages.core.snakemake_lock import free_stale_lock
 from stages.metrics import NETWORKS, metric_names, needs_gpu
 
 if workflow.is_main_process:
+    try:
+        refuse_full(Path())
+    except DiskError as error:
+        raise WorkflowError(str(error))
     at_work, num_stale = free_stale_lock(Path())  # held as long as this process lives
     if num_stale:
         print(
