@@ -93,6 +93,7 @@ def test_low_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         (["python", "-m", "stages.train_seed", "--seed", "0"], "train_seed"),
         (["/env/bin/python", "-u", "-m", "stages.shapes.split_captions"], "shapes.split_captions"),
+        (["python", "-m", "stages.launch", "4", "stages.train_seed", "--seed", "0"], "train_seed"),
         (["python", "-m", "pytest", "stages.train_seed"], None),
         (["bash", "-c", "python -m stages.train_seed"], None),
     ],

@@ -26,7 +26,8 @@ def stage_name(words: list[str]) -> str | None:
     """The stage that a command line runs: of `python -m stages.train_seed ...` it is train_seed."""
     for flag, module in pairwise(words):
         if flag == "-m" and module.startswith("stages."):
-            return module.removeprefix("stages.")
+            launched = [word for word in words if word.startswith("stages.")]
+            return launched[-1 if module == "stages.launch" else 0].removeprefix("stages.")
     return None
 
 
