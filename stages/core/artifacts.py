@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from psutil import pid_exists
 
 from stages.core.arrow_files import naming
+from stages.core.disk import writing
 from stages.core.errors import UserError
 from stages.core.fingerprint import code_version
 from stages.core.schemas import Schema
@@ -302,17 +303,21 @@ def _digest(path: Path, _size: int, _mtime_ns: int, _inode: int) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to; moved there when the block ends well, removed if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
+    """A place beside `path` to write to; moved there when the block ends well, removed if not.
+
+    DiskError if the disk is full or read-only.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        try:
+            yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from stages.core.artifacts import digest, provenance, remove_leftovers, write_json, write_text
+from stages.core.disk import writing
 from stages.core.errors import UserError
 
 CARD = "README.md"
@@ -22,24 +23,27 @@ MARK = "<!-- written by SAIL; an export may replace this folder -->"
 
 
 @contextmanager
-def export_folder(output: Path) -> Iterator[Path]:
+def export_folder(output: Path, *, is_ours: bool = False) -> Iterator[Path]:
     """A folder beside `output` to write to; takes its place when the block ends well.
 
-    UserError if there is something at `output` that is no export of ours.
+    UserError if there is something at `output` that is no export of ours, unless the caller knows
+    that it is; DiskError if the disk is full or read-only.
     """
-    check_replaceable(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if not is_ours:
+        check_replaceable(output)
     new, old = (output.with_name(f".{output.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    remove_leftovers(output)
-    new.mkdir()
-    try:
-        yield new
-        if output.exists():
-            output.replace(old)
-        new.replace(output)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(output)
+        new.mkdir()
+        try:
+            yield new
+            if output.exists():
+                output.replace(old)
+            new.replace(output)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def check_replaceable(output: Path) -> None:

@@ -26,6 +26,7 @@ from stages.core.artifacts import (
     write_manifest,
     write_table,
 )
+from stages.core.disk import writing
 from stages.core.errors import UserError
 from stages.core.images import decode_image, to_model_input
 from stages.core.locks import held
@@ -273,16 +274,24 @@ def _identity(task: Task, inputs: Sequence[Path]) -> str:
 
 
 def save_policy(policy: Denoiser, output: Path, part: str) -> None:
-    """The policy in diffusers' layout, replacing what was there at once."""
-    (output / "manifest.json").unlink(missing_ok=True)
+    """The policy in diffusers' layout, replacing what was there at once.
+
+    DiskError if the disk is full or read-only; no weights of the new policy stay then.
+    """
     new = output / "new.part"
     shutil.rmtree(new, ignore_errors=True)
-    policy.save(new, part)
+    with writing(output):
+        try:
+            policy.save(new, part)
+            for file in (path for path in new.rglob("*") if path.is_file()):
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())  # before the manifest says that all is there
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+    (output / "manifest.json").unlink(missing_ok=True)
     for old in [path for path in output.iterdir() if path != new]:
         shutil.rmtree(old) if old.is_dir() else old.unlink()  # also weights of the other kind
-    for file in (path for path in new.rglob("*") if path.is_file()):
-        with file.open("rb") as written:
-            os.fsync(written.fileno())  # before the manifest says that all is there
     for path in sorted(new.iterdir()):
         path.replace(output / path.name)
     new.rmdir()

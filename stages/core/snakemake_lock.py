@@ -16,26 +16,37 @@ def free_stale_lock(folder: Path) -> tuple[IO[str] | None, int]:
 
     Snakemake's own locks are plain files, which a killed Snakemake leaves behind. Here every
     Snakemake of the folder also holds a shared lock, which the kernel releases with it; if nobody
-    holds one, the plain files are stale. They stay if a Snakemake on another host has ever run here:
-    whether that one lives cannot be known. None on a file system without flock.
+    holds one, the plain files are stale. They stay unless this host is the only one that has run
+    here: whether a Snakemake on another lives cannot be known. None on a file system without flock.
     """
-    heads = folder / ".snakemake" / HEADS
-    mine = heads / f"{platform.node()}.lock"
+    mine = lock_of_this_host(folder)
     removed = 0
     try:
-        heads.mkdir(parents=True, exist_ok=True)
+        is_ours = has_run_here_only(folder)
+        mine.parent.mkdir(parents=True, exist_ok=True)
         file = mine.open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pass  # another one is at work: its locks are meant
         else:
-            if list(heads.glob("*.lock")) == [mine]:
+            if is_ours:
                 removed = _remove_locks(folder)
         fcntl.flock(file, fcntl.LOCK_SH)
     except OSError:
         return None, 0
     return file, removed
+
+
+def has_run_here_only(folder: Path) -> bool:
+    """Whether all Snakemakes of the folder have run on this host, at least one of them."""
+    mine = lock_of_this_host(folder)
+    return list(mine.parent.glob("*.lock")) == [mine]
+
+
+def lock_of_this_host(folder: Path) -> Path:
+    """The lock that this host's Snakemakes of the folder share."""
+    return folder / ".snakemake" / HEADS / f"{platform.node()}.lock"
 
 
 def _remove_locks(folder: Path) -> int:

@@ -58,10 +58,16 @@ def heed_signals() -> None:
 
 
 def end_with_snakemake() -> None:
-    """Send SIGTERM to this process when the Snakemake that started it, if one did, is gone."""
+    """Send SIGTERM to this process when the Snakemake that started it, if one did, is gone.
+
+    Or the shell between the two: without it Snakemake takes the stage for ended.
+    """
     snakemake = os.environ.get(SNAKEMAKE, "")
-    if snakemake.isdecimal() and int(snakemake) > 1:
-        threading.Thread(target=_end_with, args=(int(snakemake),), daemon=True).start()
+    if not snakemake.isdecimal():
+        return
+    for process in (int(snakemake), os.getppid()):
+        if process > 1:
+            threading.Thread(target=_end_with, args=(process,), daemon=True).start()
 
 
 def _end_with(process: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -188,6 +189,8 @@ def train_dpo(
             model, policy, reference, pairs, rows, settings, step_seed,
             processes, scaler, execution.micro_batch_pairs,
         )  # fmt: skip
+        if measures is None:
+            _stop(steps, curve, state, processes)
         asked = torch.tensor(float(STOP.is_asked), device=processes.device)
         values = processes.mean({**measures, "asked": asked})
         is_asked = values.pop("asked") > 0  # by one of the processes: all stop together
@@ -217,12 +220,10 @@ def train_dpo(
             if processes.mean({"is_over": is_over})["is_over"] > 0:  # all stop together
                 log.info("no gain since step %d; stopping", best_step(curve))
                 break
-        if (is_asked or number % execution.save_every == 0) and number < total:
-            if processes.is_main:
-                state.save([asdict(step) for step in steps], [asdict(p) for p in curve])
-            processes.wait()
-            if is_asked:
-                raise Stopped(f"the training's state of step {number} is saved in {work}")
+        if is_asked and number < total:
+            _stop(steps, curve, state, processes)
+        if number % execution.save_every == 0 and number < total:
+            _save(steps, curve, state, processes)
     processes.unwrap(policy)
     if execution.gradient_checkpointing:
         policy.network.disable_gradient_checkpointing()
@@ -231,6 +232,21 @@ def train_dpo(
     best.put_back()
     policy.freeze()
     return steps, curve
+
+
+def _save(
+    steps: list[Step], curve: list[Progress], state: TrainingState, processes: Processes
+) -> None:
+    if processes.is_main:
+        state.save([asdict(step) for step in steps], [asdict(point) for point in curve])
+    processes.wait()
+
+
+def _stop(
+    steps: list[Step], curve: list[Progress], state: TrainingState, processes: Processes
+) -> NoReturn:
+    _save(steps, curve, state, processes)
+    raise Stopped(f"the training's state of step {len(steps)} is saved in {state.folder}")
 
 
 def _accumulate(
@@ -244,10 +260,11 @@ def _accumulate(
     processes: Processes,
     scaler: torch.amp.GradScaler,
     micro_batch_pairs: int | None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor] | None:
     """Gradients of the batch's mean loss, from this process's share of it; the share's measures.
 
-    All processes draw for the whole batch and take their part: no two pairs share a noise, and one
+    None if SIGTERM has come to a process that is alone: its grace may be shorter than a step. All
+    processes draw for the whole batch and take their part: no two pairs share a noise, and one
     process alone would draw the same.
     """
     mine = processes.share(len(rows))
@@ -263,6 +280,8 @@ def _accumulate(
     parts = [slice(start, start + size) for start in range(0, len(rows), size)]
     sums: dict[str, Tensor] = {}
     for part in parts:
+        if STOP.is_asked and processes.count == 1:
+            return None
         some = Draws(draws.timesteps[part], draws.noise[part])
         share = len(rows[part]) / len(rows)
         with nullcontext() if part is parts[-1] else processes.without_averaging(policy):

@@ -73,8 +73,8 @@ class TrainingState:
             "average": self.average.state_dict() if self.average is not None else None,
             "best": self.best.saved,
         }
-        with replacing(self.folder / name) as part:
-            torch.save(state, part)
+        with replacing(self.folder / name) as part, part.open("wb") as file:
+            torch.save(state, file)  # to an open file: a full disk is named as such
         record = {
             "identity": self.identity,
             "weights": name,

@@ -62,7 +62,7 @@ def table(args: Args, tally: Tally) -> str:
         ("**losses** (files that differ, failures without a kill, processes left)",
          f"**{len(tally.losses)}**"),
     ]  # fmt: skip
-    lines = [f"Made by `{command}`.\n", "| | |", "|---|---|"]
+    lines = [f"Made by `{command}` with `tests/chaos/config.yaml`.\n", "| | |", "|---|---|"]
     lines += [f"| {what} | {count} |" for what, count in rows]
     lines += [
         "",

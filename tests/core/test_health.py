@@ -14,6 +14,7 @@ from stages.core.artifacts import write_manifest, write_table
 from stages.core.health import Finding, files, installation, jobs
 from stages.core.locks import try_lock
 from stages.core.schemas import PROMPTS
+from stages.core.snakemake_lock import lock_of_this_host
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [{"prompt_id": "a", "prompt": "a cat"}]
@@ -92,6 +93,7 @@ def test_low_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         (["python", "-m", "stages.train_seed", "--seed", "0"], "train_seed"),
         (["/env/bin/python", "-u", "-m", "stages.shapes.split_captions"], "shapes.split_captions"),
+        (["python", "-m", "stages.launch", "4", "stages.train_seed", "--seed", "0"], "train_seed"),
         (["python", "-m", "pytest", "stages.train_seed"], None),
         (["bash", "-c", "python -m stages.train_seed"], None),
     ],
@@ -129,6 +131,11 @@ def test_a_lock_of_a_snakemake_that_is_gone_is_a_problem(tmp_path: Path) -> None
     lock.touch()
     [finding] = jobs.check_snakemake_lock(tmp_path)
     assert (finding.level, finding.remedy) == ("problem", "snakemake --unlock")
+    mine = lock_of_this_host(tmp_path)
+    mine.parent.mkdir()
+    mine.touch()
+    [finding] = jobs.check_snakemake_lock(tmp_path)
+    assert (finding.level, finding.remedy) == ("note", "snakemake --cores all")
 
 
 def test_a_stage_without_a_snakemake_above_it_is_noted_with_its_folder_only(tmp_path: Path) -> None:

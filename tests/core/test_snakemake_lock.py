@@ -70,3 +70,12 @@ def test_the_locks_of_a_folder_where_another_host_has_run_stay(tmp_path: Path) -
     assert all(path.is_file() for path in paths)
     assert file is not None
     file.close()
+
+
+def test_the_locks_of_one_that_left_no_sign_of_its_host_stay(tmp_path: Path) -> None:
+    paths = locked(tmp_path)
+    file, removed = free_stale_lock(tmp_path)
+    assert removed == 0
+    assert all(path.is_file() for path in paths)
+    assert file is not None
+    file.close()

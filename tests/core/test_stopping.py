@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -60,6 +61,21 @@ def test_a_stage_ends_with_the_snakemake_that_started_it(tmp_path: Path) -> None
     snakemake.communicate()
     process.communicate(timeout=30)
     assert process.returncode == EXIT_CODE
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_ends_with_the_shell_that_snakemake_started_it_in(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITE_SLOWLY, str(tmp_path / "table.parquet")]
+    shell = subprocess.Popen(
+        ["bash", "-c", f"{shlex.join(command)}; true"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, SNAKEMAKE: str(os.getpid())},
+    )  # fmt: skip
+    assert shell.stdout is not None
+    assert shell.stdout.readline() == "at work\n"
+    shell.kill()
+    _, message = shell.communicate(timeout=30)  # until the stage has closed it too
+    assert "stopped by SIGTERM" in message
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ from stages.core.models import Denoiser, DiffusionModel, LoraSettings, StableDif
 from stages.core.models.loading import Source
 from stages.core.noising import generator, training_draws
 from stages.core.processes import Processes
+from stages.core.stopping import STOP, Stopped
 from stages.core.training import (
     EncodedPairs,
     Execution,
@@ -50,6 +51,19 @@ class WatchedModel(StableDiffusion):
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = getattr(self, "seen", [])
         self.seen.append((latents, noise, timesteps))
+        return super().add_noise(latents, noise, timesteps)
+
+
+class AskedModel(StableDiffusion):
+    """A model during whose `stop_at`-th batch SIGTERM comes."""
+
+    stop_at = 0
+    calls = 0
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.stop_at:
+            STOP.ask()
         return super().add_noise(latents, noise, timesteps)
 
 
@@ -264,6 +278,35 @@ def test_an_interrupted_training_continues_and_ends_bit_identical_to_an_unbroken
     steps, weights = train(resumed, pairs, work)
     assert resumed.calls == 6 - saved
     assert without_speed(steps) == without_speed(unbroken)
+    assert same(weights, expected)
+
+
+@pytest.mark.parametrize(("stop_at", "saved"), [(1, 0), (5, 2), (6, 3)])
+def test_a_training_that_is_asked_to_stop_saves_its_last_whole_step_and_continues_from_it(
+    tiny_base: str, pairs: EncodedPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stop_at: int, saved: int,
+) -> None:  # fmt: skip
+    """Two micro-batches a step: SIGTERM in the fifth leaves out the sixth, and the third step."""
+
+    def run(work: Path, stop_at: int) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+        model = AskedModel(Source(settings(tiny_base)), device=CPU)
+        model.stop_at = stop_at
+        policy, reference = model.load_denoiser(), model.load_denoiser()
+        steps, _ = train_dpo(
+            model, policy, reference, pairs, SETTINGS, seed=3, work=work, identity="one",
+            processes=Processes(CPU), execution=Execution(save_every=100, micro_batch_pairs=1),
+        )  # fmt: skip
+        return without_speed(steps), policy.state_dict()
+
+    unbroken, expected = run(tmp_path / "unbroken", -1)
+    work = tmp_path / "work"
+    with monkeypatch.context() as patch, STOP.deferred():
+        patch.setattr(STOP, "is_asked", False)
+        with pytest.raises(Stopped, match=f"the training's state of step {saved} is saved in"):
+            run(work, stop_at)
+    assert sorted(path.name for path in work.iterdir()) == ["state.json", f"step-{saved:06d}.pt"]
+    steps, weights = run(work, -1)
+    assert steps == unbroken
     assert same(weights, expected)
 
 

@@ -356,6 +356,11 @@ def test_only_an_export_is_replaced(base: Path, policies: dict[str, Path], tmp_p
     assert {p.name for p in args.output.iterdir()} == {LORA_FILE, "README.md", "manifest.json"}
     (args.output / "manifest.json").unlink()  # as Snakemake does before a job
     export_policy.main(args)
+    for name in ("manifest.json", "README.md"):  # as one killed while it writes the cards leaves it
+        (args.output / name).unlink()
+    with pytest.raises(UserError, match="exists already and is a folder that no export wrote"):
+        export_policy.main(args)
+    export_policy.main(replace(args, is_ours=True))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="exists already and is a folder that no export wrote"):

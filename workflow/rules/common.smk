@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from stages.core.configuration import ConfigError, check_config, without_defaults
+from stages.core.disk import DiskError, refuse_full, refuse_unwritable
 from stages.core.errors import UserError
 from stages.core.fingerprint import code_version
 from stages.core.flags import flags, word_problem
@@ -24,6 +25,10 @@ from stages.metrics import (
 )
 
 if workflow.is_main_process:
+    try:
+        refuse_full(Path())
+    except DiskError as error:
+        raise WorkflowError(str(error))
     at_work, num_stale = free_stale_lock(Path())  # held as long as this process lives
     if num_stale:
         print(
@@ -101,6 +106,13 @@ IS_SHARED = JOBS_PER_GPU > 1
 SHARING = {"jobs_per_gpu": JOBS_PER_GPU} if IS_SHARED else {}
 SMALL_GPU, SMALL_SLOT = int(not IS_SHARED), int(IS_SHARED)
 TRAINING_SLOTS = EXECUTION["training_gpus"] * JOBS_PER_GPU if IS_SHARED else 0
+
+
+onstart:
+    try:
+        refuse_unwritable([Path(RUN), Path(LOGS), Path(WORK)])
+    except DiskError as error:
+        raise WorkflowError(str(error))
 
 
 wildcard_constraints:

@@ -50,7 +50,7 @@ rule export_policy:
         flags=flags({"dtype": config["export"]["dtype"]}),
     shell:
         "{params.command} --policy {params.policy:q} {params.model} {params.kind}"
-        " {params.flags} --output {params.output:q} 2>&1 | record {log:q}"
+        " {params.flags} --is-ours --output {params.output:q} 2>&1 | record {log:q}"
 
 
 if EXPORTED_POLICIES:

@@ -11,6 +11,7 @@ import psutil
 
 from stages.core.health import Finding
 from stages.core.locks import try_lock
+from stages.core.snakemake_lock import has_run_here_only
 
 
 def stage_processes() -> Iterator[psutil.Process]:
@@ -25,7 +26,8 @@ def stage_name(words: list[str]) -> str | None:
     """The stage that a command line runs: of `python -m stages.train_seed ...` it is train_seed."""
     for flag, module in pairwise(words):
         if flag == "-m" and module.startswith("stages."):
-            return module.removeprefix("stages.")
+            launched = [word for word in words if word.startswith("stages.")]
+            return launched[-1 if module == "stages.launch" else 0].removeprefix("stages.")
     return None
 
 
@@ -61,6 +63,12 @@ def check_snakemake_lock(folder: Path) -> Iterator[Finding]:
     at_work = [p.pid for p in psutil.process_iter() if _is_snakemake(p) and _is_in(p, folder)]
     if at_work:
         yield Finding(level="ok", what=f"snakemake is at work here (process {at_work[0]})")
+    elif has_run_here_only(folder):
+        yield Finding(
+            level="note",
+            what=f"{folder.resolve()} is locked by a snakemake that was killed; the next one goes on",
+            remedy="snakemake --cores all",
+        )
     else:
         yield Finding(
             level="problem",

@@ -1,0 +1,86 @@
+"""A disk that is full or read-only is named, with the file and what to do; nothing half-written stays."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stages.core.artifacts import replacing, write_table
+from stages.core.disk import DiskError, refuse_full, refuse_unwritable, writing
+from stages.core.schemas import PROMPTS
+from tests.builders import prompt_row
+from tests.small_disks import mounted
+
+MEGABYTE = 2**20
+
+
+def table(path: Path) -> None:
+    rows = [prompt_row(os.urandom(MEGABYTE).hex())]
+    write_table(path, rows, PROMPTS, stage="select_prompts", arguments={})
+
+
+def state(path: Path) -> None:
+    with replacing(path) as part, part.open("wb") as file:
+        torch.save({"weights": torch.randn(MEGABYTE)}, file)
+
+
+def weights(path: Path) -> None:
+    with replacing(path) as part:
+        save_file({"weights": torch.randn(MEGABYTE)}, part)
+
+
+def text(path: Path) -> None:
+    with replacing(path) as part:
+        part.write_text("x" * 2 * MEGABYTE)
+
+
+@pytest.mark.parametrize("write", [table, state, weights, text])
+def test_a_full_disk_is_named_and_what_was_there_stays(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    with mounted(tmp_path, size="1m"):
+        path = tmp_path / "artifact"
+        path.write_text("what was there")
+        with pytest.raises(DiskError) as caught:
+            write(path)
+        assert f"{path} could not be written: the disk is full; free some space (" in str(
+            caught.value
+        )
+        assert "run the same command again" in str(caught.value)
+        assert path.read_text() == "what was there"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_room_for_anything_is_refused_at_the_start(tmp_path: Path) -> None:
+    with mounted(tmp_path, size="1m"):
+        refuse_full(tmp_path)
+        (tmp_path / "large").write_bytes(bytes(MEGABYTE - 4096))
+        with pytest.raises(DiskError, match="is full: 4 kB are free. Free some space, then run"):
+            refuse_full(tmp_path)
+
+
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    with mounted(tmp_path, options="ro"):
+        with pytest.raises(DiskError, match="results cannot be written to: .* mounted read-only"):
+            refuse_unwritable([tmp_path / "results"])
+        with pytest.raises(DiskError, match="results/table could not be written: .* read-only"):
+            text(tmp_path / "results" / "table")
+    refuse_unwritable([tmp_path / "results" / "not" / "made" / "yet"])
+
+
+def test_a_quota_and_missing_rights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="quota is used up"), writing(tmp_path / "table"):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    with pytest.raises(DiskError, match="this user may not write there"), writing(tmp_path):
+        raise RuntimeError("some library failed") from PermissionError(errno.EACCES, "no")
+
+
+def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="^a mistake$"), writing(tmp_path / "table"):
+        raise RuntimeError("a mistake")
