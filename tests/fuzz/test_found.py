@@ -12,10 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from stages.core.artifacts import ArtifactError, read_metadata, read_table, write_table
+from stages.core.artifacts import (
+    ArtifactError,
+    policy_digest,
+    read_metadata,
+    read_table,
+    write_table,
+)
 from stages.core.configuration import ConfigError, check_config, read_config
 from stages.core.errors import UserError
 from stages.core.evaluation_prompts import read_evaluation_prompts
+from stages.core.preference_exports import read_pairs
 from stages.core.prompts import prompt_id, read_prompts
 from stages.core.schemas import PROMPTS
 from stages.import_preferences import Args, main
@@ -118,7 +125,7 @@ def test_line_breaks_in_quoted_cells_are_kept_as_they_are(tmp_path: Path) -> Non
     ("row", "words"),
     [
         ({"Prompt": 5, "Category": "a", "Challenge": "b"}, "row 1: expected texts in Prompt"),
-        ({"Prompt": "a"}, "row 1: expected texts in Prompt, Category, Challenge, found ('a', None"),
+        ({"Prompt": "a"}, "row 1: expected texts in Prompt, Category, Challenge, found ['a', None"),
         ({"Prompt": "a", "Category": "\udfff", "Challenge": "b"}, "row 1: it holds U+DFFF"),
     ],
 )
@@ -175,6 +182,17 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ArtifactError, match="has 2 columns 'prompt'"):
         read_table(tmp_path / "a.parquet", PROMPTS)
+    with pytest.raises(ArtifactError, match="column 'prompt' is there twice"):
+        list(read_pairs([tmp_path / "a.parquet"], None, ["prompt"]))
+
+
+@pytest.mark.parametrize("files", [[[None, "a"]], ["ab"], 3, {"a": 3}])
+def test_a_manifest_without_names_and_digests_is_none(files: object, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    with pytest.raises(
+        ArtifactError, match=r"manifest.json (is no readable manifest|lists 'a': 3)"
+    ):
+        policy_digest(tmp_path)
 
 
 def test_metadata_that_is_not_utf8_is_shown_as_well_as_it_can_be(tmp_path: Path) -> None:
