@@ -48,7 +48,8 @@ def main(args: Args) -> None:
         made = []
         for path in args.preferences:
             metadata = read_metadata(path)
-            settings = plain_settings(metadata.get("arguments", {}))
+            arguments = metadata.get("arguments")
+            settings = plain_settings(arguments if isinstance(arguments, dict) else {})
             name = "/".join(path.parts[-3:])  # a published card names no machine's folders
             made.append((name, str(metadata.get("stage", "an unknown stage")), settings))
         with export_folder(args.output) as folder:

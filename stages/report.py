@@ -283,7 +283,7 @@ def read_object(path: Path) -> Row:
     """The JSON object in a file; UserError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no readable JSON file: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
@@ -316,7 +316,12 @@ def files(args: Args) -> Iterator[Row]:
     ]
     for path, holds in tables:
         made = read_metadata(path)
-        yield {"path": path, "holds": holds, "stage": made["stage"], "code": made["code"]}
+        yield {
+            "path": path,
+            "holds": holds,
+            "stage": made.get("stage", "?"),
+            "code": made.get("code", "?"),
+        }
     yield {"path": args.import_summary, "holds": "counts of the human pairs"}
     yield {"path": args.config, "holds": "configuration"}
 

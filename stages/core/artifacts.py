@@ -233,8 +233,8 @@ def policy_digest(folder: Path) -> str:
             "it to its end (snakemake continues an interrupted training)."
         )
     try:
-        files: dict[str, str] = dict(json.loads(path.read_text())["files"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        files: dict[str, str] = dict(json.loads(path.read_text())["files"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is no readable manifest ({error}). Delete it and run snakemake again."
         ) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.core.exports import MARK, front_matter, table
+from stages.core.exports import MARK, Code, front_matter, plain, table
 from stages.core.preference_exports import Counts, Format
 
 DATA_FILES: dict[Format, str] = {
@@ -59,7 +60,8 @@ def dataset_card(
         for (source, iteration), count in sorted(counts.by_origin.items())
     ]
     lineage = "\n".join(
-        f"`{name}`, by `{stage}`:\n\n{_settings(settings)}" for name, stage, settings in made
+        f"{plain(Code(name))}, by {plain(Code(stage))}:\n\n{_settings(settings)}"
+        for name, stage, settings in made
     )
     return (
         f"{head}{MARK}\n\n# Preference pairs\n\n"
@@ -115,20 +117,20 @@ def model_card(facts: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     columns = ["set", "metric", "mean", "against", "difference [95 % interval]", "won"]
     evaluated = table(columns, scores) if scores else "Not evaluated when this card was written.\n"
     return (
-        f"{head}{MARK}\n\n# {facts['title']}\n\n"
-        f"{facts['base_model']}, aligned with human preference pairs by SAIL: the model samples "
+        f"{head}{MARK}\n\n# {plain(facts['title'])}\n\n"
+        f"This is {plain(facts['base_model'])}, aligned with human preference pairs by SAIL: the model samples "
         "images, judges them itself and learns from them by Diffusion-DPO, with no reward model.\n\n"
-        f"{warned}## Use\n\n{_USE[facts['format']].format(**facts)}\n"
+        f"{warned}## Use\n\n{_USE[facts['format']].format(**facts, base=json.dumps(facts['base_model']))}\n"
         "## Lineage and data\n\n"
         + table(
             ["iteration", "stage", "policy", "human pairs", "generated pairs", "prompts", "steps"],
             chain,
         )
-        + f"\nThe last row is this model. Base: `{facts['base_model']}`.\n\n"
+        + f"\nThe last row is this model. Base: {plain(Code(facts['base_model']))}.\n\n"
         f"## Evaluation\n\n{evaluated}\n"
         f"## Settings of the last training\n\n{_settings(facts['settings'])}\n"
         f"## Licence\n\n{unknown}A fine-tune keeps the licence of its base"
-        f"{': ' + str(licence['license']) if facts['license'] else ''}.\n"
+        f"{': ' + plain(licence['license']) if facts['license'] else ''}.\n"
     )
 
 
@@ -138,7 +140,7 @@ _USE = {
     pipe("a cat").images[0]
 """,
     "lora-diffusers": """    from diffusers import {pipeline}
-    pipe = {pipeline}.from_pretrained("{base_model}").to("cuda")
+    pipe = {pipeline}.from_pretrained({base}).to("cuda")
     pipe.load_lora_weights("THIS_FOLDER")
     pipe("a cat").images[0]
 """,
@@ -146,7 +148,7 @@ _USE = {
 model. A1111 and Forge: into `models/Lora`, write `<lora:NAME:1>` into the prompt. diffusers:
 
     from diffusers import {pipeline}
-    pipe = {pipeline}.from_pretrained("{base_model}").to("cuda")
+    pipe = {pipeline}.from_pretrained({base}).to("cuda")
     pipe.load_lora_weights("THIS_FOLDER", weight_name="{file}")
 """,
     "single-file": """ComfyUI: put `{file}` into `models/checkpoints`, node *Load Checkpoint*. A1111 and Forge:
@@ -161,5 +163,5 @@ Without network, add `config="FOLDER"`, a folder of the base in diffusers layout
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    lines = [(f"`{name}`", f"`{value}`") for name, value in values.items()]
+    lines = [(Code(name), Code(value)) for name, value in values.items()]
     return table(["setting", "value"], lines) if lines else "Not recorded.\n"

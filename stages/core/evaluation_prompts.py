@@ -10,7 +10,7 @@ from typing import Literal
 
 from stages.core.errors import UserError
 from stages.core.prompts import normalise, prompt_id, read_hpsv2, read_prompts
-from stages.core.text_files import PROBLEM, column_names, not_utf8, read_records
+from stages.core.text_files import PROBLEM, Record, column_names, not_utf8, read_records
 
 PARTIPROMPTS = ("Prompt", "Category", "Challenge")
 """The official file's columns that are read."""
@@ -74,15 +74,18 @@ def _read_partiprompts(path: Path) -> list[EvaluationPrompt]:
             )
     rows = []
     for number, record in enumerate(read_records(path)):
-        prompt, category, challenge = (record.get(name) for name in PARTIPROMPTS)
-        texts = (prompt, category, challenge)
-        reason = record.get(PROBLEM)
-        if reason is None and not all(isinstance(text, str) for text in texts):
-            reason = f"expected texts in {', '.join(PARTIPROMPTS)}, found {texts}"
-        reason = reason or next(filter(None, map(not_utf8, texts)), None)
-        if reason is None and not normalise(prompt):
-            reason = "the prompt is empty"
-        if reason is not None:
-            raise UserError(f"{path}, row {number}: {reason}")
+        if problem := record.get(PROBLEM) or _problem(record):
+            raise UserError(f"{path}, row {number}: {problem}")
+        prompt, category, challenge = (record[name] for name in PARTIPROMPTS)
         rows.append(EvaluationPrompt(prompt=prompt.strip(), category=category, challenge=challenge))
     return rows
+
+
+def _problem(record: Record) -> str | None:
+    """What is wrong with a row of PartiPrompts; None if nothing is."""
+    texts = [record.get(name) for name in PARTIPROMPTS]
+    if not all(isinstance(text, str) for text in texts):
+        return f"expected texts in {', '.join(PARTIPROMPTS)}, found {texts}"
+    if not normalise(record["Prompt"]):
+        return "the prompt is empty"
+    return next(filter(None, (not_utf8(record[name]) for name in PARTIPROMPTS)), None)

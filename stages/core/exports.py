@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,12 +96,11 @@ def read_front_matter(card: Path) -> dict[str, Any]:
     """The head of a card; empty where there is none that can be read."""
     if not card.is_file():
         return {}
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-    if len(parts) != 3 or parts[0].strip():
-        return {}
+    text = card.read_text(encoding="utf-8", errors="replace")
+    head = re.match(r"\s*---\n(.*?)^---\n", text, re.DOTALL | re.MULTILINE)
     try:
-        found = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+        found = yaml.safe_load(head[1]) if head else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -117,6 +117,26 @@ def plain_settings(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, 
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+    """A Markdown table; what stands in a cell is text, whatever it looks like."""
+    lines = [list(map(plain, head)), ["---"] * len(head), *(list(map(plain, row)) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+class Code(str):
+    """A text that a card shows as code."""
+
+    __slots__ = ()
+
+
+def plain(value: object) -> str:
+    """A value as text of a card: no markup, no link, no cell or line of its own."""
+    text = " ".join(str(value).split())
+    if isinstance(value, Code):
+        return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
+    for mark, written in _WRITTEN.items():
+        text = text.replace(mark, written)
+    return text
+
+
+_WRITTEN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "`": "\\`", "](": "]\\("}
+"""Marks that begin a tag, a cell, code or a link, and how they are written as text."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,10 @@ def _opened(data: bytes | None) -> Iterator[Image.Image]:
     if not data:
         raise ImageError("the image has no bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=KINDS) as image:
+        with (
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # of odd tags
+            Image.open(io.BytesIO(data), formats=KINDS) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
                     f"the image is {image.width} x {image.height} = "

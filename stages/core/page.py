@@ -48,6 +48,7 @@ Steps = Float[NDArray[np.floating], " step"]
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MARKS = {"higher": "▲", "lower": "▼", "unclear": "◆"}
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
 NUM_FOR_AUDIT = 2
 """Pairs of each iteration that are marked for audit: the least certain ones."""
 
@@ -66,12 +67,18 @@ def render(context: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     template = environment.get_template(TEMPLATE.name)
     return template.render(marks=MARKS, labels=LABELS, **context)
+
+
+def _visible(value: object) -> object:
+    """A text with its control characters, which no page can hold, as their pictures: NUL as ␀."""
+    return value.translate(PICTURES) if type(value) is str else value
 
 
 def headline(evaluation: Evaluation, prompt_set: str, metric: str, good: str | None = None) -> Row:

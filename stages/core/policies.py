@@ -273,6 +273,14 @@ def _identity(task: Task, inputs: Sequence[Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _remove(path: Path) -> None:
+    """Remove a file, a folder, or a link; never what a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def save_policy(policy: Denoiser, output: Path, part: str) -> None:
     """The policy in diffusers' layout, replacing what was there at once.
 
@@ -291,7 +299,7 @@ def save_policy(policy: Denoiser, output: Path, part: str) -> None:
             raise
     (output / "manifest.json").unlink(missing_ok=True)
     for old in [path for path in output.iterdir() if path != new]:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()  # also weights of the other kind
+        _remove(old)  # also weights of the other kind
     for path in sorted(new.iterdir()):
         path.replace(output / path.name)
     new.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,10 @@ from stages.core.models.original_layout import checkpoint, unet_key
 
 Format = Literal["diffusers", "lora-diffusers", "lora-kohya", "single-file"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+PART = re.compile(r"\w[\w-]*")
+NAME = re.compile(r"\w[\w .+-]*")
+"""A file's name that needs no quotes and leads nowhere else."""
 
 KEPT = (".json", ".txt", ".model", ".safetensors")
 """Endings of the base's files that a pipeline needs; a pickle is never among them."""
@@ -62,6 +67,11 @@ class Policy:
 
 def check_policy(policy: Policy, kind: Format, *, is_same_base: bool) -> None:
     """UserError unless the policy is finished, fits the base, and can be written as `kind`."""
+    if not NAME.fullmatch(policy.name):
+        raise UserError(
+            f"--name is {policy.name!r}; expected a file's name of letters, digits, spaces and "
+            "._+-, without a folder"
+        )
     policy_digest(policy.folder)
     trained_on = policy.manifest.get("base")
     if trained_on not in (None, policy.model.base) and not is_same_base:
@@ -163,8 +173,13 @@ def _link_base(base: Path, folder: Path, without: str) -> None:
     index: dict[str, Any] = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
     index.pop("_name_or_path", None)
     for part, value in index.items():
-        if not isinstance(value, list) or value[0] is None or part == without:
+        if not isinstance(value, list) or not value or value[0] is None or part == without:
             continue
+        if not PART.fullmatch(part):
+            raise ModelError(
+                f"{base}/model_index.json names the part {part!r}; expected the name of a folder "
+                "in it, as unet"
+            )
         if not (base / part).is_dir():  # as a safety checker that was not fetched
             index[part] = [None, None]
             continue

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.core.arrow_files import naming
 from stages.core.artifacts import ArtifactError
 from stages.core.errors import UserError
 from stages.core.images import ImageError, image_kind
@@ -116,23 +117,23 @@ def read_pairs(
     ArtifactError names the table and the column that is missing or of another type.
     """
     for path in tables:
-        for batch in _checked(path, columns).iter_batches(ROWS_IN_MEMORY, columns=list(columns)):
-            for row in batch.to_pylist():
-                if source is None or row["source"] == source:
-                    yield row
+        with naming(path, error_type=ArtifactError):
+            file = _checked(path, columns)
+            for batch in file.iter_batches(ROWS_IN_MEMORY, columns=list(columns)):
+                for row in batch.to_pylist():
+                    if source is None or row["source"] == source:
+                        yield row
 
 
 def _checked(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{path} is no readable Parquet file: {error}") from error
+    file = pq.ParquetFile(path)
     found = file.schema_arrow
     for name in columns:
-        kind = found.field(name).type if name in found.names else None
+        count = found.names.count(name)
+        kind = found.field(name).type if count == 1 else "there twice" if count else "missing"
         if kind != _OURS.field(name).type:
             raise ArtifactError(
-                f"{path}: column {name!r} is {kind or 'missing'}, expected "
+                f"{path}: column {name!r} is {kind}, expected "
                 f"{_OURS.field(name).type}; --preferences takes preferences.parquet or "
                 "pairs.parquet of a run"
             )

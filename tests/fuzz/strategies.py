@@ -18,6 +18,7 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
+from stages.core.schemas import PREFERENCES
 from tests.security.hostile import FORMATS, PROMPTS, SHELL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,10 +45,11 @@ SCALARS = st.one_of(
     st.none(), st.booleans(), NUMBERS, TEXTS, st.binary(max_size=8),
     st.dates(), st.datetimes(datetime.datetime(1, 1, 2)),
 )  # fmt: skip
+KEYS = st.one_of(TEXTS, st.integers(), st.none(), st.booleans(), st.dates(), st.just(b"key"))
 JUNK = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.one_of(TEXTS, SCALARS.filter(_hashable)), inner, max_size=4)
+        st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=4)
     ),
     max_leaves=8,
 )  # fmt: skip
@@ -58,10 +60,6 @@ JSON = st.recursive(
 )
 
 
-def _hashable(value: object) -> bool:
-    return not isinstance(value, float)  # nan is no key twice
-
-
 def _deep(depth: int) -> list[Any]:
     value: list[Any] = []
     for _ in range(depth):
@@ -70,15 +68,23 @@ def _deep(depth: int) -> list[Any]:
 
 
 def _places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()  # fmt: skip
-    return [path, *(place for key, value in inner for place in _places(value, (*path, key)))]
+    """The paths of all keys and list items, a few levels deep."""
+    inner = {}
+    if len(path) < 5 and isinstance(node, dict | list):
+        inner = dict(node if isinstance(node, dict) else enumerate(node))
+    return [
+        path,
+        *(place for key, value in inner.items() for place in _places(value, (*path, key))),
+    ]
 
 
 @st.composite
 def configs(draw: st.DrawFn) -> dict[Any, Any]:
     """A config of the repository with a few values exchanged, removed or added."""
     config = copy.deepcopy(draw(st.sampled_from(CONFIGS)))
-    values = st.one_of(JUNK, st.integers(5, 300).map(_deep), st.sampled_from(CONFIGS))
+    values = st.one_of(
+        JUNK, st.integers(5, 300).map(_deep), st.sampled_from(CONFIGS).map(copy.deepcopy)
+    )
     for _ in range(draw(st.integers(0, 4))):
         *path, last = draw(st.sampled_from([place for place in _places(config) if place]))
         node: Any = config
@@ -106,7 +112,7 @@ YAML_JUNK = [
 @st.composite
 def yaml_files(draw: st.DrawFn) -> bytes:
     """The text of a config with lines removed, doubled and exchanged; or bytes."""
-    if draw(st.integers(0, 9)) == 0:
+    if draw(FATES) in (11, 12):
         return draw(st.binary(max_size=200))
     lines = yaml.safe_dump(draw(st.sampled_from(CONFIGS))).split("\n")
     for _ in range(draw(st.integers(0, 4))):
@@ -126,7 +132,7 @@ def _image(kind: str, size: tuple[int, int] = (20, 24), mode: str = "RGB") -> by
 IMAGES = [
     _image("PNG"), _image("JPEG"), _image("WEBP"), _image("GIF"), _image("BMP"), _image("TIFF"),
     _image("PNG", mode="P"), _image("PNG", mode="RGBA"), _image("JPEG", mode="CMYK"),
-    _image("PNG", mode="I"), _image("TIFF", mode="F"), _image("PNG", (3, 300)),
+    _image("TIFF", mode="I"), _image("TIFF", mode="F"), _image("PNG", (3, 300)),
 ]  # fmt: skip
 
 
@@ -153,6 +159,9 @@ IMAGE_FILES = st.one_of(
     st.binary(max_size=40),
     st.sampled_from([b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0 EPSF-3.0\n"]),
 )  # fmt: skip
+
+FATES = st.integers(0, 39)
+"""Of a value, a column or a file: 11 and a few more are bad ones. Hypothesis likes the ends too well."""
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 MAYBE_TEXT = st.one_of(st.none(), TEXTS.filter(lambda text: not _is_half(text)))
@@ -204,7 +213,8 @@ LAYOUTS: dict[str, dict[str, tuple[pa.DataType, ...]]] = {
     "rankings by image": {"prompt": (pa.string(),), "image": (STRUCT,), "rank": (pa.float64(),)},
     "likes": {"prompt": (pa.string(),), "liked": (pa.list_(STRUCT),), "disliked": (pa.list_(STRUCT),)},
     "likes by image": {"prompt": (pa.string(),), "image": (STRUCT,), "liked": (pa.bool_(), pa.float64())},
-    "prompts": {"prompt": (pa.string(),), "category": (pa.string(),)},
+    "prompts": {"prompt": (pa.string(),), "category": (pa.string(),), "style": (pa.string(),)},
+    "artifact": {field.name: (field.type,) for field in PREFERENCES.arrow},
 }  # fmt: skip
 """Columns of each layout of labels, with types that they may well have."""
 
@@ -213,6 +223,7 @@ SOUND: dict[pa.DataType, Callable[[int], Any]] = {
     pa.binary(): lambda n: IMAGES[n % 3],
     STRUCT: lambda n: {"bytes": IMAGES[n % 3], "path": None},
     pa.int64(): lambda n: n % 2,
+    pa.int32(): lambda n: n % 2,
     pa.float64(): lambda n: float(n % 2),
     pa.bool_(): lambda n: n % 2 == 0,
     pa.list_(STRUCT): lambda n: [{"bytes": IMAGES[n % 3], "path": None}, {"bytes": IMAGES[3], "path": None}],
@@ -231,24 +242,28 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 @st.composite
-def tables(draw: st.DrawFn, layouts: Sequence[str] = tuple(LAYOUTS)) -> pa.Table:
+def tables(draw: st.DrawFn, layouts: Sequence[str]) -> pa.Table:
     """A table of one of the layouts in which some columns, or some of their values, are others."""
     columns = LAYOUTS[draw(st.sampled_from(list(layouts)))]
-    count = draw(st.sampled_from([0, 1, 2, 5, 8]))
+    count = draw(st.sampled_from([5, 8, 3, 0, 2]))
     names, arrays = [], []
     for name, kinds in columns.items():
-        fate = draw(st.integers(0, 19))
-        if fate == 0:
+        fate = draw(FATES)
+        if fate == 11:
             continue
-        kind = draw(st.sampled_from(list(KINDS) if fate < 3 else kinds))
-        values = [SOUND[kind](row) for row in range(count)] if kind in SOUND and fate > 4 else None
+        kind = draw(st.sampled_from(list(KINDS) if fate in (12, 13) else kinds))
+        values = (
+            [SOUND[kind](row + (name == "label_1")) for row in range(count)]
+            if kind in SOUND and fate != 14
+            else None
+        )
         if values is None:
-            values = draw(st.lists(KINDS[kind], min_size=count, max_size=count))
-        elif count and fate > 14:
-            values[draw(st.integers(0, count - 1))] = draw(KINDS[kind])
-        names += [draw(TEXTS.filter(lambda text: not _is_half(text))) if fate == 5 else name]
+            values = draw(st.lists(KINDS.get(kind, st.none()), min_size=count, max_size=count))
+        elif count and fate in (15, 16, 17):
+            values[draw(st.integers(0, count - 1))] = draw(KINDS.get(kind, st.none()))
+        names += [draw(TEXTS.filter(lambda text: not _is_half(text))) if fate == 18 else name]
         arrays += [_array(values, kind)]
-        if draw(st.integers(0, 29)) == 0:
+        if fate == 19:
             names, arrays = [*names, name], [*arrays, arrays[-1]]
     if not arrays:
         return pa.table({})
@@ -256,35 +271,33 @@ def tables(draw: st.DrawFn, layouts: Sequence[str] = tuple(LAYOUTS)) -> pa.Table
     return pa.concat_tables([table, table]) if draw(st.booleans()) else table
 
 
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, bytes) else value
-
-
 @st.composite
-def records(draw: st.DrawFn, layouts: Sequence[str] = tuple(LAYOUTS)) -> Rows:
+def records(draw: st.DrawFn, layouts: Sequence[str]) -> Rows:
     """Rows as people write them: images as paths, and now and then any value at all."""
     columns = LAYOUTS[draw(st.sampled_from(list(layouts)))]
     rows: Rows = []
-    for number in range(draw(st.sampled_from([0, 1, 2, 5, 8]))):
+    for number in range(draw(st.sampled_from([5, 8, 3, 0, 2]))):
         row: dict[str, Any] = {}
         for name, kinds in columns.items():
-            fate = draw(st.integers(0, 29))
-            if fate == 0:
+            fate = draw(FATES)
+            if fate == 11:
                 continue
             is_image, is_list = kinds[0] in (STRUCT, pa.binary()), pa.types.is_list(kinds[0])
-            sound: Any = "0.png" if is_image else ["0.png", "1.jpg"] if is_list else SOUND[kinds[0]](number)  # fmt: skip
-            row[name] = draw(JSON) if fate == 1 else draw(NAMES) if fate == 2 else sound
+            sound: Any = "0.png" if is_image else ["0.png", "1.jpg"] if is_list else SOUND[kinds[0]](number + (name == "label_1"))  # fmt: skip
+            row[name] = draw(JSON) if fate in (12, 13) else draw(NAMES) if fate == 14 else sound
         rows.append(row)
     return rows
 
 
-def as_csv(rows: Rows, delimiter: str) -> bytes:
+def as_table(rows: Rows, delimiter: str) -> bytes:
     """The rows under a head, as a spreadsheet saves them."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, delimiter=delimiter, escapechar="\\", quoting=csv.QUOTE_ALL)
-    writer.writerow(names)
-    writer.writerows([[row.get(name, "") for name in names] for row in rows])
+    cells = [names, *([row.get(name, "") for name in names] for row in rows)]
+    if delimiter == "\t":  # which knows no quotes
+        buffer.write("\n".join("\t".join(map(str, row)) for row in cells))
+    else:
+        csv.writer(buffer).writerows(cells)
     return buffer.getvalue().encode(errors="surrogatepass")
 
 
@@ -296,18 +309,26 @@ JSON_JUNK = [
 
 
 @st.composite
-def record_files(draw: st.DrawFn, layouts: Sequence[str] = tuple(LAYOUTS)) -> tuple[str, bytes]:
+def record_files(draw: st.DrawFn, layouts: Sequence[str]) -> tuple[str, bytes]:
     """(ending, content) of a text file of rows, sound or damaged."""
     rows, kind = draw(records(layouts)), draw(st.sampled_from(["csv", "tsv", "json", "jsonl"]))
     if kind in ("csv", "tsv"):
-        content = as_csv(rows, "," if kind == "csv" else "\t")
+        content = as_table(rows, "," if kind == "csv" else "\t")
     else:
         lines = [json.dumps(row, default=str) for row in rows]
-        if draw(st.integers(0, 4)) == 0:
+        if draw(FATES) in (11, 12, 13):
             lines.insert(draw(st.integers(0, len(lines))), draw(st.sampled_from(JSON_JUNK)))
         content = (f"[{','.join(lines)}]" if kind == "json" else "\n".join(lines)).encode()
-    fate = draw(st.integers(0, 9))
-    return kind, draw(damaged(st.just(content))) if fate == 0 and content else content
+    fate = draw(FATES)
+    return kind, draw(damaged(st.just(content))) if fate in (11, 12) and content else content
+
+
+@st.composite
+def prompt_sets(draw: st.DrawFn) -> tuple[str, bytes]:
+    """(ending, content) of an evaluation set, now and then with the columns of PartiPrompts."""
+    kind, content = draw(st.one_of(prompt_files(), record_files(["prompts"])))
+    renamed = content.replace(b"prompt", b"Prompt").replace(b"category", b"Category")
+    return draw(st.sampled_from([(kind, content), (kind, renamed.replace(b"style", b"Challenge"))]))
 
 
 @st.composite

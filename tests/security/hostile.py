@@ -71,7 +71,7 @@ UNICODE = [
     "zero\u200bwidth \ufeff mark, combining e\u0301\u0323, Zalgo Z̴̡͎͝",
     "two\nlines",
     "carriage\rreturn and\r\nboth",
-    "tab\tand\u2028line separator\u2029",
+    "tab\tand\u2028line\u2029separators",
     "👩‍👩‍👧‍👦 🏳️‍🌈 \U0010ffff",
     "ﬁ ＡＢＣ İı ß",
     "x" * 9_000,

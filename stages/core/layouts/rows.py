@@ -133,7 +133,7 @@ def row_images(file: Path, cells: Collection[Cell], uids: dict[str, str]) -> Ite
             for cell in sorted(by_row[row]):
                 value = values.get(name)
                 if isinstance(value, list):
-                    value = value[cell.position]
+                    value = value[cell.position] if cell.position < len(value) else None
                 data, problem = read_cell(value, file.parent)
                 uid = values.get(uids.get(name, ""))
                 yield FoundImage(file, cell, data, str(uid) if uid else None, problem)

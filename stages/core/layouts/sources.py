@@ -86,14 +86,15 @@ def read_file(folder: Path, name: str) -> tuple[bytes | None, str | None]:
     try:
         path = (folder / name).resolve()
         if not path.is_relative_to(folder.resolve()):
-            return None, f"the path {name!r} leaves the data folder {folder}"
+            return None, f"the path {name[:200]!r} leaves the data folder {folder}"
         if not path.is_file():
-            return None, f"the image {name!r} does not exist in {folder}"
+            return None, f"the image {name[:200]!r} does not exist in {folder}"
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             return None, _too_large(name, size)
         return path.read_bytes(), None
     except (OSError, ValueError, RuntimeError) as error:  # too long, with NUL, links in a circle
-        return None, f"the image {name[:200]!r} cannot be read: {error}"
+        reason = error.strerror if isinstance(error, OSError) else error
+        return None, f"the image {name[:200]!r} cannot be read: {reason}"
 
 
 def _too_large(name: str, size: int) -> str:
@@ -130,7 +131,9 @@ def _arrow_rows(
     number = 0
     with _arrow(file) as stream:
         for batch in stream:
-            yield from _batch_rows(batch.select(list(columns)), number, only)
+            some = batch.select(list(columns))
+            some.validate(full=True)  # a damaged stream's offsets lead out of the file
+            yield from _batch_rows(some, number, only)
             number += len(batch)
 
 
