@@ -101,7 +101,7 @@ def test_what_is_not_passed_on_has_the_same_default_in_the_stage(
     there = {field.name: field.default for field in dataclasses.fields(settings)}
     defaults = {k: v["default"] for k, v in known_keys(schema, [block]).items() if "default" in v}
     for key, default in defaults.items():
-        if key not in ("policy", "reference"):
+        if key not in ("policy", "reference", "on_collapse"):
             wanted = tuple(default) if isinstance(default, list) else default
             assert there[key] == wanted, key
 
