@@ -12,7 +12,7 @@ from tests.fuzz.runner import Ending, fuzz, run
 from tests.fuzz.targets import TARGETS, Target
 
 RESULTS = Path(__file__).with_name("results.md")
-CASES = 15
+CASES = 10
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

@@ -76,13 +76,13 @@ OTHERS = {
 def test_a_bomb_is_refused_in_no_time_and_no_memory(name: str) -> None:
     data, reason = BOMBS[name]
     assert len(data) < 400_000
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for decode in (decode_image, preview_image):
         with pytest.raises(ImageError, match=reason):
             decode(data)
     with pytest.raises(ImageError, match=f"rows.parquet, row 3.*({reason})"):
         thumbnail(data, "rows.parquet, row 3")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KB
 
 
@@ -114,10 +114,10 @@ def test_other_files_are_named_by_their_first_bytes_and_no_other_program_is_call
 
 def test_of_many_frames_the_first_is_decoded() -> None:
     data = gif(200, 200)
-    started = time.monotonic()
+    started = time.process_time()
     image = decode_image(data)
     assert image.size == (200, 200)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert image_kind(data, "a file") == "gif"
 
 
