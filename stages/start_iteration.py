@@ -65,7 +65,7 @@ def hand_on(source: Path, gate: Gate, args: Args) -> None:
     for name in known["files"]:
         (args.output / name).parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(source / name, args.output / name)
-    facts = {key: known[key] for key in ("base", "kind") if key in known}
+    facts: dict[str, Any] = {key: known[key] for key in ("base", "kind") if key in known}
     facts |= {"handed_on": gate.go_on_from, "set_aside": list(gate.findings)}
     write_manifest(
         args.output, stage="start_iteration", arguments=args, inputs=[manifest], facts=facts
