@@ -71,11 +71,11 @@ def stage(name: str) -> Iterator[Run]:
 def run_stage(main: Callable[[Args], None], args: Args) -> None:
     """Call a stage's main; a mistake of the user's ends in a message, not in a traceback."""
     set_up_log()
-    heed_signals()
     spec = sys.modules["__main__"].__spec__
     if spec is not None:
         log.info("python -m %s %s", spec.name, shlex.join(sys.argv[1:]))
     try:
+        heed_signals()
         main(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -71,6 +73,22 @@ def end_with_snakemake() -> None:
 
 
 def _end_with(process: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        psutil.Process(process).wait()
+    with suppress(ProcessLookupError, psutil.NoSuchProcess):
+        _await_end(process)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _await_end(process: int) -> None:
+    """Wait for the end of a process. ProcessLookupError or psutil.NoSuchProcess if there is none."""
+    try:
+        handle = os.pidfd_open(process) if sys.platform == "linux" else None
+    except ProcessLookupError:
+        raise
+    except OSError:  # a kernel before 5.3
+        handle = None
+    if handle is None:
+        psutil.Process(process).wait()
+    else:
+        end = select.poll()
+        end.register(handle, select.POLLIN)
+        end.poll()  # at its death, where psutil would wait for its parent to ask about it
