@@ -194,7 +194,14 @@ def test_two_snakemakes_without_locks_may_fail_and_then_end_with_the_right_resul
 DAY = 86400.0
 
 
-@pytest.mark.parametrize("days", [-10_000, 1, 10_000])
+@pytest.mark.parametrize(
+    "days",
+    [
+        pytest.param(-10_000, marks=pytest.mark.slow),
+        1,
+        pytest.param(10_000, marks=pytest.mark.slow),
+    ],
+)
 def test_a_clock_that_jumps_between_two_jobs_reruns_nothing(
     finished: Project, tmp_path: Path, days: int
 ) -> None:
