@@ -53,7 +53,8 @@ def main(args: Args) -> None:
     with stage("generate_evaluation") as run:
         table = read_table(args.prompts, PROMPTS)
         names, prompts = (table.column(name).to_pylist() for name in ("prompt_id", "prompt"))
-        part = shard_of(list(zip(names, prompts, strict=True)), args.shard, args.num_shards)
+        pairs = list(zip(names, prompts, strict=True))
+        part = shard_of(pairs, args.shard, args.num_shards, args.prompts_per_batch)
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
         rows = list(
             generate(

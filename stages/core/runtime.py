@@ -108,11 +108,16 @@ def progress(items: Sequence[Item], what: str, unit: str, per_item: int = 1) -> 
             )  # fmt: skip
 
 
-def shard_of(items: Sequence[Item], shard: int, num_shards: int) -> Sequence[Item]:
-    """Every `num_shards`-th item, from number `shard`; UserError unless 0 <= shard < num_shards."""
+def shard_of(items: Sequence[Item], shard: int, num_shards: int, per_batch: int) -> list[Item]:
+    """Every `num_shards`-th batch of items, from number `shard`: what shares a batch, and with it how
+    sums round, does not depend on the number of shards.
+
+    UserError unless 0 <= shard < num_shards.
+    """
     if not 0 <= shard < num_shards:
         raise UserError(f"--shard must be between 0 and {num_shards - 1}, found {shard}")
-    return items[shard::num_shards]
+    starts = range(0, len(items), per_batch)[shard::num_shards]
+    return [item for start in starts for item in items[start : start + per_batch]]
 
 
 def choose_device(threads: int, jobs_per_gpu: int = 1) -> torch.device:

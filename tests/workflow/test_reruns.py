@@ -15,7 +15,7 @@ import pytest
 
 from stages.core.artifacts import policy_digest, read_table
 from stages.core.schemas import GUARDS, SUMMARY, TRAINING_PAIRS
-from tests.builders import read_rows
+from tests.builders import Row, read_rows
 from tests.workflow.projects import RUN, Project, environment
 
 FINAL_TABLES = ("evaluation/summary.parquet", "evaluation/guards.parquet")
@@ -141,3 +141,38 @@ def test_ctrl_c_and_the_same_command_again_end_with_the_same_numbers(
     assert not (project.results / "iter02/candidates/shard-0.parquet").exists()
     project.make("--quiet", "all")
     assert contents(project) == contents(finished)
+
+
+def in_order(paths: list[Path]) -> list[Row]:
+    """All rows of the shards of a table, by prompt and candidate or sample."""
+    rows = [row for path in paths for row in read_rows(path)]
+    return sorted(rows, key=lambda row: (row["prompt_id"], row["candidate"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 3])
+def test_other_numbers_of_shards_give_the_same_images_rewards_and_pairs(
+    finished: Project, tmp_path: Path, shards: int
+) -> None:
+    """Against the two shards of candidates and the one of evaluation images of the finished run.
+
+    The third shard of two batches is empty.
+    """
+    project = finished.copy(tmp_path / "copy")
+    for folder in ("iter01/candidates", "iter01/scores", "evaluation/shapes/base"):
+        shutil.rmtree(project.results / folder)
+    names = ("iter01/pairs.parquet", "evaluation/shapes/base/scores/total.parquet")
+    config = {"sample_candidates": {"shards": shards}, "evaluation": {"shards": 4 - shards}}
+    targets = [f"results/{RUN}/{name}" for name in names]
+    project.make("--quiet", "all", "--", *targets, config=config)
+    for folder, number in (
+        ("iter01/candidates", shards),
+        ("iter01/scores", shards),
+        ("evaluation/shapes/base/images", 4 - shards),
+    ):
+        paths = list((project.results / folder).iterdir())
+        assert len(paths) == number
+        expected = in_order(list((finished.results / folder).iterdir()))
+        assert in_order(paths) == expected  # images, latents, errors: bit by bit
+    for name in names:
+        assert read_rows(project.results / name) == read_rows(finished.results / name)

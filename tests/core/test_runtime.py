@@ -1,0 +1,22 @@
+"""How work is spread over shards."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.core.errors import UserError
+from stages.core.runtime import shard_of
+
+
+def test_shards_take_whole_batches_in_turn() -> None:
+    items = list(range(7))
+    assert shard_of(items, 0, 2, 2) == [0, 1, 4, 5]
+    assert shard_of(items, 1, 2, 2) == [2, 3, 6]
+    assert shard_of(items, 0, 1, 2) == items
+    assert shard_of(items, 4, 5, 2) == []
+
+
+@pytest.mark.parametrize("shard", [-1, 2])
+def test_a_shard_that_is_none_is_refused(shard: int) -> None:
+    with pytest.raises(UserError, match=f"--shard must be between 0 and 1, found {shard}"):
+        shard_of([1, 2, 3], shard, 2, 1)
