@@ -111,6 +111,7 @@ def report(texts: list[str]) -> str:
         "image_policies": [text], "image_rows": [{"prompt": t, "images": [image]} for t in texts],
         "iteration_pairs": [{"iteration": 1, "num_pairs": len(texts), "sentence": text, "histogram": figure,
                              "pairs": [{**pair, "prompt": t} for t in texts]}],
+        "gates": {"on_collapse": text, "is_stopped": True, "sentences": texts, "last_good": text},
         "import_summary": {text: text},
         "files": [{"path": Path("x") / "y", "holds": text, "stage": text, "code": text}],
         "commands": text, "config": json.dumps({"run": texts}), "code": text,
