@@ -271,8 +271,8 @@ ROWS = [
     ),
     Row(
         section=CODE,
-        change="`core/statistics.py`, which two stages import",
-        begins=("summarise_evaluation", "summarise_guards"),
+        change="`core/statistics.py`, which three stages import",
+        begins=("summarise_evaluation", "summarise_guards", "measure_diversity"),
         edit=logic("stages/core/statistics.py"),
     ),
     Row(
@@ -296,7 +296,7 @@ ROWS = [
     Row(
         section=CODE,
         change="one scorer, as `stages/metrics/hpsv2.py`",
-        begins=("score_metric", "score_candidates_by_metric"),
+        begins=("score_metric", "score_candidates_by_metric", "measure_diversity"),
         note="the scores of all metrics, for one stage computes them",
         edit=logic("stages/metrics/hpsv2.py"),
     ),
@@ -634,16 +634,32 @@ ROWS = [
     Row(
         section=EVALUATION,
         change="`metrics.pickscore.weights` or another option of one metric",
-        begins=("score_metric (pickscore)",),
+        begins=("score_metric (pickscore)", "measure_diversity"),
+        note="diversity where that metric's features measure it",
         config={"metrics": {"pickscore": {"weights": "elsewhere"}}},
         is_own=True,
     ),
     Row(
         section=EVALUATION,
-        change="`guards.*`",
+        change="`evaluation.diversity_features`",
+        begins=("measure_diversity",),
+        config={"evaluation": {"diversity_features": "perceptual"}},
+        is_own=True,
+    ),
+    Row(
+        section=EVALUATION,
+        change="`guards.*` but `on_collapse`",
         begins=("summarise_guards",),
         note="seconds; nothing is trained or sampled",
         config={"guards": {"max_confident_share": 0.8, "max_drift": 0.1}},
+    ),
+    Row(
+        section=EVALUATION,
+        change="`guards.on_collapse`",
+        begins=("check_collapse", "start_iteration"),
+        note="all iterations from 1 on: set it before the run",
+        config={"guards": {"on_collapse": "stop"}},
+        reshapes=True,
     ),
     Row(
         section=EVALUATION,
