@@ -14,7 +14,7 @@ demo: .venv/installed ## set up, run the whole pipeline on the embedded world, s
 	@echo "The report: $(CURDIR)/results/shapes/report.html"
 
 test: .venv/installed-test ## set up, pass the tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow" \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow and not long" \
 		-n logical --maxprocesses 4 --dist loadgroup
 
 lint: .venv/installed-test ## check style, types and rules

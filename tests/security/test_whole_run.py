@@ -21,6 +21,8 @@ from tests.security.hostile import PROMPTS, PWNED
 from tests.security.test_pages import ELEMENTS_OF_CARDS, Page, rendered, shown
 from tests.workflow.projects import ROOT, Project, environment
 
+pytestmark = pytest.mark.xdist_group("whole run")  # one process makes its run for all
+
 LABELS, POOL, EVALUATION = PROMPTS[0::2], PROMPTS[1::4], PROMPTS[3::4]
 
 GUARD = """

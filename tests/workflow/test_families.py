@@ -87,8 +87,8 @@ def write_data(folder: Path) -> dict[str, Any]:
     [
         pytest.param("sd15", False, id="sd15-full"),
         pytest.param("sdxl", True, id="sdxl-lora", marks=pytest.mark.slow),
-        pytest.param("sd15", True, id="sd15-lora", marks=pytest.mark.slow),
-        pytest.param("sdxl", False, id="sdxl-full", marks=pytest.mark.slow),
+        pytest.param("sd15", True, id="sd15-lora", marks=pytest.mark.long),
+        pytest.param("sdxl", False, id="sdxl-full", marks=pytest.mark.long),
     ],
 )
 def test_the_whole_dag_runs_and_every_artifact_validates(

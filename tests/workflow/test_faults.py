@@ -197,9 +197,9 @@ DAY = 86400.0
 @pytest.mark.parametrize(
     "days",
     [
-        pytest.param(-10_000, marks=pytest.mark.slow),
+        pytest.param(-10_000, marks=pytest.mark.long),
         1,
-        pytest.param(10_000, marks=pytest.mark.slow),
+        pytest.param(10_000, marks=pytest.mark.long),
     ],
 )
 def test_a_clock_that_jumps_between_two_jobs_reruns_nothing(

@@ -13,6 +13,8 @@ from stages.core.gates import read_gate
 from stages.core.schemas import GUARDS, TRAINING_PAIRS
 from tests.workflow.projects import Project
 
+pytestmark = pytest.mark.xdist_group("gates")  # one process makes its run for all
+
 LENIENT = {
     "min_reward_accuracy": 0.0,  # four held-out pairs tell nothing
     "max_confident_share": 1.0,

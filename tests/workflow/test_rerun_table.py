@@ -15,6 +15,8 @@ from tests.workflow.plans import Job, Planner, followers, planner
 from tests.workflow.projects import ROOT, RUN, Project
 from tests.workflow.rerun_table import PAGE, ROWS, Row, in_step, of_ones_own, recorded
 
+pytestmark = pytest.mark.xdist_group("finished")  # one process makes its run for all
+
 PROMISED = (
     "seed/preferences.parquet", "seed/holdout.parquet", "seed/preferences_latents.parquet",
     "seed/import.json", "prompts/iter01.parquet", "evaluation/shapes/prompts.parquet",
