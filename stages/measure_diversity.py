@@ -57,7 +57,7 @@ def main(args: Args) -> None:
         groups: dict[str, list[bytes]] = defaultdict(list)
         for row in read_tables(args.images, IMAGES, ["prompt_id", "image"]).to_pylist():
             groups[row["prompt_id"]].append(row["image"]["bytes"])
-        names, rows = list(groups), []
+        names, rows = sorted(groups), []
         for start in range(0, len(names), PROMPTS_AT_ONCE):
             part = names[start : start + PROMPTS_AT_ONCE]
             decoded = [[np.asarray(decode_image(data)) for data in groups[name]] for name in part]

@@ -54,7 +54,9 @@ def main(args: Args) -> None:
         device = choose_device(args.threads, args.jobs_per_gpu) if needs_gpu(args.metric) else None
         scorer = load_scorer(args.metric, args.options, device)
         columns = ["prompt_id", "prompt", "candidate", "image"]
-        rows = read_tables(args.images, IMAGES, columns).to_pylist()
+        table = read_tables(args.images, IMAGES, columns)
+        table = table.sort_by([("prompt_id", "ascending"), ("candidate", "ascending")])
+        rows = table.to_pylist()  # in an order that the number of shards does not change
         images = [np.asarray(image_of(row, args.images[0].parent)) for row in rows]
         prompts = [row["prompt"] for row in rows]
         scores = score_in_batches(scorer, images, prompts, args.images_per_batch)
