@@ -66,7 +66,7 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
             env=environment(),
-            timeout=900,
+            timeout=1400,
             check=False,
         )
 
