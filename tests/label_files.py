@@ -7,11 +7,13 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.import_preferences import Args
 from tests.builders import CAPTIONS, encoded, picture, write_rows
 
 Pair = tuple[str, bytes | None, bytes | None]
@@ -26,6 +28,17 @@ def some_pairs(count: int = 6) -> list[Pair]:
         (caption, encoded(picture(caption)), encoded(picture(caption, strength=0.5, edge_width=6)))
         for caption in CAPTIONS[:count]
     ]
+
+
+def args_for(folder: Path, **changes: object) -> Args:
+    """An import of a folder's labels into `out` beside it, one pair held out."""
+    out = folder.parent / "out"
+    args = Args(
+        files=(folder,), num_pairs=None, num_holdout=1, seed=0,
+        preferences=out / "preferences.parquet", holdout=out / "holdout.parquet",
+        summary=out / "import.json",
+    )  # fmt: skip
+    return replace(args, **changes)  # type: ignore[arg-type]
 
 
 def write_images(folder: Path, pairs: Sequence[Pair]) -> list[tuple[str, str, str]]:

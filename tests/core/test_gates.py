@@ -22,14 +22,7 @@ from stages.core.gates import (
 )
 from stages.core.guards import Guard, Limits
 
-LIMITS = Limits(
-    min_reward_accuracy=0.5,
-    max_confident_share=0.9,
-    min_diversity_share=0.6,
-    max_blank_share=0.01,
-    max_truncated_share=0.05,
-    max_drift=0.1,
-)
+LIMITS = Limits(max_drift=0.1)
 SEED = Guard(
     iteration=0,
     policy="iter00",

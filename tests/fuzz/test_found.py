@@ -25,9 +25,9 @@ from stages.core.evaluation_prompts import read_evaluation_prompts
 from stages.core.preference_exports import read_pairs
 from stages.core.prompts import prompt_id, read_prompts
 from stages.core.schemas import PROMPTS
-from stages.import_preferences import Args, main
+from stages.import_preferences import main
 from tests.builders import encoded, human_row, picture, write_rows
-from tests.label_files import WRITERS, some_pairs
+from tests.label_files import WRITERS, args_for, some_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -199,15 +199,6 @@ def test_metadata_that_is_not_utf8_is_shown_as_well_as_it_can_be(tmp_path: Path)
     schema = pa.schema([("a", pa.int64())], metadata={b"sail_stage": b"caf\xe9"})
     pq.write_table(pa.Table.from_pylist([], schema=schema), tmp_path / "a.parquet")
     assert read_metadata(tmp_path / "a.parquet")["stage"] == "caf\ufffd"
-
-
-def args_for(folder: Path) -> Args:
-    out = folder.parent / "out"
-    return Args(
-        files=(folder,), num_pairs=None, num_holdout=1, seed=0,
-        preferences=out / "preferences.parquet", holdout=out / "holdout.parquet",
-        summary=out / "import.json",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

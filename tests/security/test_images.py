@@ -22,9 +22,9 @@ from stages.core.errors import UserError
 from stages.core.images import MAX_PIXELS, ImageError, decode_image, image_kind, preview_image
 from stages.core.layouts import sources
 from stages.core.thumbnails import thumbnail
-from stages.import_preferences import Args, main
+from stages.import_preferences import main
 from tests.builders import encoded, human_row, picture, write_rows
-from tests.label_files import WRITERS, some_pairs
+from tests.label_files import WRITERS, args_for, some_pairs
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -145,15 +145,6 @@ def test_an_odd_exif_block_is_passed_over(name: str) -> None:
     data = saved("JPEG", exif=EXIF[name])
     assert decode_image(data).size == (64, 64)
     assert preview_image(data).width == 64
-
-
-def args_for(folder: Path) -> Args:
-    out = folder.parent / "out"
-    return Args(
-        files=(folder,), num_pairs=None, num_holdout=1, seed=0,
-        preferences=out / "preferences.parquet", holdout=out / "holdout.parquet",
-        summary=out / "import.json",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*BOMBS, "SVG", "EPS"])

@@ -23,10 +23,10 @@ from stages.export_policy import Args as PolicyArgs
 from stages.export_policy import main as export_policy
 from stages.export_preferences import Args as PreferencesArgs
 from stages.export_preferences import main as export_preferences
-from stages.import_preferences import Args, main
+from stages.import_preferences import main
 from tests.builders import CAPTIONS, encoded, human_row, image_value, picture, settings, write_rows
 from tests.conftest import perturbed
-from tests.label_files import WRITERS, some_pairs
+from tests.label_files import WRITERS, args_for, some_pairs
 
 NAMES = ["../../pwned", "/tmp/pwned", "..", "a/../../pwned", "$(touch pwned)", "pwned\x00.png", "x" * 300,
          "\u202egnp.exe", "CON", "a\\..\\..\\pwned"]  # fmt: skip
@@ -86,19 +86,10 @@ def test_the_members_of_a_webdataset_are_never_extracted(tmp_path: Path) -> None
             entry.type, entry.linkname = kind, "/etc/passwd"
             archive.addfile(entry)
     before = snapshot(tmp_path)
-    out = tmp_path / "out"
-    main(import_args(tmp_path / "data", out))
+    main(args_for(tmp_path / "data"))
     made = snapshot(tmp_path) - before
     assert made == {"out", "out/preferences.parquet", "out/holdout.parquet", "out/import.json"}
     assert not list(tmp_path.parent.glob("pwned*"))
-
-
-def import_args(folder: Path, out: Path) -> Args:
-    return Args(
-        files=(folder,), num_pairs=None, num_holdout=1, seed=0,
-        preferences=out / "preferences.parquet", holdout=out / "holdout.parquet",
-        summary=out / "import.json",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "x" * 5000, "a\x00b", "loop.png", "pipe.png",
@@ -115,7 +106,7 @@ def test_an_image_path_of_a_table_reads_only_its_own_folder(name: str, tmp_path:
     (folder / "loop.png").symlink_to("loop.png")
     os.mkfifo(folder / "pipe.png")
     with pytest.raises(UserError, match="leaves the data folder|cannot be read|does not exist") as caught:  # fmt: skip
-        main(import_args(folder, tmp_path / "out"))
+        main(args_for(folder))
     assert f"{path}, row 1, column 'jpg_0'" in str(caught.value)
 
 
@@ -131,7 +122,7 @@ def test_a_caption_beside_an_image_is_no_link_to_another_file(tmp_path: Path) ->
     (folder / "2.txt").unlink()
     (folder / "2.txt").symlink_to(secret)
     with pytest.raises(UserError, match=r"2.txt is a link that leaves the data folder"):
-        main(import_args(folder, tmp_path / "out"))
+        main(args_for(folder))
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "", "a\x00b"])

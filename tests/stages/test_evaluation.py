@@ -45,14 +45,7 @@ from tests.builders import (
 
 Row = dict[str, Any]
 
-LIMITS = Limits(
-    min_reward_accuracy=0.5,
-    max_confident_share=0.9,
-    min_diversity_share=0.6,
-    max_blank_share=0.01,
-    max_truncated_share=0.05,
-    max_drift=None,
-)
+LIMITS = Limits()
 
 
 def test_every_policy_draws_the_same_prompts_from_the_same_noise(

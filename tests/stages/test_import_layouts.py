@@ -19,19 +19,9 @@ from stages.core.image_spool import ImageSpool
 from stages.core.layouts import Cell
 from stages.import_preferences import Args, main
 from tests.builders import CAPTIONS, encoded, human_row, picture, read_rows, write_rows
-from tests.label_files import WRITERS, Pair, some_pairs
+from tests.label_files import WRITERS, Pair, args_for, some_pairs
 
 KINDS = list(WRITERS)
-
-
-def args_for(folder: Path, **changes: object) -> Args:
-    out = folder.parent / "out"
-    args = Args(
-        files=(folder,), num_pairs=None, num_holdout=1, seed=0,
-        preferences=out / "preferences.parquet", holdout=out / "holdout.parquet",
-        summary=out / "import.json",
-    )  # fmt: skip
-    return replace(args, **changes)  # type: ignore[arg-type]
 
 
 def write(kind: str, folder: Path, pairs: Sequence[Pair]) -> Args:
