@@ -48,7 +48,10 @@ def main(args: Args) -> None:
 
 def table(args: Args, tally: Tally) -> str:
     """Everything that was counted."""
-    command = f"python -m tests.chaos --kills {args.kills} --seed {args.seed}"
+    command = (
+        f"python -m tests.chaos --kills {args.kills} --mean-seconds {args.mean_seconds:g}"
+        f" --seed {args.seed}"
+    )
     kinds = Counter(kill["kind"] for kill in tally.kills)
     rows = [
         ("kills (`kill -9`)", len(tally.kills)),

@@ -4,6 +4,7 @@ CANDIDATE_SCORES = expand(
     f"{RUN}/iter{{i:02d}}/candidate_scores/{CANDIDATE_METRIC}.parquet",
     i=ITERATIONS if CANDIDATE_METRIC else [],
 )
+PRIMARY_SET = PROMPT_SETS[0]
 EVALUATION = [
     f"{RUN}/evaluation/summary.parquet",
     f"{RUN}/evaluation/breakdown.parquet",
@@ -19,6 +20,10 @@ EVALUATION = [
         policy=POLICY_NAMES,
         metric=METRICS,
     ),
+    *expand(
+        f"{RUN}/evaluation/{PRIMARY_SET}/{{policy}}/diversity.parquet",
+        policy=POLICY_NAMES,
+    ),
     *[
         path
         for prompt_set in PROMPT_SETS
@@ -26,7 +31,6 @@ EVALUATION = [
         for path in evaluation_images(prompt_set, name)
     ],
 ]
-PRIMARY_SET = PROMPT_SETS[0]
 OTHER_SCORES = [
     (
         prompt_set,
