@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import tyro
 from jaxtyping import UInt8
 from numpy.typing import NDArray
@@ -54,13 +55,17 @@ def main(args: Args) -> None:
         if args.features != PERCEPTUAL:
             device = choose_device(args.threads, args.jobs_per_gpu)
         measure = load_measure(args.features, args.options, device)
-        groups: dict[str, list[bytes]] = defaultdict(list)
-        for row in read_tables(args.images, IMAGES, ["prompt_id", "image"]).to_pylist():
-            groups[row["prompt_id"]].append(row["image"]["bytes"])
+        table = read_tables(args.images, IMAGES, ["prompt_id", "image"])
+        groups: dict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(table["prompt_id"].to_pylist()):
+            groups[name].append(index)
         names, rows = sorted(groups), []
         for start in range(0, len(names), PROMPTS_AT_ONCE):
             part = names[start : start + PROMPTS_AT_ONCE]
-            decoded = [[np.asarray(decode_image(data)) for data in groups[name]] for name in part]
+            decoded = [
+                [decoded_at(table, index, args.images[0].parent) for index in groups[name]]
+                for name in part
+            ]
             for name, group, distance in zip(part, decoded, measure(decoded), strict=True):
                 is_several = len(group) > 1
                 rows.append(
@@ -80,6 +85,14 @@ def main(args: Args) -> None:
             stage="measure_diversity", arguments=args, inputs=args.images,
         )  # fmt: skip
         run.rows_in, run.rows_out = sum(map(len, groups.values())), len(rows)
+
+
+def decoded_at(
+    table: pa.Table, index: int, folder: Path
+) -> UInt8[NDArray[np.uint8], "height width rgb"]:
+    """The image of a row. ImageError names its shards' folder and its prompt."""
+    data = table["image"][index].as_py()["bytes"]
+    return np.asarray(decode_image(data, f"{folder}, prompt {table['prompt_id'][index]}"))
 
 
 def is_blank(image: UInt8[NDArray[np.uint8], "height width rgb"]) -> bool:

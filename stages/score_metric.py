@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import tyro
-from PIL.Image import Image
 
 from stages.core.artifacts import read_tables, write_table
 from stages.core.errors import UserError
@@ -55,9 +55,17 @@ def main(args: Args) -> None:
         scorer = load_scorer(args.metric, args.options, device)
         columns = ["prompt_id", "prompt", "candidate", "image"]
         table = read_tables(args.images, IMAGES, columns)
-        table = table.sort_by([("prompt_id", "ascending"), ("candidate", "ascending")])
-        rows = table.to_pylist()  # in an order that the number of shards does not change
-        images = [np.asarray(image_of(row, args.images[0].parent)) for row in rows]
+        # In an order that the number of shards does not change; the images stay where they are.
+        keys = table.select(["prompt_id", "candidate", "prompt"])
+        order = pc.sort_indices(
+            keys, sort_keys=[("prompt_id", "ascending"), ("candidate", "ascending")]
+        )
+        rows = keys.take(order).to_pylist()
+        encoded = (table["image"][index.as_py()].as_py()["bytes"] for index in order)
+        images = (
+            np.asarray(decode_image(data, where(row, args.images[0].parent)))
+            for data, row in zip(encoded, rows, strict=True)
+        )
         prompts = [row["prompt"] for row in rows]
         scores = score_in_batches(scorer, images, prompts, args.images_per_batch)
         if not np.isfinite(scores).all():
@@ -83,10 +91,9 @@ def main(args: Args) -> None:
         run.rows_in, run.rows_out = len(rows), len(out)
 
 
-def image_of(row: Mapping[str, Any], folder: Path) -> Image:
-    """The image of a row. ImageError names its shards' folder, prompt and candidate."""
-    where = f"{folder}, prompt {row['prompt_id']}, candidate {row['candidate']}"
-    return decode_image(row["image"]["bytes"], where)
+def where(row: Mapping[str, Any], folder: Path) -> str:
+    """How an error names the image of a row: its shards' folder, prompt and candidate."""
+    return f"{folder}, prompt {row['prompt_id']}, candidate {row['candidate']}"
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ A package of anybody's adds a metric through the entry point group `sail.metrics
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -93,31 +92,34 @@ def load_scorer(
 
 def score_in_batches(
     scorer: Scorer,
-    images: Sequence[NDArray[np.uint8]],
+    images: Iterable[NDArray[np.uint8]],
     prompts: Sequence[str],
     batch: int = IMAGES_PER_BATCH,
 ) -> list[float]:
-    """The metric's score of every image; images of one size are scored together."""
+    """The metric's score of every image; neighbours of one size are scored together.
+
+    No more than a batch of `images` is held. ValueError unless there is one for each prompt.
+    """
     scores: list[float] = []
-    for part in progress(_batches(images, batch), "scoring", "images", per_item=batch):
-        scores += scorer(images=np.stack(images[part]), prompts=prompts[part]).tolist()
+    waiting: list[tuple[NDArray[np.uint8], str]] = []
+
+    def score() -> None:
+        pictures, texts = zip(*waiting, strict=True)
+        scores.extend(scorer(images=np.stack(pictures), prompts=texts).tolist())
+        waiting.clear()
+
+    for image, prompt in zip(images, progress(prompts, "scoring", "images"), strict=True):
+        if waiting and (len(waiting) == batch or waiting[0][0].shape != image.shape):
+            score()
+        waiting.append((image, prompt))
+    if waiting:
+        score()
     return scores
 
 
 def spec_of(scorer: Scorer) -> dict[str, Any]:
     """What decides the scorer's numbers: weights, options, versions; empty for plain functions."""
     return dict(getattr(scorer, "spec", {}))
-
-
-def _batches(images: Sequence[NDArray[np.uint8]], batch: int) -> list[slice]:
-    """Neighbours of one size, at most `batch` of them."""
-    changes = [i for i, (a, b) in enumerate(pairwise(images), 1) if a.shape != b.shape]
-    bounds = [0, *changes, len(images)]
-    return [
-        slice(start, min(start + batch, end))
-        for first, end in pairwise(bounds)
-        for start in range(first, end, batch)
-    ]
 
 
 def _network(name: str) -> Callable[[Mapping[str, str], torch.device], Scorer]:
