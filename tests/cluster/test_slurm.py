@@ -39,6 +39,17 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
+def test_gpus_shared_by_snakemake_are_refused_on_a_scheduler(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    profile = ("--profile", str(ROOT / "profiles" / "slurm"))
+    done = Project(tmp_path).call(*profile, config={"execution": {"jobs_per_gpu": 2}})
+    assert done.returncode != 0
+    assert "execution.jobs_per_gpu is 2" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not list(tmp_path.glob("results/*"))
+
+
 def interrupt(
     cluster: Cluster, head: subprocess.Popen[str], what: str, until: Path | None, *command: str
 ) -> int:

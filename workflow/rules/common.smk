@@ -109,6 +109,12 @@ TRAINING_SLOTS = EXECUTION["training_gpus"] * JOBS_PER_GPU if IS_SHARED else 0
 
 
 onstart:
+    if IS_SHARED and workflow.non_local_exec:
+        raise WorkflowError(
+            f"execution.jobs_per_gpu is {JOBS_PER_GPU}, which shares the GPUs of this machine, but "
+            "the jobs of this call go to a scheduler, which would be asked for no GPU: set it to 1, "
+            "and let the scheduler share cards in its own way"
+        )
     try:
         refuse_unwritable([Path(RUN), Path(LOGS), Path(WORK)])
     except DiskError as error:
