@@ -26,9 +26,11 @@ import tyro
 
 from stages.core.artifacts import write_text
 from stages.core.models import LoraSettings, ModelSettings, load_model
+from stages.core.pair_losses import EncodedPairs
 from stages.core.policies import encode_captions
 from stages.core.processes import Processes
-from stages.core.training import EncodedPairs, Execution, TrainingSettings, train_dpo
+from stages.core.training import train_dpo
+from stages.core.training_settings import Execution, TrainingSettings
 from tests import tiny_models
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

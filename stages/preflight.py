@@ -41,18 +41,13 @@ from stages.core.models import (
 from stages.core.noising import generator, reward_draws, training_draws
 from stages.core.objective import preference_logit
 from stages.core.optimizers import make_optimizer
+from stages.core.pair_losses import EncodedPairs, batch_loss, pair_errors
 from stages.core.paper import read_paper_tables
 from stages.core.rewards import implicit_reward
 from stages.core.runtime import choose_device, log, run_stage, stage
 from stages.core.sampling import sample_latents
 from stages.core.scoring import draw_errors
-from stages.core.training import (
-    EncodedPairs,
-    TrainingSettings,
-    batch_loss,
-    needs_reference,
-    pair_errors,
-)
+from stages.core.training_settings import TrainingSettings, needs_reference
 from stages.metrics import PERCEPTUAL, metric_names
 from stages.metrics.check import check_weights
 

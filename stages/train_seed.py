@@ -20,7 +20,7 @@ from stages.core.runtime import choose_device, run_stage, stage
 from stages.core.schemas import PAIR_LATENTS, PREFERENCES
 from stages.core.seeding import seed_of
 from stages.core.tables import join_latents
-from stages.core.training import Execution, TrainingSettings
+from stages.core.training_settings import Execution, TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from stages.core.processes import Processes
 from stages.core.runtime import choose_device, run_stage, stage
 from stages.core.schemas import PAIR_LATENTS, TRAINING_PAIRS
 from stages.core.seeding import seed_of
-from stages.core.training import Execution, TrainingSettings
+from stages.core.training_settings import Execution, TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)

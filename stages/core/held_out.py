@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.core.artifacts import read_table
+from stages.core.held_out_curve import HeldOut
 from stages.core.models import DiffusionModel
 from stages.core.policies import encode_pairs
 from stages.core.schemas import PAIR_LATENTS, PREFERENCES
 from stages.core.tables import join_latents
-from stages.core.training import HeldOut
 
 
 @dataclass(frozen=True, kw_only=True)

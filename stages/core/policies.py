@@ -28,23 +28,16 @@ from stages.core.artifacts import (
 )
 from stages.core.disk import writing
 from stages.core.errors import UserError
+from stages.core.held_out_curve import HeldOut, Progress, best_step
 from stages.core.images import decode_image, to_model_input
 from stages.core.locks import held
 from stages.core.models import Conditioning, Denoiser, DiffusionModel, LoraSettings
+from stages.core.pair_losses import EncodedPairs
 from stages.core.processes import Processes
 from stages.core.schemas import HELD_OUT_CURVE, TRAINING
 from stages.core.stopping import STOP
-from stages.core.training import (
-    EncodedPairs,
-    Execution,
-    HeldOut,
-    Progress,
-    Step,
-    TrainingSettings,
-    best_step,
-    needs_reference,
-    train_dpo,
-)
+from stages.core.training import Step, train_dpo
+from stages.core.training_settings import Execution, TrainingSettings, needs_reference
 
 log = logging.getLogger(__name__)
 

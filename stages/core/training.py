@@ -14,27 +14,21 @@ from typing import NoReturn
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from stages.core.early_stopping import BestWeights, Score, best_score
+from stages.core.early_stopping import BestWeights
 from stages.core.errors import UserError
-from stages.core.models import Conditioning, Denoiser, DiffusionModel
+from stages.core.held_out_curve import HeldOut, Progress, best_step, scores_of
+from stages.core.models import Denoiser, DiffusionModel
 from stages.core.noising import Draws, training_draws
-from stages.core.objective import (
-    LOSSES,
-    WITHOUT_REFERENCE,
-    LossName,
-    LossSettings,
-    PairErrors,
-    denoising_error,
-    preference_logit,
-)
-from stages.core.optimizers import OptimizerName, make_optimizer
+from stages.core.optimizers import make_optimizer
+from stages.core.pair_losses import EncodedPairs, batch_loss
 from stages.core.processes import Processes
 from stages.core.runtime import progress
 from stages.core.seeding import seed_of
 from stages.core.stopping import STOP, Stopped
+from stages.core.training_settings import Execution, TrainingSettings, num_steps
 from stages.core.training_state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -45,70 +39,6 @@ FIRST_SCALE = 1024.0
 
 class TrainingError(UserError):
     """A training that cannot go on; the message names the step, the loss and the last good state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """Everything about the optimisation that changes its result."""
-
-    dpo_beta: float
-    """Strength of the pull towards the reference, with mean errors (paper: 5000)."""
-    learning_rate: float
-    """Of the optimizer, after the warmup."""
-    batch_pairs: int
-    """Pairs per optimizer step."""
-    passes: float
-    """Passes over the pairs; the number of steps is passes x pairs / batch_pairs, rounded up."""
-    warmup_share: float
-    """Share of the steps over which the learning rate rises from 0, linearly."""
-    gradient_clip: float
-    """Largest norm of the gradient."""
-    weight_decay: float
-    """Of the optimizer."""
-    caption_dropout: float
-    """Share of pairs that are trained on with an empty caption, the same for both images."""
-    loss: LossName = "sigmoid"
-    """'sigmoid' (paper), 'ipo', or 'mapo' (no reference; Table 1's baseline)."""
-    label_smoothing: float = 0.0
-    """Share of labels taken to be wrong (cDPO, with the sigmoid loss); 0 trusts them all (paper)."""
-    optimizer: OptimizerName = "adamw"
-    """'adamw' (paper, SD1.5), 'adafactor' (paper, SDXL) or 'adamw8bit' (bitsandbytes)."""
-    ema_decay: float = 0.0
-    """Decay of the average of the weights that becomes the policy; 0 takes the last ones (paper)."""
-    stop_after_no_gain: int = 0
-    """Held-out scores in a row without a gain that end the training, with the best-scored weights;
-    0 trains to the end and keeps the last (paper)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How a training runs; changes its result by rounding at most."""
-
-    micro_batch_pairs: int | None = None
-    """Pairs that go through the network at once; gradients are accumulated over the batch."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, a third more time."""
-    save_every: int = 50
-    """Steps between two saved states."""
-
-
-@dataclass(frozen=True)
-class EncodedPairs:
-    """Preference pairs ready for training: latents, and which caption each pair has."""
-
-    winner: Float[Tensor, "pair channel height width"]
-    loser: Float[Tensor, "pair channel height width"]
-    caption: Int[Tensor, " pair"]
-    """Row of `text`."""
-    text: Conditioning
-    """Conditioning of each different caption; the last row is the empty caption's."""
-    winner_geometry: Int[Tensor, "pair six"]
-    """Original height and width, top and left of the crop, target height and width, in pixels."""
-    loser_geometry: Int[Tensor, "pair six"]
-    """The loser's."""
-
-    def __len__(self) -> int:
-        return len(self.winner)
 
 
 @dataclass(frozen=True)
@@ -149,289 +79,195 @@ def train_dpo(
     Paper: SAIL Alg. 1; Diffusion-DPO's loss on mean errors.
     """
     _refuse_unscored_stop(settings, held_out)
-    total = num_steps(len(pairs), settings)
-    parameters = policy.trainable()
     if execution.gradient_checkpointing:
         policy.network.enable_gradient_checkpointing()
-    optimizer = make_optimizer(
-        settings.optimizer,
-        parameters,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )
-    average = EMAModel(parameters, decay=settings.ema_decay) if settings.ema_decay > 0 else None
-    scaler = torch.amp.GradScaler(
-        model.device.type, init_scale=FIRST_SCALE, enabled=model.dtype == torch.float16
-    )
-    best = BestWeights(parameters, settings.stop_after_no_gain)
-    state = TrainingState(work, identity, policy, optimizer, scaler, average, best)
-    records = state.restore()
-    steps = [Step(**step) for step in records["steps"]]
-    curve = [Progress(**point) for point in records["curve"]]
+    training = _Training(
+        model, policy, reference, pairs, settings,
+        seed=seed, work=work, identity=identity,
+        processes=processes, execution=execution, held_out=held_out,
+    )  # fmt: skip
     processes.wrap(policy)
-    order = _order(len(pairs), total * settings.batch_pairs, seed)
-    if held_out is not None and execution.micro_batch_pairs is not None:
-        fewer = min(held_out.rows_per_batch, execution.micro_batch_pairs)
-        held_out = replace(held_out, rows_per_batch=fewer)
-    if held_out is not None and not curve:
-        curve.append(held_out.score(model, policy, reference, settings, step=0))
-        best.note(_scores(curve))
-    for number in progress(range(len(steps) + 1, total + 1), "training", "pairs",
-                           settings.batch_pairs):  # fmt: skip
-        started = time.monotonic()
-        rate = _learning_rate(number, total, settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        rows = order[(number - 1) * settings.batch_pairs : number * settings.batch_pairs]
-        step_seed = seed_of(seed, "draws", number)
-        optimizer.zero_grad(set_to_none=True)
-        measures = _accumulate(
-            model, policy, reference, pairs, rows, settings, step_seed,
-            processes, scaler, execution.micro_batch_pairs,
-        )  # fmt: skip
-        if measures is None:
-            _stop(steps, curve, state, processes)
-        asked = torch.tensor(float(STOP.is_asked), device=processes.device)
-        values = processes.mean({**measures, "asked": asked})
-        is_asked = values.pop("asked") > 0  # by one of the processes: all stop together
-        scaler.unscale_(optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip))
-        _refuse_not_finite(number, values["loss"], norm, scaler, state)
-        scaler.step(optimizer)
-        scaler.update()
-        if average is not None:
-            average.step(parameters)
-        speed = len(rows) / (time.monotonic() - started)
-        steps.append(
-            Step(
-                step=number,
-                gradient_norm=norm,
-                learning_rate=rate,
-                pairs_per_second=speed,
-                **values,
-            )
-        )
-        processes.track(asdict(steps[-1]), number)
-        if held_out is not None and (number % held_out.every_steps == 0 or number == total):
-            curve.append(held_out.score(model, policy, reference, settings, step=number))
-            processes.track({f"held_out/{k}": v for k, v in asdict(curve[-1]).items()}, number)
-            best.note(_scores(curve))
-            is_over = torch.tensor(float(best.is_over(_scores(curve))), device=processes.device)
-            if processes.mean({"is_over": is_over})["is_over"] > 0:  # all stop together
-                log.info("no gain since step %d; stopping", best_step(curve))
-                break
-        if is_asked and number < total:
-            _stop(steps, curve, state, processes)
-        if number % execution.save_every == 0 and number < total:
-            _save(steps, curve, state, processes)
+    training.go_on()
     processes.unwrap(policy)
     if execution.gradient_checkpointing:
         policy.network.disable_gradient_checkpointing()
-    if average is not None:
-        average.copy_to(parameters)
-    best.put_back()
+    training.put_final_weights()
     policy.freeze()
-    return steps, curve
+    return training.steps, training.curve
 
 
-def _save(
-    steps: list[Step], curve: list[Progress], state: TrainingState, processes: Processes
-) -> None:
-    if processes.is_main:
-        state.save([asdict(step) for step in steps], [asdict(point) for point in curve])
-    processes.wait()
+class _Training:
+    """A training on its way: what it works on, and what it has shown so far."""
 
-
-def _stop(
-    steps: list[Step], curve: list[Progress], state: TrainingState, processes: Processes
-) -> NoReturn:
-    _save(steps, curve, state, processes)
-    raise Stopped(f"the training's state of step {len(steps)} is saved in {state.folder}")
-
-
-def _accumulate(
-    model: DiffusionModel,
-    policy: Denoiser,
-    reference: Denoiser | None,
-    pairs: EncodedPairs,
-    rows: Int[Tensor, " batch"],
-    settings: TrainingSettings,
-    step_seed: int,
-    processes: Processes,
-    scaler: torch.amp.GradScaler,
-    micro_batch_pairs: int | None,
-) -> dict[str, Tensor] | None:
-    """Gradients of the batch's mean loss, from this process's share of it; the share's measures.
-
-    None if SIGTERM has come to a process that is alone: its grace may be shorter than a step. All
-    processes draw for the whole batch and take their part: no two pairs share a noise, and one
-    process alone would draw the same.
-    """
-    mine = processes.share(len(rows))
-    draws = training_draws(
-        step_seed,
-        num_pairs=len(rows),
-        num_timesteps=model.num_timesteps,
-        latents_shape=tuple(pairs.winner.shape[1:]),
-    )
-    dropped = _dropped(len(rows), settings.caption_dropout, step_seed)[mine]
-    rows, draws = rows[mine], Draws(draws.timesteps[mine], draws.noise[mine])
-    size = micro_batch_pairs or len(rows)
-    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-    sums: dict[str, Tensor] = {}
-    for part in parts:
-        if STOP.is_asked and processes.count == 1:
-            return None
-        some = Draws(draws.timesteps[part], draws.noise[part])
-        share = len(rows[part]) / len(rows)
-        with nullcontext() if part is parts[-1] else processes.without_averaging(policy):
-            with model.autocast():
-                measures = batch_loss(
-                    model, policy, reference, pairs, rows[part], some, settings, dropped[part]
-                )
-            scaler.scale(measures["loss"] * share).backward()  # type: ignore[no-untyped-call]
-        for name, value in measures.items():
-            sums[name] = sums.get(name, 0.0) + value.detach() * share
-    return sums
-
-
-def batch_loss(
-    model: DiffusionModel,
-    policy: Denoiser,
-    reference: Denoiser | None,
-    pairs: EncodedPairs,
-    rows: Int[Tensor, " chosen"],
-    draws: Draws,
-    settings: TrainingSettings,
-    dropped: Bool[Tensor, " chosen"],
-) -> dict[str, Tensor]:
-    """The mean loss of some pairs and what is logged with it; winner and loser share their draw.
-
-    Captions are left out where `dropped` is true. The reference predicts first: what is computed
-    twice by gradient checkpointing must see the policy's adapter.
-    """
-    errors = pair_errors(model, policy, reference, pairs, rows, draws, dropped)
-    logit = preference_logit(errors, settings.dpo_beta)
-    loss = LOSSES[settings.loss](
-        errors,
-        LossSettings(
-            dpo_beta=settings.dpo_beta,
-            label_smoothing=settings.label_smoothing,
-            num_timesteps=model.num_timesteps,
-        ),
-    )
-    return {
-        "loss": loss.mean(),
-        "implicit_accuracy": (logit > 0).float().mean(),
-        "logit": logit.mean(),
-        "winner_error": (errors.policy_w - errors.reference_w).mean(),
-        "loser_error": (errors.policy_l - errors.reference_l).mean(),
-    }
-
-
-def pair_errors(
-    model: DiffusionModel,
-    policy: Denoiser,
-    reference: Denoiser | None,
-    pairs: EncodedPairs,
-    rows: Int[Tensor, " chosen"],
-    draws: Draws,
-    dropped: Bool[Tensor, " chosen"],
-) -> PairErrors:
-    """Errors of policy and reference on both images of some pairs; a missing reference's are 0."""
-    device, dtype = model.device, pairs.winner.dtype
-    captions = torch.where(dropped, len(pairs.text) - 1, pairs.caption[rows])
-    geometry = torch.cat([pairs.winner_geometry[rows], pairs.loser_geometry[rows]])
-    context = model.place(pairs.text.rows(captions).to(device).repeat(2), geometry.to(device))
-    noise = draws.noise.to(device, dtype).repeat(2, 1, 1, 1)
-    timesteps = draws.timesteps.to(device).repeat(2)
-    latents = torch.cat([pairs.winner[rows], pairs.loser[rows]]).to(device, dtype)
-    noised = model.add_noise(latents, noise, timesteps)
-    target = model.target(latents, noise, timesteps)
-    if reference is None:
-        reference_error = torch.zeros(len(noised), device=device)
-    else:
-        with torch.no_grad():
-            prediction = model.predict(reference, noised, timesteps, context)
-            reference_error = denoising_error(prediction, target)
-    policy_error = denoising_error(model.predict(policy, noised, timesteps, context), target)
-    return PairErrors(*policy_error.chunk(2), *reference_error.chunk(2))
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The held-out pairs as the policy judges them at one step; see schemas.HELD_OUT_CURVE."""
-
-    step: int
-    accuracy: float
-    logit: float
-    winner_error: float
-    loser_error: float
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Human pairs that are not trained on, with fixed draws: the same question at every step."""
-
-    pairs: EncodedPairs
-    num_draws: int
-    every_steps: int
-    seed: int
-    rows_per_batch: int = 32
-    """Pairs at once; fewer if the training's micro-batches are smaller."""
-
-    @torch.no_grad()
-    def score(
+    def __init__(
         self,
         model: DiffusionModel,
         policy: Denoiser,
         reference: Denoiser | None,
+        pairs: EncodedPairs,
         settings: TrainingSettings,
         *,
-        step: int,
-    ) -> Progress:
-        """Accuracy, mean logit, and how far winner and loser errors have moved from the reference.
+        seed: int,
+        work: Path,
+        identity: str,
+        processes: Processes,
+        execution: Execution,
+        held_out: HeldOut | None,
+    ) -> None:
+        """Where a saved state of the same identity stands, else before the first step."""
+        self.model, self.policy, self.reference = model, policy, reference
+        self.pairs, self.settings, self.seed = pairs, settings, seed
+        self.processes, self.execution = processes, execution
+        self.held_out = _within(held_out, execution.micro_batch_pairs)
+        self.parameters = policy.trainable()
+        self.optimizer = make_optimizer(
+            settings.optimizer,
+            self.parameters,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        self.average = (
+            EMAModel(self.parameters, decay=settings.ema_decay) if settings.ema_decay > 0 else None
+        )
+        self.scaler = torch.amp.GradScaler(
+            model.device.type, init_scale=FIRST_SCALE, enabled=model.dtype == torch.float16
+        )
+        self.best = BestWeights(self.parameters, settings.stop_after_no_gain)
+        self.state = TrainingState(
+            work, identity, policy, self.optimizer, self.scaler, self.average, self.best
+        )
+        records = self.state.restore()
+        self.steps = [Step(**step) for step in records["steps"]]
+        self.curve = [Progress(**point) for point in records["curve"]]
+        self.total = num_steps(len(pairs), settings)
+        self.order = _order(len(pairs), self.total * settings.batch_pairs, seed)
 
-        The logit of a pair is its mean over the draws; an undecided pair counts half.
+    def go_on(self) -> None:
+        """Take the steps that are left; score and save on the way."""
+        if self.held_out is not None and not self.curve:
+            self._score(self.held_out, 0)
+        left = range(len(self.steps) + 1, self.total + 1)
+        for number in progress(left, "training", "pairs", self.settings.batch_pairs):
+            is_asked_to_stop = self._take_step(number)
+            if self.held_out is not None and self._is_scored_at(self.held_out, number):
+                self._score(self.held_out, number)
+                if self._has_stopped_gaining():
+                    log.info("no gain since step %d; stopping", best_step(self.curve))
+                    return
+            if number == self.total:
+                return
+            if is_asked_to_stop:
+                self._stop()
+            if number % self.execution.save_every == 0:
+                self._save()
+
+    def put_final_weights(self) -> None:
+        """Give the policy the average of its weights, or the best ones, where asked for."""
+        if self.average is not None:
+            self.average.copy_to(self.parameters)
+        self.best.put_back()
+
+    def _take_step(self, number: int) -> bool:
+        """One optimizer step; whether SIGTERM has come to any of the processes meanwhile."""
+        started = time.monotonic()
+        settings, processes = self.settings, self.processes
+        rate = _learning_rate(number, self.total, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        rows = self.order[(number - 1) * settings.batch_pairs : number * settings.batch_pairs]
+        self.optimizer.zero_grad(set_to_none=True)
+        measures = self._accumulate(rows, seed_of(self.seed, "draws", number))
+        if measures is None:
+            self._stop()
+        asked = torch.tensor(float(STOP.is_asked), device=processes.device)
+        values = processes.mean({**measures, "asked": asked})
+        is_asked = values.pop("asked") > 0  # by one of the processes: all stop together
+        self.scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, settings.gradient_clip))
+        _refuse_not_finite(number, values["loss"], norm, self.scaler, self.state)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.step(self.parameters)
+        step = Step(
+            step=number,
+            gradient_norm=norm,
+            learning_rate=rate,
+            pairs_per_second=len(rows) / (time.monotonic() - started),
+            **values,
+        )
+        self.steps.append(step)
+        processes.track(asdict(step), number)
+        return is_asked
+
+    def _accumulate(self, rows: Int[Tensor, " batch"], step_seed: int) -> dict[str, Tensor] | None:
+        """Gradients of the batch's mean loss, from this process's share of it; the share's measures.
+
+        None if SIGTERM has come to a process that is alone: its grace may be shorter than a step.
+        All processes draw for the whole batch and take their part: no two pairs share a noise, and
+        one process alone would draw the same.
         """
-        count = len(self.pairs)
-        rows = torch.arange(count).repeat(self.num_draws)
+        mine = self.processes.share(len(rows))
         draws = training_draws(
-            self.seed,
+            step_seed,
             num_pairs=len(rows),
-            num_timesteps=model.num_timesteps,
+            num_timesteps=self.model.num_timesteps,
             latents_shape=tuple(self.pairs.winner.shape[1:]),
         )
-        found: list[PairErrors] = []
-        for start in range(0, len(rows), self.rows_per_batch):
-            part = slice(start, start + self.rows_per_batch)
-            some = Draws(draws.timesteps[part], draws.noise[part])
-            with model.autocast():
-                found.append(
-                    pair_errors(
-                        model, policy, reference, self.pairs, rows[part], some,
-                        torch.zeros(len(rows[part]), dtype=torch.bool),
-                    )
-                )  # fmt: skip
-        logit = torch.cat([preference_logit(e, settings.dpo_beta) for e in found])
-        logit = logit.reshape(self.num_draws, count).mean(dim=0)
-        decided = (logit > 0).float() + 0.5 * (logit == 0).float()
-        return Progress(
-            step=step,
-            accuracy=float(decided.mean()),
-            logit=float(logit.mean()),
-            winner_error=float(torch.cat([e.policy_w - e.reference_w for e in found]).mean()),
-            loser_error=float(torch.cat([e.policy_l - e.reference_l for e in found]).mean()),
+        dropped = _dropped(len(rows), self.settings.caption_dropout, step_seed)[mine]
+        rows, draws = rows[mine], Draws(draws.timesteps[mine], draws.noise[mine])
+        size = self.execution.micro_batch_pairs or len(rows)
+        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        sums: dict[str, Tensor] = {}
+        for part in parts:
+            if STOP.is_asked and self.processes.count == 1:
+                return None
+            share = len(rows[part]) / len(rows)
+            is_last = part is parts[-1]
+            with nullcontext() if is_last else self.processes.without_averaging(self.policy):
+                with self.model.autocast():
+                    measures = batch_loss(
+                        self.model, self.policy, self.reference, self.pairs, rows[part],
+                        Draws(draws.timesteps[part], draws.noise[part]),
+                        self.settings, dropped[part],
+                    )  # fmt: skip
+                loss = measures["loss"] * share
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            for name, value in measures.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() * share
+        return sums
+
+    def _is_scored_at(self, held_out: HeldOut, number: int) -> bool:
+        return number % held_out.every_steps == 0 or number == self.total
+
+    def _score(self, held_out: HeldOut, number: int) -> None:
+        """Add a point to the held-out curve, and keep the weights if it is the best."""
+        point = held_out.score(self.model, self.policy, self.reference, self.settings, step=number)
+        self.curve.append(point)
+        if number:
+            measures = {f"held_out/{name}": value for name, value in asdict(point).items()}
+            self.processes.track(measures, number)
+        self.best.note(scores_of(self.curve))
+
+    def _has_stopped_gaining(self) -> bool:
+        is_over = float(self.best.is_over(scores_of(self.curve)))
+        found = self.processes.mean(
+            {"is_over": torch.tensor(is_over, device=self.processes.device)}
         )
+        return found["is_over"] > 0  # all stop together
 
+    def _save(self) -> None:
+        if self.processes.is_main:
+            self.state.save(
+                [asdict(step) for step in self.steps], [asdict(point) for point in self.curve]
+            )
+        self.processes.wait()
 
-def best_step(curve: list[Progress]) -> int:
-    """The step with the best held-out score, whose weights early stopping keeps."""
-    return curve[best_score(_scores(curve))].step
-
-
-def _scores(curve: list[Progress]) -> list[Score]:
-    return [(point.accuracy, point.logit) for point in curve]
+    def _stop(self) -> NoReturn:
+        self._save()
+        raise Stopped(
+            f"the training's state of step {len(self.steps)} is saved in {self.state.folder}"
+        )
 
 
 def _refuse_unscored_stop(settings: TrainingSettings, held_out: HeldOut | None) -> None:
@@ -448,14 +284,11 @@ def _refuse_unscored_stop(settings: TrainingSettings, held_out: HeldOut | None) 
         )
 
 
-def needs_reference(settings: TrainingSettings) -> bool:
-    """Whether the loss looks at the reference at all."""
-    return settings.loss not in WITHOUT_REFERENCE
-
-
-def num_steps(num_pairs: int, settings: TrainingSettings) -> int:
-    """Optimizer steps of a training; at least one."""
-    return max(1, math.ceil(settings.passes * num_pairs / settings.batch_pairs))
+def _within(held_out: HeldOut | None, micro_batch_pairs: int | None) -> HeldOut | None:
+    """Scored in batches no larger than those trained on, which are known to fit."""
+    if held_out is None or micro_batch_pairs is None:
+        return held_out
+    return replace(held_out, rows_per_batch=min(held_out.rows_per_batch, micro_batch_pairs))
 
 
 def _learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
@@ -483,11 +316,7 @@ def _dropped(count: int, share: float, step_seed: int) -> Bool[Tensor, " batch"]
 
 
 def _refuse_not_finite(
-    step: int,
-    loss: float,
-    norm: float,
-    scaler: torch.amp.GradScaler,
-    state: TrainingState,
+    step: int, loss: float, norm: float, scaler: torch.amp.GradScaler, state: TrainingState
 ) -> None:
     """TrainingError unless loss and gradient are finite.
 

@@ -20,7 +20,7 @@ from stages.core.configuration import (
 from stages.core.guards import Limits
 from stages.core.held_out import HeldOutFiles
 from stages.core.models import LoraSettings, ModelSettings
-from stages.core.training import TrainingSettings
+from stages.core.training_settings import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 

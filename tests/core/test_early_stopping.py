@@ -11,19 +11,13 @@ from torch import Tensor
 
 from stages.core.early_stopping import BestWeights, best_score
 from stages.core.errors import UserError
+from stages.core.held_out_curve import HeldOut, Progress, best_step
 from stages.core.models import DiffusionModel
 from stages.core.noising import generator
+from stages.core.pair_losses import EncodedPairs
 from stages.core.processes import Processes
-from stages.core.training import (
-    EncodedPairs,
-    Execution,
-    HeldOut,
-    Progress,
-    Step,
-    TrainingSettings,
-    best_step,
-    train_dpo,
-)
+from stages.core.training import Step, train_dpo
+from stages.core.training_settings import Execution, TrainingSettings
 from tests.builders import CAPTIONS
 from tests.failing_model import Interrupted, failing
 

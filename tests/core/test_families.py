@@ -30,17 +30,12 @@ from stages.core.models import (
 from stages.core.models.adapter import LORA_FILE
 from stages.core.noising import generator, reward_draws, training_draws
 from stages.core.optimizers import make_optimizer
+from stages.core.pair_losses import EncodedPairs, batch_loss
 from stages.core.processes import Processes
 from stages.core.sampling import sample_latents
 from stages.core.scoring import draw_errors
-from stages.core.training import (
-    EncodedPairs,
-    Execution,
-    TrainingError,
-    TrainingSettings,
-    batch_loss,
-    train_dpo,
-)
+from stages.core.training import TrainingError, train_dpo
+from stages.core.training_settings import Execution, TrainingSettings
 from tests import tiny_models
 from tests.builders import FULL, LORA, settings
 

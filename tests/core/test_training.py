@@ -16,18 +16,11 @@ from torch import Tensor
 from stages.core.models import Denoiser, DiffusionModel, LoraSettings, StableDiffusion
 from stages.core.models.loading import Source
 from stages.core.noising import generator, training_draws
+from stages.core.pair_losses import EncodedPairs, batch_loss
 from stages.core.processes import Processes
 from stages.core.stopping import STOP, Stopped
-from stages.core.training import (
-    EncodedPairs,
-    Execution,
-    Step,
-    TrainingError,
-    TrainingSettings,
-    batch_loss,
-    num_steps,
-    train_dpo,
-)
+from stages.core.training import Step, TrainingError, train_dpo
+from stages.core.training_settings import Execution, TrainingSettings, num_steps
 from tests.builders import CAPTIONS, FULL, LORA, settings
 from tests.failing_model import Interrupted, failing
 

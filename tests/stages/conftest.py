@@ -24,7 +24,7 @@ from stages import (
 )
 from stages.core.generation import SamplingSettings
 from stages.core.held_out import HeldOutFiles
-from stages.core.training import TrainingSettings
+from stages.core.training_settings import TrainingSettings
 from tests.builders import CAPTIONS, FULL, human_row, prompt_row, settings, write_rows
 
 SAMPLING = SamplingSettings(sampler="ddim", num_inference_steps=2, guidance_scale=3.0)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from stages import train_seed
 from stages.core.artifacts import policy_digest
-from stages.core.training import Execution
+from stages.core.training_settings import Execution
 from tests.builders import LORA, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,8 @@ from stages import (
 from stages.core.artifacts import ArtifactError, policy_digest
 from stages.core.errors import UserError
 from stages.core.models import DiffusionModel
-from stages.core.training import Execution, TrainingError
+from stages.core.training import TrainingError
+from stages.core.training_settings import Execution
 from tests.builders import LORA, read_rows
 
 
