@@ -219,8 +219,6 @@ def train_policy(
             )
             processes.end_trackers()
             if processes.is_main:
-                _write_tables(steps, curve, task, outputs, inputs)
-                save_policy(policy, outputs.policy, model.denoiser_part)
                 facts = {
                     "base": model.base,
                     "kind": "lora" if task.lora.rank else "full",
@@ -229,13 +227,12 @@ def train_policy(
                     "last_loss": steps[-1].loss,
                     **({"best_step": best_step(curve)} if settings.stop_after_no_gain else {}),
                 }
+                _write_tables(steps, curve, task, outputs, inputs)
+                save_policy(policy, outputs.policy, model.denoiser_part)
                 write_manifest(
                     outputs.policy,
-                    stage=task.stage,
-                    arguments=task.arguments,
-                    inputs=inputs,
-                    facts=facts,
-                )
+                    stage=task.stage, arguments=task.arguments, inputs=inputs, facts=facts,
+                )  # fmt: skip
                 shutil.rmtree(outputs.work, ignore_errors=True)
     return len(steps)
 
