@@ -20,7 +20,7 @@ from stages.core.artifacts import read_tables, write_table
 from stages.core.images import decode_image
 from stages.core.runtime import choose_device, run_stage, stage
 from stages.core.schemas import DIVERSITY, IMAGES
-from stages.core.statistics import mean_pairwise_distance
+from stages.core.statistics import mean_over_pairs, pixel_distance
 from stages.metrics import PERCEPTUAL
 from stages.metrics.features import load_measure
 
@@ -74,7 +74,7 @@ def main(args: Args) -> None:
                         "num_images": len(group),
                         "num_blank": sum(is_blank(image) for image in group),
                         "pixel_distance": (
-                            mean_pairwise_distance(np.stack(group)) if is_several else None
+                            mean_over_pairs(group, pixel_distance) if is_several else None
                         ),
                         "feature_distance": distance if is_several else None,
                         "features": args.features,

@@ -297,8 +297,10 @@ def mean_over_pairs(items: Sequence[Item], distance: Callable[[Item, Item], floa
     return float(np.mean(found)) if found else float("nan")
 
 
-def mean_pairwise_distance(images: UInt8[NDArray[np.uint8], "image height width rgb"]) -> float:
-    """Root mean squared difference of two images of one prompt, mean over all pairs, in [0, 1]."""
-    flat = images.reshape(len(images), -1).astype(np.float64) / 255
-    first, second = np.triu_indices(len(flat), k=1)
-    return float(np.sqrt(np.square(flat[first] - flat[second]).mean(axis=1)).mean())
+def pixel_distance(
+    first: UInt8[NDArray[np.uint8], "height width rgb"],
+    second: UInt8[NDArray[np.uint8], "height width rgb"],
+) -> float:
+    """Root mean squared difference of two images' values, in [0, 1]."""
+    difference = first.astype(np.float64) / 255 - second.astype(np.float64) / 255
+    return float(np.sqrt(np.square(difference).mean()))

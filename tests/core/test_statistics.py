@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.spatial.distance import pdist
 
 from stages.core.statistics import (
     NUM_RESAMPLES,
@@ -16,7 +17,8 @@ from stages.core.statistics import (
     group_units,
     holm,
     mean_interval,
-    mean_pairwise_distance,
+    mean_over_pairs,
+    pixel_distance,
     rank_correlation,
     reliability,
     share_interval,
@@ -248,21 +250,20 @@ def test_rank_correlation_leaves_out_prompts_whose_candidates_are_all_alike() ->
     assert math.isnan(rank_correlation(rewards[1:], truth[1:]))
 
 
-def test_mean_pairwise_distance_of_hand_pictures() -> None:
+def test_pixel_distance_of_hand_pictures() -> None:
     black, white = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)
-    assert mean_pairwise_distance(np.stack([black, white])) == 1.0
-    assert mean_pairwise_distance(np.stack([black, black])) == 0.0
-    # black-black 0, black-white 1 twice
-    assert mean_pairwise_distance(np.stack([black, black, white])) == pytest.approx(2 / 3)
+    assert pixel_distance(black, white) == 1.0
+    assert pixel_distance(black, black) == 0.0
     grey = black.copy()
     grey[0, 0] = 51  # a quarter of the pixels differs by 0.2
-    assert mean_pairwise_distance(np.stack([black, grey])) == pytest.approx(0.1)
+    assert pixel_distance(black, grey) == pixel_distance(grey, black) == pytest.approx(0.1)
+    # black-black 0, black-white 1 twice
+    assert mean_over_pairs([black, black, white], pixel_distance) == pytest.approx(2 / 3)
+    assert math.isnan(mean_over_pairs([black], pixel_distance))
 
 
-def test_mean_pairwise_distance_equals_a_loop_over_pairs() -> None:
+def test_pixel_distance_is_scipys_over_the_root_of_the_number_of_values() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
-    distances = [
-        math.sqrt((((first / 255.0) - (second / 255.0)) ** 2).mean())
-        for first, second in combinations(images, 2)
-    ]
-    assert mean_pairwise_distance(images) == pytest.approx(np.mean(distances), rel=1e-12)
+    distances = pdist(images.reshape(5, -1) / 255) / math.sqrt(4 * 4 * 3)
+    found = mean_over_pairs(list(images), pixel_distance)
+    assert found == pytest.approx(distances.mean(), rel=1e-12)

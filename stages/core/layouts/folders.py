@@ -28,7 +28,15 @@ Sides = dict[str, list[str]]
 """Paths in the folder of one pair's images, by 'w' and 'l'."""
 
 
-class WinLose(Layout):
+class FolderLayout(Layout):
+    """Image files of a folder."""
+
+    def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
+        """The images."""
+        yield from _images(file, cells)
+
+
+class WinLose(FolderLayout):
     """Images of one name in the folders `win` and `lose`."""
 
     name = "folders"
@@ -42,12 +50,8 @@ class WinLose(Layout):
                     names[image.stem][side].append(f"{part}/{image.name}")
             yield from _labels(folder, names, ledger)
 
-    def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
-        """The images."""
-        yield from _images(file, cells)
 
-
-class Suffixes(Layout):
+class Suffixes(FolderLayout):
     """Images `name_w` (the winner) and `name_l` (the loser) in one folder."""
 
     name = "suffixes"
@@ -61,10 +65,6 @@ class Suffixes(Layout):
                 if side in ("w", "l"):
                     names[name][side].append(image.name)
             yield from _labels(folder, names, ledger)
-
-    def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
-        """The images."""
-        yield from _images(file, cells)
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ lists, or each image has a row of its own and rows of one prompt belong together
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -17,15 +17,13 @@ from typing import Any
 
 from stages.core.layouts.labels import (
     Cell,
-    FoundImage,
     Key,
     Label,
-    Layout,
     Ledger,
     check_prompt,
     digest_of,
 )
-from stages.core.layouts.rows import find_column, need, row_images
+from stages.core.layouts.rows import RowLayout, find_column, need
 from stages.core.layouts.sources import columns_of, read_rows
 from stages.core.prompts import PROMPT_COLUMNS, normalise
 from stages.core.text_files import PROBLEM, Record
@@ -55,7 +53,7 @@ class Bad(Exception):
     """A row that cannot be used; the message says why."""
 
 
-class Rankings(Layout):
+class Rankings(RowLayout):
     """N images of a prompt in an order; images of one rank are a tie."""
 
     name = "rankings"
@@ -74,12 +72,8 @@ class Rankings(Layout):
                 one, rank = image or need(file, names, IMAGE), need(file, names, RANK)
                 yield from _expand_groups(file, [prompt, one, rank], ledger, _rank_of)
 
-    def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
-        """The images."""
-        yield from row_images(file, cells, {})
 
-
-class Likes(Layout):
+class Likes(RowLayout):
     """Images of a prompt that were liked or disliked."""
 
     name = "likes"
@@ -96,10 +90,6 @@ class Likes(Layout):
             else:
                 one = image or need(file, names, IMAGE)
                 yield from _expand_groups(file, [prompt, one, liked], ledger, _like_of)
-
-    def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
-        """The images."""
-        yield from row_images(file, cells, {})
 
 
 def _expand_rows(

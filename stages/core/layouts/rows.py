@@ -90,7 +90,15 @@ class Pickapic(Layout):
         yield from row_images(file, cells, uids)
 
 
-class Pairs(Layout):
+class RowLayout(Layout):
+    """Files of rows whose images have no names of their makers."""
+
+    def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
+        """The images."""
+        yield from row_images(file, cells, {})
+
+
+class Pairs(RowLayout):
     """A prompt, a chosen and a rejected image a row."""
 
     name = "pairs"
@@ -115,10 +123,6 @@ class Pairs(Layout):
                     Cell(row, sides[1]),
                     _key(values, sides, 0),
                 )
-
-    def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
-        """The images."""
-        yield from row_images(file, cells, {})
 
 
 def row_images(file: Path, cells: Collection[Cell], uids: dict[str, str]) -> Iterator[FoundImage]:
