@@ -43,6 +43,7 @@ def check_config(config: Config) -> Config:
     _refuse(list(_check_plain(config)))
     schema = _schema()
     config = copy.deepcopy(config)
+    _drop_prompt_sets(config)
     _fill_defaults(config, schema)
     errors = sorted(
         _Validator(schema).iter_errors(config), key=lambda error: list(map(str, error.path))
@@ -171,6 +172,20 @@ def _properties(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     for part in node.get("allOf", []):
         properties = {**schema["$defs"][part["$ref"].rsplit("/", 1)[1]]["properties"], **properties}
     return properties
+
+
+def _drop_prompt_sets(config: Config) -> None:
+    """Forget the prompt sets that are null, and their layouts: what an overlay cannot leave out."""
+    evaluation = config.get("evaluation")
+    sets = evaluation.get("prompt_sets") if isinstance(evaluation, dict) else None
+    if not isinstance(evaluation, dict) or not isinstance(sets, dict):
+        return  # the schema will say so
+    dropped = [name for name, path in sets.items() if path is None]
+    layouts = evaluation.get("prompt_layouts")
+    for block in (sets, layouts):
+        if isinstance(block, dict):
+            for name in dropped:
+                block.pop(name, None)
 
 
 def _fill_defaults(node: Config, schema: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ class Execution:
     micro_batch_pairs: int | None = None
     """Pairs that go through the network at once; gradients are accumulated over the batch."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, a third more time."""
+    """Compute activations twice instead of keeping them: less memory, more time (benchmarks/training.md)."""
     save_every: int = 50
     """Steps between two saved states."""
 

@@ -15,6 +15,7 @@ from stages.core.configuration import (
     ConfigError,
     check_config,
     known_keys,
+    merged,
     without_defaults,
 )
 from stages.core.guards import Limits
@@ -226,6 +227,18 @@ def test_without_the_shapes_block_a_run_names_its_own_data(config: Config) -> No
     change(config, "evaluation.prompt_sets", {"mine": "a.txt"})
     change(config, "iterations", 0)
     check_config(config)  # a plain Diffusion-DPO training needs no pool
+
+
+def test_null_removes_a_prompt_set_with_its_layout(config: Config) -> None:
+    below = yaml.safe_load((ROOT / "config" / "sd15.yaml").read_text())
+    sets = {"ours": "a.txt", "hpsv2": None, "pickapic": None}
+    evaluation = check_config(merged(below, {"evaluation": {"prompt_sets": sets}}))["evaluation"]
+    assert set(evaluation["prompt_sets"]) == {"ours", "partiprompts"}
+    assert evaluation["prompt_layouts"] == {"partiprompts": "partiprompts"}
+    change(config, "evaluation.prompt_sets", {"ours": None})
+    assert "'evaluation.prompt_sets' is {}: it should be non-empty" in complaint(config)
+    change(config, "evaluation.prompt_sets", None)
+    assert "'evaluation.prompt_sets' is None (nothing); expected object" in complaint(config)
 
 
 @pytest.mark.parametrize(

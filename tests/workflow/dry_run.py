@@ -29,7 +29,8 @@ def named_files(config: Mapping[str, Any]) -> Iterator[str]:
     if "pool" in config["prompts"]:
         pool = config["prompts"]["pool"]
         yield from [pool] if isinstance(pool, str) else pool
-    yield from config["evaluation"].get("prompt_sets", {}).values()
+    sets = config["evaluation"].get("prompt_sets", {}).values()
+    yield from (path for path in sets if path is not None)
 
 
 def plan(configs: Sequence[Path]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stages.core.configuration import read_config
 from tests.workflow.dry_run import overlaid, plan
 from tests.workflow.projects import CONFIG, ROOT, RUN, Project, environment
 
@@ -23,6 +25,23 @@ def test_every_config_and_overlay_plans_jobs(config: Path) -> None:
     planned = plan(overlaid(config))
     assert planned["score_holdout"] >= 1
     assert planned["write_report"] == 1
+
+
+def test_the_example_for_pairs_of_ones_own_plans_a_run_on_its_own_files(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
+    example = re.search(r"^    # studio[.]yaml\n((?:    .*\n)+)", page, flags=re.MULTILINE)
+    assert example
+    studio = tmp_path / "studio.yaml"
+    studio.write_text(textwrap.dedent(example[1]))
+    below = [ROOT / "config" / "sd15.yaml", ROOT / "config" / "overlays" / "small-data.yaml"]
+    planned = plan([*below, studio])
+    assert planned["select_evaluation_prompts"] == 1
+    assert planned["sample_candidates"] == 3 * 4
+    assert planned["score_metric"] == 5 * 2  # the base and four policies, by two metrics
+    config = read_config(*below, studio)
+    assert config["run"] == "studio"
+    assert config["lora"]["rank"] > 0
+    assert config["evaluation"]["prompt_layouts"] == {}
 
 
 def test_the_papers_settings_plan_the_papers_run() -> None:
