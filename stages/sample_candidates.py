@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import policy_files, read_table, write_table
+from stages.core.artifacts import policy_files, read_table, write_rows
 from stages.core.generation import SamplingSettings, generate
 from stages.core.models import ModelSettings, load_model
 from stages.core.policies import load_denoiser
@@ -58,23 +58,21 @@ def main(args: Args) -> None:
         pairs = list(zip(names, prompts, strict=True))
         part = shard_of(pairs, args.shard, args.num_shards, args.prompts_per_batch)
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
-        rows = list(
-            generate(
-                model,
-                load_denoiser(model, args.policy),
-                part,
-                args.settings,
-                images_per_prompt=args.candidates_per_prompt,
-                seed_parts=(args.seed, "sample_candidates", args.iteration),
-                prompts_per_batch=args.prompts_per_batch,
-                keep_latents=True,
-            )
+        rows = generate(
+            model,
+            load_denoiser(model, args.policy),
+            part,
+            args.settings,
+            images_per_prompt=args.candidates_per_prompt,
+            seed_parts=(args.seed, "sample_candidates", args.iteration),
+            prompts_per_batch=args.prompts_per_batch,
+            keep_latents=True,
         )
-        inputs = [args.prompts, *policy_files(args.policy)]
-        write_table(
-            args.output, rows, CANDIDATES, stage="sample_candidates", arguments=args, inputs=inputs
-        )
-        run.rows_in, run.rows_out = len(part), len(rows)
+        run.rows_in = len(part)
+        run.rows_out = write_rows(
+            args.output, rows, CANDIDATES, stage="sample_candidates", arguments=args,
+            inputs=[args.prompts, *policy_files(args.policy)],
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import tyro
 
-from stages.core.artifacts import read_tables, write_table
+from stages.core.artifacts import read_batches, read_tables, write_table
 from stages.core.errors import UserError
 from stages.core.images import decode_image
+from stages.core.row_spool import RowSpool
 from stages.core.runtime import choose_device, run_stage, stage
 from stages.core.schemas import IMAGES, METRIC_SCORES
 from stages.metrics import (
@@ -53,21 +53,24 @@ def main(args: Args) -> None:
     with stage("score_metric") as run:
         device = choose_device(args.threads, args.jobs_per_gpu) if needs_gpu(args.metric) else None
         scorer = load_scorer(args.metric, args.options, device)
-        columns = ["prompt_id", "prompt", "candidate", "image"]
-        table = read_tables(args.images, IMAGES, columns)
-        # In an order that the number of shards does not change; the images stay where they are.
-        keys = table.select(["prompt_id", "candidate", "prompt"])
-        order = pc.sort_indices(
-            keys, sort_keys=[("prompt_id", "ascending"), ("candidate", "ascending")]
+        folder = args.images[0].parent
+        keys = read_tables(args.images, IMAGES, ["prompt_id", "prompt", "candidate"]).to_pylist()
+        # In an order that the number of shards does not change.
+        order = sorted(
+            range(len(keys)),
+            key=lambda number: (keys[number]["prompt_id"], keys[number]["candidate"]),
         )
-        rows = keys.take(order).to_pylist()
-        encoded = (table["image"][index.as_py()].as_py()["bytes"] for index in order)
-        images = (
-            np.asarray(decode_image(data, where(row, args.images[0].parent)))
-            for data, row in zip(encoded, rows, strict=True)
-        )
-        prompts = [row["prompt"] for row in rows]
-        scores = score_in_batches(scorer, images, prompts, args.images_per_batch)
+        rows = [keys[number] for number in order]
+        with RowSpool(args.output.parent) as spool:
+            for path in args.images:
+                for batch in read_batches(path, IMAGES, ["image"], size=args.images_per_batch):
+                    spool.add(batch)
+            images = (
+                np.asarray(decode_image(spool.read(number)["image"]["bytes"], where(row, folder)))
+                for number, row in zip(order, rows, strict=True)
+            )
+            prompts = [row["prompt"] for row in rows]
+            scores = score_in_batches(scorer, images, prompts, args.images_per_batch)
         if not np.isfinite(scores).all():
             bad = rows[int(np.flatnonzero(~np.isfinite(scores))[0])]
             raise UserError(

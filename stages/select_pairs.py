@@ -6,6 +6,7 @@ Example: paste the line from logs/<run>/iter01/select_pairs.log
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +14,26 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from stages.core.artifacts import policy_files, policy_name, read_tables, write_table
+from stages.core.artifacts import (
+    policy_files,
+    policy_name,
+    read_batches,
+    read_table,
+    read_tables,
+    write_rows,
+)
 from stages.core.errors import UserError
 from stages.core.images import image_size
 from stages.core.rewards import margin_standard_error, preference_probability
-from stages.core.runtime import log, run_stage, stage
+from stages.core.row_spool import RowSpool
+from stages.core.runtime import log, progress, run_stage, stage
 from stages.core.schemas import CANDIDATES, METRIC_SCORES, REWARDS, TRAINING_PAIRS
 from stages.core.seeding import seed_of
 from stages.core.selection import best_worst, random_pair
 
 Row = dict[str, Any]
+
+IMAGES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,26 +79,23 @@ def main(args: Args) -> None:
                 f"{args.min_margin_in_standard_errors} standard errors. Lower "
                 "select_pairs.min_margin_in_standard_errors or raise score_candidates.num_draws."
             )
-        columns = ["prompt_id", "prompt", "candidate", "seed", "image", "latents"]
+        log.info("select_pairs: %d of %d pairs kept", len(kept), len(chosen))
         policy = policy_name(args.policy)
-        rows = []
-        for path in args.candidates:
-            images = by_prompt(read_tables([path], CANDIDATES, columns).to_pylist())
-            rows += [
-                to_row(images[name], kept[name], policy, args) for name in images if name in kept
-            ]
-        if len(rows) != len(kept):
-            raise UserError(
-                f"the candidates hold {len(rows)} of the {len(kept)} prompts that the rewards have. "
-                f"Run sample_candidates and score_candidates again for iteration {args.iteration}."
-            )
-        log.info("select_pairs: %d of %d pairs kept", len(rows), len(chosen))
-        rows.sort(key=lambda row: row["prompt_id"])
-        write_table(
-            args.output, rows, TRAINING_PAIRS, stage="select_pairs", arguments=args,
-            inputs=[*args.candidates, *args.rewards, *args.ranking, *policy_files(args.policy)],
-        )  # fmt: skip
-        run.rows_in, run.rows_out = sum(map(len, rewards.values())), len(rows)
+        with RowSpool(args.output.parent) as spool:
+            found = spool_images(spool, kept, args)
+            rows = (
+                to_row(
+                    spool.read(found[name, kept[name]["winner"]]),
+                    spool.read(found[name, kept[name]["loser"]]),
+                    kept[name], policy, args,
+                )
+                for name in sorted(kept)
+            )  # fmt: skip
+            run.rows_in = sum(map(len, rewards.values()))
+            run.rows_out = write_rows(
+                args.output, rows, TRAINING_PAIRS, stage="select_pairs", arguments=args,
+                inputs=[*args.candidates, *args.rewards, *args.ranking, *policy_files(args.policy)],
+            )  # fmt: skip
 
 
 def by_prompt(rows: list[Row]) -> dict[str, list[Row]]:
@@ -122,8 +130,8 @@ def choose(name: str, rewards: list[Row], metric: list[Row] | None, args: Args) 
         worst=loser,
     )
     return {
-        "winner": winner,
-        "loser": loser,
+        "winner": rewards[winner]["candidate"],
+        "loser": rewards[loser]["candidate"],
         "winner_score": ranking[winner],
         "loser_score": ranking[loser],
         "margin": margin,
@@ -138,9 +146,44 @@ def is_clear(pair: Row, args: Args) -> bool:
     return threshold == 0 or pair["margin"] >= threshold
 
 
-def to_row(images: list[Row], pair: Row, policy: str, args: Args) -> Row:
+def spool_images(
+    spool: RowSpool, kept: Mapping[str, Row], args: Args
+) -> dict[tuple[str, int], int]:
+    """Keep the images of the pairs, shard after shard; where each (prompt_id, candidate) is.
+
+    UserError unless every one is there, once.
+    """
+    columns = ["prompt_id", "prompt", "candidate", "seed", "image", "latents"]
+    wanted = {(name, pair[side]) for name, pair in kept.items() for side in ("winner", "loser")}
+    found: dict[tuple[str, int], int] = {}
+    for path in progress(args.candidates, "reading", "shards"):
+        keys = read_table(path, CANDIDATES, ["prompt_id", "candidate"]).to_pylist()
+        names = [(key["prompt_id"], key["candidate"]) for key in keys]
+        rows = [row for row, name in enumerate(names) if name in wanted]
+        numbers = [
+            number
+            for batch in read_batches(path, CANDIDATES, columns, size=IMAGES_AT_ONCE, rows=rows)
+            for number in spool.add(batch)
+        ]
+        for row, number in zip(rows, numbers, strict=True):
+            if names[row] in found:
+                raise UserError(
+                    f"{path}, row {row}: candidate {names[row][1]} of prompt {names[row][0]} is there "
+                    f"twice. Run sample_candidates again for iteration {args.iteration}."
+                )
+            found[names[row]] = number
+    missing = sorted({name for name, _ in wanted - found.keys()})
+    if missing:
+        raise UserError(
+            f"the candidates hold {len(kept) - len(missing)} of the {len(kept)} prompts that the "
+            f"rewards have; {missing[0]} is missing. Run sample_candidates and score_candidates "
+            f"again for iteration {args.iteration}."
+        )
+    return found
+
+
+def to_row(winner: Row, loser: Row, pair: Row, policy: str, args: Args) -> Row:
     """A row of the pairs table, with where its images came from."""
-    winner, loser = images[pair["winner"]], images[pair["loser"]]
     scores = {name: pair[name] for name in pair if name not in ("winner", "loser")}
     return {
         "pair_id": f"iter{args.iteration:02d}-{winner['prompt_id']}",

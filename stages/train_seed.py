@@ -75,9 +75,11 @@ def main(args: Args) -> None:
             args.latents,
         )
         run.rows_in = len(table)
+        pairs = encode_pairs(model, table, str(args.latents), is_live=args.live_encoding)
+        del table  # as large as the pairs
         run.rows_out = train_policy(
             model,
-            encode_pairs(model, table, str(args.latents), is_live=args.live_encoding),
+            pairs,
             args.settings,
             Task(
                 stage="train_seed",

@@ -76,9 +76,11 @@ def main(args: Args) -> None:
         columns = ["prompt", *images, *PAIR_LATENTS.arrow.names[1:]]
         table = read_table(args.preferences, TRAINING_PAIRS, columns)
         run.rows_in = len(table)
+        pairs = encode_pairs(model, table, str(args.preferences), is_live=args.live_encoding)
+        del table  # as large as the pairs
         run.rows_out = train_policy(
             model,
-            encode_pairs(model, table, str(args.preferences), is_live=args.live_encoding),
+            pairs,
             args.settings,
             Task(
                 stage="update_policy",

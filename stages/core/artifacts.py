@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
@@ -189,6 +189,22 @@ def writing_table(
             writer._file.close()
             raise
         writer.close()
+
+
+def write_rows(
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    schema: Schema,
+    *,
+    stage: str,
+    arguments: object,
+    inputs: Sequence[Path] = (),
+) -> int:
+    """As `write_table`, of rows that are made one after the other; how many there were."""
+    with writing_table(path, schema, stage=stage, arguments=arguments, inputs=inputs) as writer:
+        for row in rows:
+            writer.write([row])
+        return writer.num_rows
 
 
 def write_text(path: Path, text: str) -> None:
