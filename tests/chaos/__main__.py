@@ -3,7 +3,7 @@
 One unbroken run says what must come out. Then, in another folder, the same config is run while a
 stage, the whole process group, or Snakemake alone is killed, and is started again by the same
 command until it is done; every file is compared bit for bit, and it begins anew. Stop it at any time:
-the same command continues. Example (over an hour on two CPU cores):
+the same command continues. Example (80 minutes on two CPU cores):
     python -m tests.chaos --kills 500 --seed 0 --output tests/chaos/results.md
 """
 
