@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import torch
@@ -43,6 +43,7 @@ from stages.core.objective import preference_logit
 from stages.core.optimizers import make_optimizer
 from stages.core.pair_losses import EncodedPairs, batch_loss, pair_errors
 from stages.core.paper import read_paper_tables
+from stages.core.prompts import read_pool
 from stages.core.rewards import implicit_reward
 from stages.core.runtime import choose_device, log, run_stage, stage
 from stages.core.sampling import sample_latents
@@ -120,7 +121,7 @@ def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
         return 200
     pool = config["prompts"].get("pool", [])
     for name in [pool] if isinstance(pool, str) else pool:
-        note_prompts(f"prompts.pool {name}", name, "plain", findings)
+        note_prompts(f"prompts.pool {name}", name, "pool", findings)
     layouts = config["evaluation"]["prompt_layouts"]
     total = 0
     for key, name in config["evaluation"]["prompt_sets"].items():
@@ -129,15 +130,24 @@ def evaluation_prompts(config: Mapping[str, Any], findings: Findings) -> int:
     return total
 
 
-def note_prompts(what: str, name: str, layout: PromptLayout, findings: Findings) -> int:
+def note_prompts(
+    what: str, name: str, layout: PromptLayout | Literal["pool"], findings: Findings
+) -> int:
     """Count the prompts of a file, a pattern or a folder; notes it where there is none."""
     is_there = Path(name).exists()
     matches = [Path(match) for match in ([name] if is_there else sorted(glob(name)))]
     files = [file for match in matches
              for file in (sorted(match.rglob("*")) if match.is_dir() else [match])]  # fmt: skip
-    count = len(read_evaluation_prompts(files, layout)) if files else 0
-    found = f"{count:,} prompts" if files else "does not exist"
-    findings.add(what, found, holds=bool(files))
+    if not files:
+        findings.add(what, "does not exist", holds=False)
+        return 0
+    if layout == "pool":
+        pool = read_pool(*files)
+        count, left_out = len(pool.prompts), pool.num_left_out
+    else:
+        count, left_out = len(read_evaluation_prompts(files, layout)), 0
+    rest = f", {left_out:,} empty or too long are left out" if left_out else ""
+    findings.add(what, f"{count:,} prompts{rest}", holds=True)
     return count
 
 

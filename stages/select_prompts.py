@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from stages.core.artifacts import write_table
-from stages.core.prompts import prompt_id, read_prompts, select_prompts
+from stages.core.prompts import prompt_id, read_pool, read_prompts, select_prompts
 from stages.core.runtime import log, run_stage, stage
 from stages.core.schemas import PROMPTS
 
@@ -23,7 +23,9 @@ class Args:
     """A pool of prompts in, one set out that shares no prompt with any other."""
 
     pool: tuple[Path, ...]
-    """Prompts to choose from: .txt (one a line), .csv, .tsv, .json, .jsonl or .parquet files."""
+    """Prompts to choose from: .txt (one a line), .csv, .tsv, .json, .jsonl or .parquet files.
+
+    Empty ones and those of more than 10,000 letters are left out and counted."""
     exclude: tuple[Path, ...] = ()
     """Prompts that must not be chosen: seed pairs, held-out pairs, evaluation sets."""
     shuffle_seed: int | None
@@ -39,7 +41,13 @@ class Args:
 def main(args: Args) -> None:
     """Choose prompts by position in a seeded order, so that sets of one seed never overlap."""
     with stage("select_prompts") as run:
-        pool = read_prompts(*args.pool)
+        found = read_pool(*args.pool)
+        if found.num_left_out:
+            log.warning(
+                "select_prompts: %d of %d prompts of the pool are empty or too long and left out",
+                found.num_left_out, found.num_read,
+            )  # fmt: skip
+        pool = found.prompts
         excluded = {prompt_id(prompt) for prompt in read_prompts(*args.exclude)}
         overlap = sum(prompt_id(prompt) in excluded for prompt in pool)
         log.info("select_prompts: %d of %d pool prompts are in other sets", overlap, len(pool))

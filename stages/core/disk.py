@@ -19,26 +19,44 @@ REMEDIES = {
 }
 
 
+WORDY = ("pyarrow", "safetensors")
+"""Libraries whose own errors keep of the system's number only the words."""
+
 ROOM = 10**5
 """Bytes that Snakemake needs for its log, locks and records before the first job."""
 
 
 class DiskError(UserError):
-    """A file that could not be written; the message says why and what to do."""
+    """A file that could not be written; the message says why and what to do.
+
+    `filename` and `errno` are those of an OSError, so that a folder which is being written can tell
+    a file of its own.
+    """
+
+    def __init__(
+        self, message: str, filename: Path | None = None, number: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.filename, self.errno = filename, number
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within the block `path` is written; DiskError if the disk is what hinders it."""
+    """Within the block `path` is written; DiskError if the disk is what hinders it.
+
+    What another file hinders, such as one that is read meanwhile, passes unchanged.
+    """
     try:
         yield
     except Exception as error:
-        number = _number(error)
+        number = _number(error, path)
         if number is None:
             raise
         raise DiskError(
             f"{path} could not be written: {REMEDIES[number]}{_free(path, number)}. Then run the same "
-            "command again: what is finished stays, and nothing half-written does."
+            "command again: what is finished stays, and nothing half-written does.",
+            path,
+            number,
         ) from error
 
 
@@ -62,17 +80,41 @@ def refuse_full(folder: Path) -> None:
         )
 
 
-def _number(error: BaseException | None) -> int | None:
-    """The system's number of a disk's error, or of the one that led to it; libraries keep only words."""
+def _number(error: BaseException | None, path: Path) -> int | None:
+    """The system's number of what hinders the writing of `path`: an error, or one that led to it."""
+    is_told = False  # by a UserError, which knows better than we what was being done
     while error is not None:
-        for number in REMEDIES:
-            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
-                return number
+        is_told = is_told or isinstance(error, UserError)
+        filename, number = getattr(error, "filename", None), getattr(error, "errno", None)
+        if isinstance(filename, str | bytes | os.PathLike):
+            is_ours = _belongs(Path(os.fsdecode(filename)), path)
+        else:
+            is_ours, number = not is_told, number or _number_in_words(error)
+        if is_ours and number in REMEDIES:
+            return number
         error = error.__cause__ or error.__context__
     return None
+
+
+def _belongs(file: Path, path: Path) -> bool:
+    """Whether a file is `path`, inside it, what will be renamed to it, or a folder that it is in."""
+    file, path = file.absolute(), path.absolute()
+    if path.parent.is_relative_to(file):
+        return True
+    if not file.is_relative_to(path.parent):
+        return False
+    name = file.relative_to(path.parent).parts[0]
+    return name == path.name or name.startswith(f".{path.name}.")
+
+
+def _number_in_words(error: BaseException) -> int | None:
+    if type(error).__module__.partition(".")[0] not in WORDY:
+        return None
+    return next((number for number in REMEDIES if os.strerror(number) in str(error)), None)
 
 
 def _free(path: Path, number: int) -> str:
     if number != errno.ENOSPC:
         return ""
-    return f" ({shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free at {path.parent})"
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    return f" ({shutil.disk_usage(place).free / 1e6:.1f} MB are free at {path.parent})"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 
+from stages.core.disk import writing
 from stages.core.images import ImageError, preview_image
 from stages.core.layouts.labels import Cell, FoundImage
 from stages.core.near_duplicates import difference_hash
@@ -32,11 +34,18 @@ class Stored:
 
 
 class ImageSpool:
-    """A nameless file beside the table to come; it vanishes with the process, however that ends."""
+    """A nameless file beside the table to come; it vanishes with the process, however that ends.
+
+    DiskError, which calls it images.spool, if the disk is full or cannot be written to.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._path = folder / "images.spool"
+        with writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115
+                dir=folder, prefix=f".{self._path.name}."
+            )
         self._images: dict[bytes, Stored] = {}
         self._digests: dict[Place, bytes] = {}
         self._uids: dict[str, tuple[bytes, FoundImage]] = {}
@@ -50,7 +59,8 @@ class ImageSpool:
         value: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk's, of what is still to be written; nobody reads it
+            self._file.close()
 
     def __contains__(self, place: Place) -> bool:
         return place in self._digests
@@ -92,8 +102,9 @@ class ImageSpool:
                 f"{MIN_SIDE} x {MIN_SIDE}"
             )
         offset = self._file.tell()
-        self._file.write(data)
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(data)
+            self._file.flush()
         return Stored(offset, len(data), found.width, found.height, difference_hash(found.image))
 
 

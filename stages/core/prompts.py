@@ -26,6 +26,9 @@ HPSV2_STYLES = ("anime", "concept-art", "paintings", "photo")
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 STYLE_COLUMNS = ("style", "category")
 
+MAX_PROMPT_LETTERS = 10_000
+"""No caption of an image is longer; what is, is another file's content in the wrong column."""
+
 
 def normalise(prompt: str) -> str:
     """The prompt as it counts when sets are compared: Unicode form, case and spacing set aside."""
@@ -57,6 +60,40 @@ def read_prompts(*paths: Path) -> list[str]:
     return list(different.values())
 
 
+@dataclass(frozen=True, slots=True)
+class PromptPool:
+    """What iterations choose their prompts from."""
+
+    prompts: list[str]
+    """The different usable ones, in their order."""
+    num_read: int
+    """Prompts that the files hold, repeats too."""
+    num_left_out: int
+    """Those that are empty, too long or no text."""
+
+
+def read_pool(*paths: Path) -> PromptPool:
+    """The usable prompts of some files, which may be files of labels, where some rows are bad.
+
+    UserError for a file without any, and for whatever else `read_items` finds wrong.
+    """
+    different: dict[str, str] = {}
+    num_read = num_left_out = 0
+    for path in paths:
+        items = list(_read_some(path))
+        usable = [item.prompt for item in items if _is_usable(item.prompt)]
+        if not usable:
+            raise UserError(
+                f"{path}: none of its {len(items)} prompts can be used; expected texts of 1 to "
+                f"{MAX_PROMPT_LETTERS:,} letters"
+            )
+        for prompt in usable:
+            different.setdefault(prompt_id(prompt), prompt)
+        num_read += len(items)
+        num_left_out += len(items) - len(usable)
+    return PromptPool(list(different.values()), num_read, num_left_out)
+
+
 def read_items(path: Path) -> Iterator[PromptItem]:
     """Every prompt of a file, repeats too.
 
@@ -64,16 +101,10 @@ def read_items(path: Path) -> Iterator[PromptItem]:
     have them in a column `prompt` or `caption`, and .json may be a list of texts. UserError names
     the file and the row of an empty prompt, or says that there is none at all.
     """
-    is_empty = True
-    for item in _read_any(path):
-        is_empty = False
-        if not isinstance(item.prompt, str) or not normalise(item.prompt):
-            raise UserError(f"{path}: the prompt in row {item.index} is empty")
-        if problem := not_utf8(item.prompt):
-            raise UserError(f"{path}: the prompt in row {item.index} is no text: {problem}")
+    for item in _read_some(path):
+        if problem := _problem(item.prompt):
+            raise UserError(f"{path}: the prompt in row {item.index} is {problem}")
         yield item
-    if is_empty:
-        raise UserError(f"{path} holds no prompts; expected one a line or a row")
 
 
 def read_hpsv2(path: Path) -> list[PromptItem]:
@@ -121,6 +152,29 @@ def select_prompts(
     return chosen
 
 
+def _problem(prompt: str) -> str | None:
+    """What a prompt is instead of a text; None if it is one."""
+    if not normalise(prompt):
+        return "empty"
+    problem = not_utf8(prompt)
+    return problem and f"no text: {problem}"
+
+
+def _is_usable(prompt: str) -> bool:
+    """As the import of labels judges a caption."""
+    return _problem(prompt) is None and len(prompt) <= MAX_PROMPT_LETTERS
+
+
+def _read_some(path: Path) -> Iterator[PromptItem]:
+    """The prompts of a file as they stand there, empty ones too. UserError if there is none."""
+    is_empty = True
+    for item in _read_any(path):
+        is_empty = False
+        yield item
+    if is_empty:
+        raise UserError(f"{path} holds no prompts; expected one a line or a row")
+
+
 def _read_any(path: Path) -> Iterator[PromptItem]:
     if path.suffix == ".parquet":
         yield from _read_parquet(path)
@@ -158,7 +212,7 @@ def _read_parquet(path: Path) -> Iterator[PromptItem]:
         texts = (text for batch in file.iter_batches(columns=[name])
                  for text in batch.column(0).to_pylist())  # fmt: skip
         for index, text in enumerate(texts):
-            yield PromptItem(text, None, index)
+            yield PromptItem(text if isinstance(text, str) else "", None, index)
 
 
 def _named(path: Path, names: Sequence[str], wanted: Sequence[str]) -> str:

@@ -13,10 +13,12 @@ import pytest
 from stages.core.errors import UserError
 from stages.core.prompts import (
     HPSV2_STYLES,
+    MAX_PROMPT_LETTERS,
     normalise,
     prompt_id,
     read_hpsv2,
     read_items,
+    read_pool,
     read_prompts,
     select_prompts,
 )
@@ -116,6 +118,40 @@ def test_an_empty_prompt_in_a_table_is_named_with_its_row(tmp_path: Path) -> Non
     path = write_rows(tmp_path / "prompts.parquet", [prompt_row("a cat"), prompt_row(" ")])
     with pytest.raises(UserError, match="row 1 is empty"):
         read_prompts(path)
+
+
+def test_a_pool_leaves_out_what_the_import_of_labels_would_refuse(tmp_path: Path) -> None:
+    longest = "x" * MAX_PROMPT_LETTERS
+    texts = ["a cat", None, "", " \t", longest + "x", longest, "A  cat"]
+    labels = write_rows(tmp_path / "train.parquet", [{"caption": text} for text in texts])
+    lines = tmp_path / "more.jsonl"
+    lines.write_text('{"prompt": "a dog"}\n{"prompt": null}\n{}\n{"prompt": "half \\ud800"}\n')
+    pool = read_pool(labels, lines)
+    assert pool.prompts == ["a cat", longest, "a dog"]
+    assert (pool.num_read, pool.num_left_out) == (11, 7)
+    assert read_pool(lines).prompts == ["a dog"]
+    for path in (labels, lines):
+        with pytest.raises(UserError, match="row 1 is empty"):
+            read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('["", " "]', "none of its 2 prompts can be used; expected texts of 1 to 10,000 letters"),
+        ("[]", "no column"),
+        ('["a cat", 1]', "row 1: expected an object or a text, found int"),
+    ],
+)
+def test_a_file_without_a_usable_prompt_is_no_pool(
+    tmp_path: Path, content: str, reason: str
+) -> None:
+    good, bad = tmp_path / "good.txt", tmp_path / "bad.json"
+    good.write_text("a cat")
+    bad.write_text(content)
+    with pytest.raises(UserError, match=reason) as caught:
+        read_pool(good, bad)
+    assert str(bad) in str(caught.value)
 
 
 READABLE = {

@@ -102,9 +102,12 @@ def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
 ) -> None:
     WRITERS[kind][1](tmp_path / "data", some_pairs())
     (tmp_path / "pool.json").write_text('["a cat", "a dog"]')
+    (tmp_path / "labels.csv").write_text("prompt,label\na cat,1\n,0\n")
     config = {
         "preferences": {"files": [str(tmp_path / "data")], "layout": "auto"},
-        "prompts": {"pool": [str(tmp_path / "*.json"), str(tmp_path / "none")]},
+        "prompts": {
+            "pool": [str(tmp_path / "*.json"), str(tmp_path / "none"), str(tmp_path / "*.csv")]
+        },
         "evaluation": {"prompt_sets": {"one": str(tmp_path / "pool.json")}, "prompt_layouts": {}},
     }
     findings = preflight.Findings()
@@ -112,7 +115,8 @@ def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
     assert preflight.evaluation_prompts(config, findings) == 2
     assert findings.checks[0][1:] == (found, True)
     assert [check[1:] for check in findings.checks[1:]] == [
-        ("2 prompts", True), ("does not exist", False), ("2 prompts", True),
+        ("2 prompts", True), ("does not exist", False),
+        ("1 prompts, 1 empty or too long are left out", True), ("2 prompts", True),
     ]  # fmt: skip
     config["preferences"]["files"] = [str(tmp_path / "nothing-*")]
     assert preflight.labelled_pairs(config, findings) == 0

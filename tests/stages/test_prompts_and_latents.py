@@ -14,7 +14,7 @@ from stages.core.errors import UserError
 from stages.core.images import decode_image, to_model_input
 from stages.core.models import DiffusionModel
 from stages.core.prompts import prompt_id
-from tests.builders import CAPTIONS, read_rows
+from tests.builders import CAPTIONS, read_rows, write_rows
 
 
 def test_chosen_prompts_share_none_with_the_excluded_and_carry_their_ids(
@@ -52,6 +52,23 @@ def test_a_pool_that_is_used_up_is_refused(prompts: select_prompts.Args, tmp_pat
     with pytest.raises(UserError, match="the pool has only 0 that no other set uses"):
         select_prompts.main(args)
     assert not args.output.exists()
+
+
+def test_unusable_prompts_of_a_pool_are_left_out_and_counted_once(
+    prompts: select_prompts.Args, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [None, *CAPTIONS, " ", "x" * 10_001]
+    labels = write_rows(tmp_path / "labels.parquet", [{"caption": text} for text in texts])
+    args = replace(prompts, pool=(*prompts.pool, labels), output=tmp_path / "prompts.parquet")
+    select_prompts.main(args)
+    assert read_rows(args.output) == read_rows(prompts.output)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    count = f"3 of {2 * len(CAPTIONS) + 3}"
+    assert said == [
+        f"select_prompts: {count} prompts of the pool are empty or too long and left out"
+    ]
+    with pytest.raises(UserError, match="row 0 is empty"):
+        select_prompts.main(replace(prompts, exclude=(labels,), output=args.output))
 
 
 def test_latents_are_those_of_each_image_alone(

@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from stages.core.errors import UserError
-from stages.core.prompts import normalise
+from stages.core.prompts import MAX_PROMPT_LETTERS, normalise
 from stages.core.text_files import not_utf8
-
-MAX_PROMPT_LETTERS = 10_000
-"""No caption of an image is longer; what is, is another file's content in the wrong column."""
 
 
 class Cell(NamedTuple):
