@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,9 @@ class RowSpool:
         self._place = folder / "rows.spool"
         with writing(self._place):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115
+                dir=folder, prefix=f".{self._place.name}."
+            )
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
         self._reader: pa.ipc.RecordBatchFileReader | None = None
         self._count = 0
@@ -38,7 +41,8 @@ class RowSpool:
         value: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk's, of what is still to be written; nobody reads it
+            self._file.close()
 
     def add(self, rows: pa.Table) -> range:
         """Keep rows, all with the same columns; their numbers."""
@@ -48,6 +52,7 @@ class RowSpool:
                 self._writer = pa.ipc.new_file(self._file, rows.schema)
             for row in range(len(rows)):
                 self._writer.write_table(rows.slice(row, 1).combine_chunks())
+            self._file.flush()
         first, self._count = self._count, self._count + len(rows)
         return range(first, self._count)
 

@@ -80,6 +80,9 @@ def run_stage(main: Callable[[Args], None], args: Args) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except PermissionError as error:
+        print(f"error: {error.filename}: this user may not read or write it", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left; run again to continue", file=sys.stderr)
         raise SystemExit(130) from None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from stages.core.disk import DiskError
 from stages.core.row_spool import RowSpool
 from stages.core.schemas import CANDIDATES
 from tests.builders import image_value
+from tests.small_disks import mounted
 
 
 def rows(first: int, count: int) -> pa.Table:
@@ -54,3 +57,15 @@ def test_what_is_added_takes_its_own_size_and_no_more(tmp_path: Path) -> None:
 def test_no_rows_are_no_file(tmp_path: Path) -> None:
     with RowSpool(tmp_path) as spool:
         assert list(spool.add(rows(1, 0))) == []
+
+
+def test_a_disk_that_fills_is_named_and_nothing_stays(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(2**20)
+    with mounted(tmp_path, size="1m"):
+        with (
+            pytest.raises(DiskError, match=f"^{tmp_path}/rows.spool .* the disk is full"),
+            RowSpool(tmp_path) as spool,
+        ):
+            spool.add(pa.table({"data": [data[:1000]]}))
+            spool.add(pa.table({"data": [data]}))
+        assert not list(tmp_path.iterdir())

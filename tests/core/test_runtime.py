@@ -1,11 +1,14 @@
-"""How work is spread over shards."""
+"""How work is spread over shards, and how a stage ends."""
 
 from __future__ import annotations
+
+import errno
+from pathlib import Path
 
 import pytest
 
 from stages.core.errors import UserError
-from stages.core.runtime import shard_of
+from stages.core.runtime import run_stage, shard_of
 
 
 def test_shards_take_whole_batches_in_turn() -> None:
@@ -20,3 +23,16 @@ def test_shards_take_whole_batches_in_turn() -> None:
 def test_a_shard_that_is_none_is_refused(shard: int) -> None:
     with pytest.raises(UserError, match=f"--shard must be between 0 and 1, found {shard}"):
         shard_of([1, 2, 3], shard, 2, 1)
+
+
+def test_a_file_that_may_not_be_read_ends_a_stage_with_its_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with pytest.raises(SystemExit) as stopped:
+        run_stage(main, Path("data/pairs.parquet"))
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert "error: data/pairs.parquet: this user may not read or write it" in said
