@@ -15,7 +15,7 @@ import tyro
 from stages.core.artifacts import write_record
 from stages.core.gates import OnCollapse, decide, facts_of, read_gate
 from stages.core.guard_rows import GuardTables, guard_row
-from stages.core.guards import Guard, Limits
+from stages.core.guards import Guard, Limits, blindness_warning
 from stages.core.runtime import log, run_stage, stage
 from stages.core.schemas import GUARDS
 
@@ -49,6 +49,8 @@ def main(args: Args) -> None:
             holdout=dict(args.holdout), diversity=dict(args.diversity), pairs=dict(args.pairs)
         )
         seed, guard = (as_guard(number, tables) for number in (0, args.iteration))
+        if blindness := blindness_warning((seed, guard)):
+            log.warning("%s", blindness)
         previous = None if args.previous is None else read_gate(args.previous)
         gate = decide(guard, seed, args.limits, args.on_collapse, previous)
         for finding in gate.findings:

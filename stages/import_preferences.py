@@ -95,7 +95,7 @@ def read_labels(layout: Layout, ledger: Ledger, args: Args) -> ByPrompt:
         else:
             by_prompt[name].append(label)
     for labels in by_prompt.values():
-        labels.sort(key=lambda label: (label.key, str(label.file), label.winner, label.loser))
+        labels.sort(key=lambda label: (label.key, *((str(at), cell) for at, cell in places(label))))
     return by_prompt
 
 

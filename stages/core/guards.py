@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Literal
 
 from stages.core.errors import UserError
@@ -173,6 +174,17 @@ def warnings(guards: Sequence[Guard], limits: Limits) -> list[str]:
     seed = seed_guard(guards)
     found = (warning(guard, item.field, seed, limits) for guard in guards for item in MEASURES)
     return list(dict.fromkeys(sentence for sentence in found if sentence))
+
+
+def blindness_warning(guards: Sequence[Guard]) -> str | None:
+    """A sentence if a diversity is not known (nan), so that no limit of it is ever passed."""
+    blind = [g.policy for g in guards if isnan(g.diversity) or isnan(g.feature_diversity)]
+    if not blind:
+        return None
+    return (
+        f"The diversity of {' and '.join(dict.fromkeys(blind))} is not known, so lost diversity "
+        "goes unseen: it needs two images a prompt. Set evaluation.images_per_prompt to 2 or more."
+    )
 
 
 def accuracy_warning(guard: Guard, limit: float) -> str | None:

@@ -62,7 +62,7 @@ def describe_captions(prompts: Sequence[str], tokenizer: Path | None) -> dict[st
 
 def places(label: Label) -> tuple[Any, Any]:
     """Where the winner and the loser of a label stand."""
-    return (label.file, label.winner), (label.file, label.loser)
+    return (label.file, label.winner), (label.loser_file or label.file, label.loser)
 
 
 def _near_duplicates(

@@ -138,6 +138,28 @@ def test_the_gate_closes_where_a_measure_is_beyond_its_limit(
     assert record["limits"]["max_drift"] == between.max_drift
 
 
+def test_a_gate_without_diversity_says_that_its_loss_goes_unseen(
+    gates: tuple[check_collapse.Args, check_collapse.Args],
+    evaluated: dict[str, generate_evaluation.Args], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    first = replace(gates[0], limits=replace(LIMITS, min_reward_accuracy=-1.0))
+    check_collapse.main(first)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    rows = [row for row in read_rows(evaluated["iter00"].output) if row["candidate"] == 0]
+    images = tmp_path / "one.parquet"
+    write_table(images, rows, IMAGES, stage="generate_evaluation", arguments={})
+    single = measure_diversity.Args(
+        images=(images,), features="perceptual", output=tmp_path / "d.parquet"
+    )
+    measure_diversity.main(single)
+    check_collapse.main(replace(first, diversity=((0, single.output),)))
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("The diversity of iter00 is not known, so lost diversity goes unseen")
+    assert "Set evaluation.images_per_prompt to 2 or more" in said
+    assert read_gate(first.output).go_on_from == "iter00"
+
+
 def start(gate: Path, policies: dict[str, Path], folder: Path) -> start_iteration.Args:
     """Arguments whose policies lie in folders named after them, as a run has them."""
     folders = []

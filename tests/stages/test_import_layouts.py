@@ -428,6 +428,41 @@ def test_a_csv_of_image_paths_and_ranks_has_an_image_a_row(tmp_path: Path) -> No
     assert len(found_pairs(args)) == 6
 
 
+@pytest.mark.parametrize("kind", ["rankings-csv", "likes-csv"])
+def test_images_of_one_prompt_make_pairs_also_where_they_stand_in_different_files(
+    kind: str, tmp_path: Path
+) -> None:
+    whole = write(kind, tmp_path / "whole" / "data", some_pairs())
+    main(whole)
+    assert len(found_pairs(whole)) == 6
+    split = write(kind, tmp_path / "split" / "data", some_pairs())
+    labels = split.files[0] / "labels.csv"
+    head, *lines = labels.read_text().splitlines()
+    labels.unlink()
+    files = [labels.with_name(f"part-{part}.csv") for part in range(2)]
+    for part, file in enumerate(files):  # all winners, then all losers
+        file.write_text("\n".join([head, *lines[part::2]]))
+    for order in (files, files[::-1]):
+        args = replace(split, files=tuple(order))
+        main(args)
+        for path, other in ((args.preferences, whole.preferences), (args.holdout, whole.holdout)):
+            rows = [
+                [
+                    (row["pair_id"], row["prompt"], row["winner"], row["loser"])
+                    for row in read_rows(p)
+                ]
+                for p in (path, other)
+            ]
+            assert rows[0] == rows[1]
+        assert {row["source_file"] for row in read_rows(args.preferences)} == {str(files[0])}
+        assert (report_of(args)["rows_read"], report_of(args)["num_files"]) == (12, 2)
+    (labels.parent / "images" / "2-l.jpg").write_bytes(b"no image")
+    main(replace(split, skip_bad=1))
+    assert len(found_pairs(split)) == 5
+    (bad,) = report_of(split)["bad_rows"]
+    assert (bad["file"], bad["row"]) == (str(files[1]), 2)
+
+
 def test_a_folder_that_datasets_wrote_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
     pairs = some_pairs()

@@ -110,6 +110,19 @@ def test_fewer_gpus_than_a_training_takes_are_refused_and_not_clipped(tmp_path: 
     assert Project(tmp_path).call(*flags, "gpu=2", config=config).returncode == 0
 
 
+@pytest.mark.parametrize(("on_collapse", "images"), [("rollback", 1), ("stop", 2), ("warn", 1)])
+def test_a_gate_that_cannot_see_diversity_is_warned_of_once(
+    tmp_path: Path, on_collapse: str, images: int
+) -> None:
+    config = {
+        "guards": {"on_collapse": on_collapse}, "evaluation": {"images_per_prompt": images},
+    }  # fmt: skip
+    done = Project(tmp_path).call("--dry-run", "--quiet", "rules", config=config)
+    assert done.returncode == 0, done.stdout
+    warned = done.stdout.count("but evaluation.images_per_prompt is 1: diversity needs two images")
+    assert warned == (on_collapse == "rollback")
+
+
 def resources(project: Project, *flags: str, config: dict[str, Any]) -> dict[str, dict[str, str]]:
     """The resources that each rule's jobs ask for, by name."""
     done = project.call("--dry-run", "--forceall", *flags, config=config)

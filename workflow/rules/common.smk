@@ -62,6 +62,12 @@ WORK = f"work/{config['run']}"
 ON_COLLAPSE = config["guards"]["on_collapse"]
 THRESHOLDS = {k: v for k, v in config["guards"].items() if k != "on_collapse"}
 LIMITS = flags(without_defaults(THRESHOLDS, "guards"), "limits")
+IS_BLIND = ON_COLLAPSE != "warn" and config["evaluation"]["images_per_prompt"] < 2
+if IS_BLIND and workflow.is_main_process:
+    logger.warning(
+        f"guards.on_collapse is {ON_COLLAPSE}, but evaluation.images_per_prompt is 1: diversity "
+        "needs two images a prompt, and its loss will go unseen; set it to 2 or more"
+    )
 
 
 def stop_of_run():

@@ -2,7 +2,7 @@
 
 Both are expanded to pairs: a ranking to every pair of images with different ranks, likes to every
 liked image beside every disliked one of the same prompt. Either a row holds a prompt's images as
-lists, or each image has a row of its own and rows of one prompt belong together.
+lists, or each image has a row of its own and rows of one prompt belong together, in whatever file.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ LIKED, DISLIKED = ("liked", "likes"), ("disliked", "dislikes")
 YES, NO = ("1", "true", "yes", "like"), ("0", "false", "no", "dislike")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Judged:
     """One image, with a rank: the smaller, the better."""
 
+    file: Path
     cell: Cell
     rank: float
     digest: int
 
 
-Judge = Callable[[int, Record], list[Judged]]
+Judge = Callable[[Path, int, Record], list[Judged]]
 RankOf = Callable[[str, object], float]
 
 
@@ -60,6 +61,7 @@ class Rankings(RowLayout):
 
     def labels(self, ledger: Ledger) -> Iterator[Label]:
         """Every pair of images with different ranks."""
+        columns_by_file: dict[Path, list[str]] = {}
         for file in self.files:
             names = columns_of(file)
             prompt = need(file, names, PROMPT_COLUMNS)
@@ -70,7 +72,8 @@ class Rankings(RowLayout):
                 yield from _expand_rows(file, columns, ledger, partial(_ranked, images, ranks))
             else:
                 one, rank = image or need(file, names, IMAGE), need(file, names, RANK)
-                yield from _expand_groups(file, [prompt, one, rank], ledger, _rank_of)
+                columns_by_file[file] = [prompt, one, rank]
+        yield from _expand_groups(columns_by_file, ledger, _rank_of)
 
 
 class Likes(RowLayout):
@@ -80,6 +83,7 @@ class Likes(RowLayout):
 
     def labels(self, ledger: Ledger) -> Iterator[Label]:
         """Every liked image of a prompt beside every disliked one."""
+        columns_by_file: dict[Path, list[str]] = {}
         for file in self.files:
             names = columns_of(file)
             prompt, liked = need(file, names, PROMPT_COLUMNS), need(file, names, LIKED)
@@ -89,7 +93,8 @@ class Likes(RowLayout):
                 yield from _expand_rows(file, [prompt, *sides], ledger, partial(_liked, sides))
             else:
                 one = image or need(file, names, IMAGE)
-                yield from _expand_groups(file, [prompt, one, liked], ledger, _like_of)
+                columns_by_file[file] = [prompt, one, liked]
+        yield from _expand_groups(columns_by_file, ledger, _like_of)
 
 
 def _expand_rows(
@@ -100,44 +105,45 @@ def _expand_rows(
         ledger.counts["rows_read"] += 1
         try:
             _check(values, columns[0])
-            yield from _pairs(file, values[columns[0]], judge(row, values), ledger)
+            yield from _pairs(values[columns[0]], judge(file, row, values), ledger)
         except Bad as bad:
             ledger.note_bad(file, row, str(bad))
 
 
 def _expand_groups(
-    file: Path, columns: Sequence[str], ledger: Ledger, rank_of: RankOf
+    columns_by_file: Mapping[Path, Sequence[str]], ledger: Ledger, rank_of: RankOf
 ) -> Iterator[Label]:
-    """The pairs of the rows of each prompt."""
+    """The pairs of the rows of each prompt, over all files."""
     groups: dict[str, list[Judged]] = defaultdict(list)
     prompts: dict[str, str] = {}
-    for row, values in read_rows(file, columns, with_images=True):
-        ledger.counts["rows_read"] += 1
-        try:
-            _check(values, columns[0])
-            rank = rank_of(columns[2], values.get(columns[2]))
-        except Bad as bad:
-            ledger.note_bad(file, row, str(bad))
-            continue
-        name = normalise(values[columns[0]])
-        prompts.setdefault(name, values[columns[0]])
-        digest = digest_of(values.get(columns[1]))
-        groups[name].append(Judged(Cell(row, columns[1]), rank, digest))
-    for name, judged in groups.items():
-        yield from _pairs(file, prompts[name], judged, ledger)
+    for file, (prompt, image, judgement) in columns_by_file.items():
+        for row, values in read_rows(file, (prompt, image, judgement), with_images=True):
+            ledger.counts["rows_read"] += 1
+            try:
+                _check(values, prompt)
+                rank = rank_of(judgement, values.get(judgement))
+            except Bad as bad:
+                ledger.note_bad(file, row, str(bad))
+                continue
+            name = normalise(values[prompt])
+            prompts.setdefault(name, values[prompt])
+            digest = digest_of(values.get(image))
+            groups[name].append(Judged(file, Cell(row, image), rank, digest))
+    for name in list(groups):  # what has become pairs need not stay in memory
+        yield from _pairs(prompts.pop(name), groups.pop(name), ledger)
 
 
-def _pairs(file: Path, prompt: str, judged: Sequence[Judged], ledger: Ledger) -> Iterator[Label]:
+def _pairs(prompt: str, judged: Sequence[Judged], ledger: Ledger) -> Iterator[Label]:
     for one, other in combinations(judged, 2):
         if one.rank == other.rank:
             ledger.counts["ties_dropped"] += 1
             continue
         winner, loser = sorted((one, other), key=lambda image: image.rank)
         key = Key(True, 0, digest_of(winner.digest, loser.digest))
-        yield Label(file, winner.cell.row, prompt, winner.cell, loser.cell, key)
+        yield Label(winner.file, winner.cell.row, prompt, winner.cell, loser.cell, key, loser.file)
 
 
-def _ranked(images: str, ranks: str | None, row: int, values: Record) -> list[Judged]:
+def _ranked(images: str, ranks: str | None, file: Path, row: int, values: Record) -> list[Judged]:
     found = _list(values, images)
     has_ranks = ranks is not None and values.get(ranks) is not None
     order = _list(values, str(ranks)) if has_ranks else list(range(len(found)))
@@ -146,14 +152,14 @@ def _ranked(images: str, ranks: str | None, row: int, values: Record) -> list[Ju
     if len(found) < 2:
         raise Bad(f"{images!r} lists {len(found)} images; a ranking needs 2 or more")
     return [
-        Judged(Cell(row, images, place), _rank_of(ranks or "", rank), digest_of(image))
+        Judged(file, Cell(row, images, place), _rank_of(ranks or "", rank), digest_of(image))
         for place, (image, rank) in enumerate(zip(found, order, strict=True))
     ]
 
 
-def _liked(sides: tuple[str, str], row: int, values: Record) -> list[Judged]:
+def _liked(sides: tuple[str, str], file: Path, row: int, values: Record) -> list[Judged]:
     return [
-        Judged(Cell(row, side, place), float(rank), digest_of(image))
+        Judged(file, Cell(row, side, place), float(rank), digest_of(image))
         for rank, side in enumerate(sides)
         for place, image in enumerate(_list(values, side))
     ]

@@ -44,6 +44,8 @@ class Label:
     winner: Cell
     loser: Cell
     key: Key
+    loser_file: Path | None = None
+    """Where the loser stands; None is `file`, where the winner does."""
 
     @property
     def name(self) -> str:
