@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
 
 from stages.core.disk import writing
 from stages.core.images import ImageError, preview_image
 from stages.core.layouts.labels import Cell, FoundImage
 from stages.core.near_duplicates import difference_hash
+from stages.core.spool_file import SpoolFile
 
 MIN_SIDE = 16
 """Pixels; a smaller image shows nothing that could be preferred."""
@@ -33,34 +31,17 @@ class Stored:
     """Difference hash."""
 
 
-class ImageSpool:
-    """A nameless file beside the table to come; it vanishes with the process, however that ends.
-
-    DiskError, which calls it images.spool, if the disk is full or cannot be written to.
-    """
+class ImageSpool(SpoolFile):
+    """The images, each once; DiskError, which names images.spool, if the disk does not take them."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "images.spool"
-        with writing(self._path):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(  # noqa: SIM115
-                dir=folder, prefix=f".{self._path.name}."
-            )
+        super().__init__(folder, "images.spool")
         self._images: dict[bytes, Stored] = {}
         self._digests: dict[Place, bytes] = {}
         self._uids: dict[str, tuple[bytes, FoundImage]] = {}
 
     def __enter__(self) -> ImageSpool:
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        with suppress(OSError):  # a full disk's, of what is still to be written; nobody reads it
-            self._file.close()
 
     def __contains__(self, place: Place) -> bool:
         return place in self._digests

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 
 from stages.core.disk import writing
+from stages.core.spool_file import SpoolFile
 
 
-class RowSpool:
-    """A nameless Arrow file beside the table to come; it vanishes with the process, however that ends.
+class RowSpool(SpoolFile):
+    """Rows, all of which are added first and then read in any order.
 
-    Images of a whole iteration do not fit into memory; first all rows are added, then they are read
-    in any order.
+    Images of a whole iteration do not fit into memory. DiskError, which names rows.spool, if the
+    disk does not take them either.
     """
 
     def __init__(self, folder: Path) -> None:
-        """DiskError if the disk is full or read-only, here and in `add`."""
-        self._place = folder / "rows.spool"
-        with writing(self._place):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(  # noqa: SIM115
-                dir=folder, prefix=f".{self._place.name}."
-            )
+        super().__init__(folder, "rows.spool")
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
         self._reader: pa.ipc.RecordBatchFileReader | None = None
         self._count = 0
@@ -35,19 +27,10 @@ class RowSpool:
     def __enter__(self) -> RowSpool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        with suppress(OSError):  # a full disk's, of what is still to be written; nobody reads it
-            self._file.close()
-
     def add(self, rows: pa.Table) -> range:
         """Keep rows, all with the same columns; their numbers."""
         rows = rows.replace_schema_metadata(None)
-        with writing(self._place):
+        with writing(self._path):
             if self._writer is None:
                 self._writer = pa.ipc.new_file(self._file, rows.schema)
             for row in range(len(rows)):
@@ -59,7 +42,7 @@ class RowSpool:
     def read(self, number: int) -> dict[str, Any]:
         """A row, by its number; nothing can be added after that."""
         if self._reader is None:
-            with writing(self._place):
+            with writing(self._path):
                 if self._writer is not None:
                     self._writer.close()
                 self._file.flush()
