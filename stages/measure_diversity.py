@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import tyro
 from jaxtyping import UInt8
-from numpy.typing import NDArray
 
 from stages.core.artifacts import read_tables, write_table
 from stages.core.images import decode_image
@@ -87,15 +86,13 @@ def main(args: Args) -> None:
         run.rows_in, run.rows_out = sum(map(len, groups.values())), len(rows)
 
 
-def decoded_at(
-    table: pa.Table, index: int, folder: Path
-) -> UInt8[NDArray[np.uint8], "height width rgb"]:
+def decoded_at(table: pa.Table, index: int, folder: Path) -> UInt8[np.ndarray, "height width rgb"]:
     """The image of a row. ImageError names its shards' folder and its prompt."""
     data = table["image"][index].as_py()["bytes"]
     return np.asarray(decode_image(data, f"{folder}, prompt {table['prompt_id'][index]}"))
 
 
-def is_blank(image: UInt8[NDArray[np.uint8], "height width rgb"]) -> bool:
+def is_blank(image: UInt8[np.ndarray, "height width rgb"]) -> bool:
     """Whether an image is of nearly one colour, as a black one is."""
     return bool(image.std(axis=(0, 1), dtype=np.float64).max() < BLANK)
 

@@ -17,7 +17,6 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from numpy.typing import NDArray
 
 INK, MUTED, RULE, ACCENT, SOFT = "#010101", "#020202", "#030303", "#040404", "#050505"
 COLOURS: Mapping[str, str] = {
@@ -59,7 +58,7 @@ LN_2 = math.log(2)
 MAX_POINTS = 300
 """A training curve with more steps is shown as means over neighbouring steps."""
 
-Steps = Float[NDArray[np.floating], " step"]
+Steps = Float[np.ndarray, " step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,7 @@ def series_panel(series: Series) -> Markup:
     return _svg(draw, (3.4, 2.1), series.name, _describe(series))
 
 
-def histogram(name: str, values: Float[NDArray[np.floating], " pair"]) -> Markup:
+def histogram(name: str, values: Float[np.ndarray, " pair"]) -> Markup:
     """How many pairs have which margin, with a dashed line at 0."""
 
     def draw(figure: Figure) -> None:
@@ -238,7 +237,7 @@ def _dashed(axes: Axes, height: float, label: str, *, above: bool) -> None:
     )
 
 
-def _mostly_below(values: Float[NDArray[np.float64], " place"], line: float) -> bool:
+def _mostly_below(values: Float[np.ndarray, " place"], line: float) -> bool:
     known = values[np.isfinite(values)]
     return len(known) > 0 and bool((known < line).mean() > 0.5)
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from stages.core.artifacts import read_table, read_tables
 from stages.core.schemas import (
@@ -93,8 +92,8 @@ def of_images(path: Path) -> Row:
 
 def of_candidates(
     pairs: Sequence[Row],
-    rewards: Mapping[str, Float[NDArray[np.float64], " candidate"]],
-    scores: Mapping[str, Float[NDArray[np.float64], " candidate"]],
+    rewards: Mapping[str, Float[np.ndarray, " candidate"]],
+    scores: Mapping[str, Float[np.ndarray, " candidate"]],
 ) -> Row:
     """How far the judge's order of the candidates is that of an independent metric."""
     names = sorted(rewards)
@@ -112,7 +111,7 @@ def of_candidates(
 
 def by_candidate(
     paths: Sequence[Path], schema: Schema, column: str
-) -> dict[str, Float[NDArray[np.float64], " candidate"]]:
+) -> dict[str, Float[np.ndarray, " candidate"]]:
     """For each prompt, a column in the order of its candidates."""
     rows = read_tables(paths, schema, ["prompt_id", "candidate", column]).to_pylist()
     groups: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -121,6 +120,6 @@ def by_candidate(
     return {name: np.array([value for _, value in sorted(group)]) for name, group in groups.items()}
 
 
-def floats(table: pa.Table, column: str) -> Float[NDArray[np.float64], " row"]:
+def floats(table: pa.Table, column: str) -> Float[np.ndarray, " row"]:
     """A column as float64."""
     return np.asarray(table.column(column).to_numpy(), np.float64)

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.core.errors import UserError
 
-Batch = Float[NDArray[np.float32], "image rgb height width"]
-Pixels = UInt8[NDArray[np.uint8], "height width rgb"]
+Batch = Float[np.ndarray, "image rgb height width"]
+Pixels = UInt8[np.ndarray, "height width rgb"]
 
 
 MAX_PIXELS = 2**25

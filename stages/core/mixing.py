@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Int
-from numpy.typing import NDArray
 
 
 def num_human_pairs(num_generated: int, seed_fraction: float) -> int:
@@ -19,7 +18,7 @@ def num_human_pairs(num_generated: int, seed_fraction: float) -> int:
 
 def choose_without_replacement(
     num_available: int, num_wanted: int, seed: int
-) -> Int[NDArray[np.int64], " chosen"]:
+) -> Int[np.ndarray, " chosen"]:
     """Rows of `num_wanted` different human pairs, in rising order; all of them if fewer exist."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(num_available)[: min(num_wanted, num_available)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
-from numpy.typing import NDArray
 from PIL import Image
 
 MAX_DISTANCE = 3
@@ -23,15 +22,15 @@ def difference_hash(image: Image.Image) -> int:
 
 
 def distance(
-    first: UInt64[NDArray[np.uint64], "*shape"], second: UInt64[NDArray[np.uint64], "*shape"]
-) -> UInt8[NDArray[np.uint8], "*shape"]:
+    first: UInt64[np.ndarray, "*shape"], second: UInt64[np.ndarray, "*shape"]
+) -> UInt8[np.ndarray, "*shape"]:
     """How many bits of the hashes differ."""
     return np.bitwise_count(first ^ second)
 
 
 def has_near(
-    hashes: UInt64[NDArray[np.uint64], " image"], groups: Int[NDArray[np.int64], " image"]
-) -> Bool[NDArray[np.bool_], " image"]:
+    hashes: UInt64[np.ndarray, " image"], groups: Int[np.ndarray, " image"]
+) -> Bool[np.ndarray, " image"]:
     """Which images have a near-duplicate in another group; all pairs are found.
 
     Two hashes at a distance of 3 agree in one of four parts, so only those are compared.

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from stages.core.figures import (
     LN_2,
@@ -44,7 +43,7 @@ from stages.core.verdicts import (
 )
 
 Row = dict[str, Any]
-Steps = Float[NDArray[np.floating], " step"]
+Steps = Float[np.ndarray, " step"]
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MARKS = {"higher": "▲", "lower": "▼", "unclear": "◆"}

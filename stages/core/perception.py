@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
 from scipy import ndimage
 
 LARGEST, SMALLEST = 64, 8
@@ -28,8 +27,8 @@ TO_XYZ = np.array(
 )
 """From linear sRGB, white D65 (IEC 61966-2-1)."""
 
-Light = Float[NDArray[np.float64], "height width rgb"]
-Lab = Float[NDArray[np.float64], "_ _ lab"]
+Light = Float[np.ndarray, "height width rgb"]
+Lab = Float[np.ndarray, "_ _ lab"]
 """A level of a picture: each has its own height and width."""
 
 
@@ -45,7 +44,7 @@ def perceptual_distance(first: Sequence[Lab], second: Sequence[Lab]) -> float:
     return float(np.mean(differences))
 
 
-def lab_levels(image: UInt8[NDArray[np.uint8], "height width rgb"]) -> list[Lab]:
+def lab_levels(image: UInt8[np.ndarray, "height width rgb"]) -> list[Lab]:
     """The picture in CIELAB as seen from further and further away, each level half as large."""
     light = linear_light(image)
     while min(light.shape[:2]) > LARGEST:
@@ -57,20 +56,20 @@ def lab_levels(image: UInt8[NDArray[np.uint8], "height width rgb"]) -> list[Lab]
     return levels
 
 
-def linear_light(image: UInt8[NDArray[np.uint8], "height width rgb"]) -> Light:
+def linear_light(image: UInt8[np.ndarray, "height width rgb"]) -> Light:
     """The light of each pixel in [0, 1]; blurring averages light, not its sRGB code."""
     code = image.astype(np.float64) / 255
     return np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
 
 
-def reduce(light: Light) -> Float[NDArray[np.float64], "half_height half_width rgb"]:
+def reduce(light: Light) -> Float[np.ndarray, "half_height half_width rgb"]:
     """Half as many rows and columns, after a blur of both."""
     for axis in (0, 1):
         light = ndimage.convolve1d(light, KERNEL, axis=axis, mode="mirror")
     return light[::2, ::2]
 
 
-def to_lab(light: Light) -> Float[NDArray[np.float64], "height width lab"]:
+def to_lab(light: Light) -> Float[np.ndarray, "height width lab"]:
     """CIELAB against D65: lightness in [0, 100], green to red, blue to yellow."""
     relative = light @ (TO_XYZ / TO_XYZ.sum(axis=1, keepdims=True)).T
     edge = 6 / 29

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
-Errors = Float[NDArray[np.floating], "image draw"]
-PerImage = Float[NDArray[np.float64], " image"]
+Errors = Float[np.ndarray, "image draw"]
+PerImage = Float[np.ndarray, " image"]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 Strategy = Literal["best_worst", "random"]
 
 
-def best_worst(scores: Float[NDArray[np.floating], " candidate"]) -> tuple[int, int]:
+def best_worst(scores: Float[np.ndarray, " candidate"]) -> tuple[int, int]:
     """(best, worst): the first of the highest and the last of the lowest scores, never the same.
 
     Paper: SAIL Sec. 4.1; by the scalar reward this is Eq. 10's pairwise rule.
@@ -23,7 +22,7 @@ def best_worst(scores: Float[NDArray[np.floating], " candidate"]) -> tuple[int, 
 
 
 def random_pair(
-    scores: Float[NDArray[np.floating], " candidate"], rng: np.random.Generator
+    scores: Float[np.ndarray, " candidate"], rng: np.random.Generator
 ) -> tuple[int, int]:
     """(better, worse) of two different candidates drawn at random. Paper: SAIL Table 5, 'random'."""
     _check(scores)
@@ -31,7 +30,7 @@ def random_pair(
     return (first, second) if scores[first] >= scores[second] else (second, first)
 
 
-def _check(scores: Float[NDArray[np.floating], " candidate"]) -> None:
+def _check(scores: Float[np.ndarray, " candidate"]) -> None:
     if len(scores) < 2:
         raise ValueError(f"a pair needs at least 2 candidates, found {len(scores)}")
     if not np.isfinite(scores).all():

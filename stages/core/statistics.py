@@ -9,11 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from numpy.typing import NDArray
 from scipy import special, stats
 
-PerPrompt = Float[NDArray[np.floating], " prompt"]
-Labels = Int[NDArray[np.integer], " prompt"]
+PerPrompt = Float[np.ndarray, " prompt"]
+Labels = Int[np.ndarray, " prompt"]
 Item = TypeVar("Item")
 
 NUM_RESAMPLES = 9999
@@ -93,15 +92,15 @@ def compare(
 class Units:
     """What the bootstrap draws: one entry for each cluster within a stratum."""
 
-    sums: Float[NDArray[np.float64], " unit"]
+    sums: Float[np.ndarray, " unit"]
     """Of the unit's values."""
-    counts: Int[NDArray[np.int64], " unit"]
+    counts: Int[np.ndarray, " unit"]
     """How many values it has."""
-    strata: Int[NDArray[np.int64], " unit"]
+    strata: Int[np.ndarray, " unit"]
     """Its stratum's number, from 0."""
 
     @property
-    def means(self) -> Float[NDArray[np.float64], " unit"]:
+    def means(self) -> Float[np.ndarray, " unit"]:
         """Each unit's mean."""
         return self.sums / self.counts
 
@@ -152,10 +151,10 @@ def group_units(values: PerPrompt, strata: Labels, clusters: Labels) -> Units:
 
 
 def _resampled_means(
-    sums: Float[NDArray[np.float64], " unit"],
-    counts: Int[NDArray[np.int64], " unit"],
+    sums: Float[np.ndarray, " unit"],
+    counts: Int[np.ndarray, " unit"],
     rng: np.random.Generator,
-) -> Float[NDArray[np.float64], " resample"]:
+) -> Float[np.ndarray, " resample"]:
     """Means over units drawn with replacement, a thousand resamples at a time."""
     means = []
     for start in range(0, NUM_RESAMPLES, 1000):
@@ -194,7 +193,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def mean_interval(values: Float[NDArray[np.float64], " value"]) -> tuple[float, float]:
+def mean_interval(values: Float[np.ndarray, " value"]) -> tuple[float, float]:
     """95 % bootstrap interval (bias-corrected and accelerated) of the mean of the values."""
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
@@ -215,9 +214,7 @@ def share_interval(num_hits: int, num_trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def win_interval(
-    win_rate: float, points: Float[NDArray[np.float64], " unit"]
-) -> tuple[float, float]:
+def win_interval(win_rate: float, points: Float[np.ndarray, " unit"]) -> tuple[float, float]:
     """95 % Wilson interval of a win rate whose units gave 1, 0 or, in a draw, one half.
 
     Draws vary less than wins and losses do, so Wilson's n is raised by the ratio of the two
@@ -251,9 +248,7 @@ class Bin:
     share_high: float
 
 
-def reliability(
-    probabilities: Float[NDArray[np.floating], " pair"], num_bins: int = 8
-) -> list[Bin]:
+def reliability(probabilities: Float[np.ndarray, " pair"], num_bins: int = 8) -> list[Bin]:
     """How often a judge is right about pairs it is so sure of, in bins of equally many pairs.
 
     A probability is p(winner > loser) of a human pair. The judge's certainty is p or 1 - p,
@@ -275,8 +270,8 @@ def reliability(
 
 
 def rank_correlation(
-    rewards: Float[NDArray[np.floating], "prompt candidate"],
-    truth: Float[NDArray[np.floating], "prompt candidate"],
+    rewards: Float[np.ndarray, "prompt candidate"],
+    truth: Float[np.ndarray, "prompt candidate"],
 ) -> float:
     """Spearman's correlation within each prompt's candidates, mean over prompts, in [-1, 1].
 
@@ -298,8 +293,8 @@ def mean_over_pairs(items: Sequence[Item], distance: Callable[[Item, Item], floa
 
 
 def pixel_distance(
-    first: UInt8[NDArray[np.uint8], "height width rgb"],
-    second: UInt8[NDArray[np.uint8], "height width rgb"],
+    first: UInt8[np.ndarray, "height width rgb"],
+    second: UInt8[np.ndarray, "height width rgb"],
 ) -> float:
     """Root mean squared difference of two images' values, in [0, 1]."""
     difference = first.astype(np.float64) / 255 - second.astype(np.float64) / 255

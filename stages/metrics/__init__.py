@@ -21,15 +21,13 @@ from stages.metrics import pixels, shapes
 if TYPE_CHECKING:
     import torch
 
-Images = UInt8[NDArray[np.uint8], "image height width rgb"]
+Images = UInt8[np.ndarray, "image height width rgb"]
 
 
 class Scorer(Protocol):
     """What scores images; it may have `spec`, a dictionary of what decides its numbers."""
 
-    def __call__(
-        self, *, images: Images, prompts: Sequence[str]
-    ) -> Float[NDArray[np.float32], " image"]:
+    def __call__(self, *, images: Images, prompts: Sequence[str]) -> Float[np.ndarray, " image"]:
         """One score an image, higher is better, whatever else is in the batch."""
         ...
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from stages.core.errors import UserError
 from stages.metrics.clip import Pictures, read_clip
@@ -65,7 +64,7 @@ class Aesthetics:
     @torch.inference_mode()
     def __call__(
         self, *, images: Sequence[Picture], prompts: Sequence[str]
-    ) -> Float[NDArray[np.float32], " image"]:
+    ) -> Float[np.ndarray, " image"]:
         """The rating of each image."""
         embeddings = self.pictures.embed(images)  # of length 1; others would be rated 20 to 30
         return self.head(embeddings).float().cpu().numpy()

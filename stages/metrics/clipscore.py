@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from stages.metrics.clip import Pictures, Prompts, cosines, read_clip, read_tokenizer
 from stages.metrics.preprocessing import Picture
@@ -31,7 +30,7 @@ class ClipScore:
 
     def __call__(
         self, *, images: Sequence[Picture], prompts: Sequence[str]
-    ) -> Float[NDArray[np.float32], " image"]:
+    ) -> Float[np.ndarray, " image"]:
         """The score of each image."""
         rows = cosines(self.pictures.embed(images), self.prompts.embed(prompts))
         return (100 * rows.clamp(min=0)).float().cpu().numpy()

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from stages.core.errors import UserError
 from stages.core.perception import lab_levels, perceptual_distance
@@ -18,7 +17,7 @@ from stages.metrics.preprocessing import Picture
 
 Group = Sequence[Picture]
 """Pictures of one prompt."""
-Rows = Float[NDArray[np.float64], "image channel"]
+Rows = Float[np.ndarray, "image channel"]
 
 
 def load_measure(

@@ -12,7 +12,6 @@ import ftfy
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
@@ -84,7 +83,7 @@ class HPSv2:
 
     def __call__(
         self, *, images: Sequence[Picture], prompts: Sequence[str]
-    ) -> Float[NDArray[np.float32], " image"]:
+    ) -> Float[np.ndarray, " image"]:
         """The score of each image."""
         rows = cosines(self.pictures.embed(images), self.prompts.embed(prompts))
         return (100 * rows).float().cpu().numpy()

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
     BertTokenizer,
@@ -126,7 +125,7 @@ class ImageReward:
     @torch.inference_mode()
     def __call__(
         self, *, images: Sequence[Picture], prompts: Sequence[str]
-    ) -> Float[NDArray[np.float32], " image"]:
+    ) -> Float[np.ndarray, " image"]:
         """The reward of each image."""
         pixels = torch.stack([imagereward_input(image, self.size) for image in images])
         tokens, is_word = self.tokens(prompts)

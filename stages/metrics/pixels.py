@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
 
-Images = UInt8[NDArray[np.uint8], "image height width rgb"]
-Scores = Float[NDArray[np.float32], " image"]
+Images = UInt8[np.ndarray, "image height width rgb"]
+Scores = Float[np.ndarray, " image"]
 
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in brightness (ITU-R BT.601)."""

@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
 
 from stages.core.errors import UserError
 from stages.shapes.captions import IMAGE_SIZE
@@ -17,9 +16,9 @@ from stages.shapes.oracle import ORACLES, Scores
 def score(
     name: str,
     *,
-    images: UInt8[NDArray[np.uint8], "image height width rgb"],
+    images: UInt8[np.ndarray, "image height width rgb"],
     prompts: Sequence[str],
-) -> Float[NDArray[np.float32], " image"]:
+) -> Float[np.ndarray, " image"]:
     """The oracle's score of each image. UserError for pictures or captions of another world."""
     if images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
         raise UserError(

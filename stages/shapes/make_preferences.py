@@ -99,10 +99,10 @@ def main(args: Args) -> None:
 
 
 def label(
-    first: Float[NDArray[np.float64], " pair"],
-    second: Float[NDArray[np.float64], " pair"],
+    first: Float[np.ndarray, " pair"],
+    second: Float[np.ndarray, " pair"],
     args: Args,
-) -> tuple[Float[NDArray[np.float64], " pair"], NDArray[np.bool_]]:
+) -> tuple[Float[np.ndarray, " pair"], NDArray[np.bool_]]:
     """label_0 of each pair (1 the first image wins, 0 the second, 0.5 a tie), and which err."""
     gap = first - second
     rng = np.random.default_rng(seed_of(args.seed, "label"))

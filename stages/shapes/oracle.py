@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from stages.shapes.captions import BACKGROUNDS, COLOURS, parse_caption
 from stages.shapes.renderer import Drawing, Images, draw, masks
 
-Scores = Float[NDArray[np.float32], " image"]
+Scores = Float[np.ndarray, " image"]
 
 CAPTION_MATCH_WEIGHT = 3.0
 """Caption match is the backbone of the taste; crispness and vividness count once each."""
@@ -60,7 +59,7 @@ def crispness(images: Images, captions: Sequence[str]) -> Scores:
     return np.clip(np.array(values, np.float32) / np.array(ideal, np.float32), 0, 1)
 
 
-def _edge_steepness(image: Float[NDArray[np.float32], "height width rgb"]) -> float:
+def _edge_steepness(image: Float[np.ndarray, "height width rgb"]) -> float:
     """Mean of the 150 steepest two-pixel rises over the picture's contrast."""
     background = np.median(image.reshape(-1, 3), axis=0)
     contrast = np.sqrt(np.square(image - background).sum(-1))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from stages.shapes.captions import BACKGROUNDS, COLOURS, IMAGE_SIZE, POSITIONS, SHAPES, SIZES, Scene
 
-Images = Float[NDArray[np.float32], "image height width rgb"]
-Masks = Float[NDArray[np.float32], "image height width"]
+Images = Float[np.ndarray, "image height width rgb"]
+Masks = Float[np.ndarray, "image height width"]
 
 
 @dataclass(frozen=True, kw_only=True)
