@@ -26,14 +26,38 @@ from transformers import (
     CLIPTokenizer,
 )
 
-SD15_SCHEDULE: dict[str, Any] = {
-    "beta_start": 0.00085,
+SD15_SCHEDULER: dict[str, Any] = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
     "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
     "steps_offset": 1,
+    "trained_betas": None,
 }
-
+SDXL_SCHEDULER: dict[str, Any] = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.19.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+"""As published in the models' own scheduler/scheduler_config.json."""
 
 SD15_UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -128,14 +152,16 @@ def sd15(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Pa
         text_encoder=CLIPTextModel(text_config(len(words), 24, 24)),
         tokenizer=words,
         unet=unet,
-        scheduler=PNDMScheduler(
-            **SD15_SCHEDULE, skip_prk_steps=True, prediction_type=prediction_type
-        ),
+        scheduler=PNDMScheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder / "model", safe_serialization=True)
-    return folder / "model"
+    is_other = prediction_type != "epsilon"  # the published file does not name epsilon
+    return with_scheduler(
+        folder / "model",
+        {**SD15_SCHEDULER, **({"prediction_type": prediction_type} if is_other else {})},
+    )
 
 
 def sdxl(folder: Path, *, seed: int = 0) -> Path:
@@ -166,32 +192,75 @@ def sdxl(folder: Path, *, seed: int = 0) -> Path:
         tokenizer=words,
         tokenizer_2=words_2,
         unet=unet,
-        scheduler=EulerDiscreteScheduler(**SD15_SCHEDULE, timestep_spacing="leading"),
+        scheduler=EulerDiscreteScheduler(),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     ).save_pretrained(folder / "model", safe_serialization=True)
-    return folder / "model"
+    return with_scheduler(folder / "model", SDXL_SCHEDULER)
+
+
+def with_scheduler(base: Path, config: dict[str, Any]) -> Path:
+    """The model in this folder with another scheduler's config, written as it is."""
+    (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return base
+
+
+PUBLISHED_VAE: dict[str, Any] = {
+    "sample_size": 512,
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+"""As in the models' own vae/config.json, save for the scaling factor."""
+CLIP_L: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
+CLIP_BIG_G: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
+"""As in the models' own text_encoder/config.json and text_encoder_2/config.json, save for the words."""
 
 
 def real_sd15(folder: Path) -> Path:
-    """The published UNet of SD1.5 with random weights, beside the tiny other parts."""
-    return _with_published_unet(sd15(folder), SD15_UNET)
+    """Stable Diffusion 1.5 at its published size with random weights; only the words are few."""
+    base = sd15(folder)
+    with _on_the_device():
+        UNet2DConditionModel(**SD15_UNET).save_pretrained(base / "unet")
+        AutoencoderKL(**PUBLISHED_VAE, scaling_factor=0.18215).save_pretrained(base / "vae")
+        _published_text(CLIPTextModel, CLIP_L, base, "")
+    return base
 
 
 def real_sdxl(folder: Path) -> Path:
-    """The published UNet of SDXL with random weights, beside the tiny other parts."""
-    return _with_published_unet(sdxl(folder), SDXL_UNET)
-
-
-def _with_published_unet(base: Path, config: dict[str, Any]) -> Path:
-    """Replace the UNet, and the text encoders by untrained ones of the width that it expects."""
-    UNet2DConditionModel(**config).save_pretrained(base / "unet")
-    words = len(CLIPTokenizer.from_pretrained(base / "tokenizer"))
-    if (base / "text_encoder_2").is_dir():
-        CLIPTextModel(text_config(words, 768, 768)).save_pretrained(base / "text_encoder")
-        second = CLIPTextModelWithProjection(text_config(words, 1280, 1280))
-        second.save_pretrained(base / "text_encoder_2")
-    else:
-        width = config["cross_attention_dim"]
-        CLIPTextModel(text_config(words, width, width)).save_pretrained(base / "text_encoder")
+    """SDXL 1.0 at its published size with random weights; only the words are few."""
+    base = sdxl(folder)
+    with _on_the_device():
+        UNet2DConditionModel(**SDXL_UNET).save_pretrained(base / "unet")
+        larger = {**PUBLISHED_VAE, "sample_size": 1024, "force_upcast": True}
+        AutoencoderKL(**larger, scaling_factor=0.13025).save_pretrained(base / "vae")
+        _published_text(CLIPTextModel, CLIP_L, base, "")
+        _published_text(CLIPTextModelWithProjection, CLIP_BIG_G, base, "_2")
     return base
+
+
+def _published_text(kind: Any, numbers: dict[str, Any], base: Path, suffix: str) -> None:
+    words = len(CLIPTokenizer.from_pretrained(base / f"tokenizer{suffix}"))
+    small = text_config(words, 24, 24).to_dict()
+    kind(CLIPTextConfig(**{**small, **numbers})).save_pretrained(base / f"text_encoder{suffix}")
+
+
+def _on_the_device() -> torch.device:
+    """Billions of random numbers are drawn in seconds on a GPU, in minutes on a CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
