@@ -4,12 +4,14 @@ Example (tiny random models of the real architectures on the CPU; the real shape
     python -m benchmarks.training --output benchmarks/training.md
     python -m benchmarks.training --shapes real --output benchmarks/training-gpu.md
 
-Each row is a process of its own; ratios are to the first row of its family, the plain full
-fine-tune. Weights are random: neither speed nor memory depends on them.
+On a CPU each row is a process of its own; on a GPU, which keeps its own account of memory, the rows of a
+family share one. Ratios are to the first row of its family, the plain full fine-tune. Weights are
+random: neither speed nor memory depends on them.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import resource
@@ -63,6 +65,8 @@ class Args:
     """Pairs of one optimizer step."""
     steps: int = 4
     """Steps that are timed, after one that is not."""
+    families: tuple[Literal["sd15", "sdxl"], ...] = ("sd15", "sdxl")
+    """Architectures."""
     output: Path = Path("benchmarks/training.md")
     """Where the table goes (Markdown)."""
 
@@ -71,14 +75,16 @@ def main(args: Args) -> None:
     """Measure every row in a process of its own, then write the table."""
     rows = [
         Row(family=family, lora_rank=rank, micro_batch_pairs=micro, gradient_checkpointing=saving)
-        for family in ("sd15", "sdxl")
+        for family in args.families
         for rank in (0, 16)
         for micro in (args.batch_pairs, max(1, args.batch_pairs // 4))
         for saving in (False, True)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        bases = {family: build(family, args.shapes, Path(folder)) for family in ("sd15", "sdxl")}
-        measured = [(row, measure(row, bases[row.family], args)) for row in rows]
+        bases = {family: build(family, args.shapes, Path(folder)) for family in args.families}
+        measured = [
+            pair for group in groups(rows) for pair in measure(group, bases[group[0].family], args)
+        ]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else (
         f"{platform.machine()} CPU, one thread")  # fmt: skip
     command = f"python -m benchmarks.training --shapes {args.shapes} --output {args.output}"
@@ -92,6 +98,9 @@ def main(args: Args) -> None:
     plain: dict[str, dict[str, float]] = {}
     for row, found in measured:
         first = plain.setdefault(row.family, found)
+        if not found:
+            lines.append(f"| {row.family} | {row.name} | does not fit | - | - | - |")
+            continue
         lines.append(
             f"| {row.family} | {row.name} | {found['seconds']:.3f} | "
             f"{found['seconds'] / first['seconds']:.2f} | {found['gb']:.2f} | "
@@ -111,16 +120,38 @@ def build(family: str, shapes: str, folder: Path) -> Path:
     return {"sd15": tiny_models.sd15, "sdxl": tiny_models.sdxl}[family](folder / family)
 
 
-def measure(row: Row, base: Path, args: Args) -> dict[str, float]:
-    """Seconds a step and gigabytes of one row, from a fresh process."""
-    job = json.dumps({"row": asdict(row), "base": str(base), "args": {
+def groups(rows: list[Row]) -> list[list[Row]]:
+    """Rows that are measured in one process."""
+    if not torch.cuda.is_available():
+        return [[row] for row in rows]
+    families = dict.fromkeys(row.family for row in rows)
+    return [[row for row in rows if row.family == family] for family in families]
+
+
+def measure(rows: list[Row], base: Path, args: Args) -> list[tuple[Row, dict[str, float]]]:
+    """Seconds a step and gigabytes of each row, from a fresh process; nothing where it does not fit."""
+    job = json.dumps({"rows": [asdict(row) for row in rows], "base": str(base), "args": {
         "shapes": args.shapes, "batch_pairs": args.batch_pairs, "steps": args.steps}})  # fmt: skip
-    print("+", row.family, row.name, file=sys.stderr)
+    print("+", rows[0].family, ", ".join(row.name for row in rows), file=sys.stderr)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.training", "--child", job],
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return list(zip(rows, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+def children(job: dict[str, Any]) -> list[dict[str, float]]:
+    """Train a few steps of each row in this process."""
+    found = []
+    for row in job["rows"]:
+        try:
+            found.append(child({**job, "row": row}))
+        except torch.cuda.OutOfMemoryError:
+            found.append({})
+        print(row, found[-1], file=sys.stderr)
+        gc.collect()
+        torch.cuda.empty_cache()
+    return found
 
 
 def child(job: dict[str, Any]) -> dict[str, float]:
@@ -163,6 +194,8 @@ def child(job: dict[str, Any]) -> dict[str, float]:
         return time.monotonic() - started
 
     train(1.0)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     taken = train(float(args.steps)) / args.steps
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
@@ -172,6 +205,6 @@ def child(job: dict[str, Any]) -> dict[str, float]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(child(json.loads(sys.argv[2]))))
+        print(json.dumps(children(json.loads(sys.argv[2]))))
     else:
         main(tyro.cli(Args, description=__doc__))

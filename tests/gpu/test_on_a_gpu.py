@@ -1,0 +1,165 @@
+"""A GPU gives what the CPU gives: text, images, errors, trainings; and keeps to its lease."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from stages.core.models import DiffusionModel, LoraSettings, load_model
+from stages.core.noising import generator, reward_draws
+from stages.core.pair_losses import EncodedPairs
+from stages.core.processes import Processes
+from stages.core.runtime import choose_device
+from stages.core.sampling import sample_latents
+from stages.core.scoring import draw_errors
+from stages.core.training import train_dpo
+from stages.core.training_settings import Execution, TrainingSettings
+from tests import tiny_models
+from tests.builders import FULL, LORA, settings
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+CPU = torch.device("cpu")
+PROMPTS = ["a cat in a hat", "an oil painting of a ship in a storm"]
+TRAINING = TrainingSettings(
+    dpo_beta=500.0,
+    learning_rate=1e-4,
+    batch_pairs=4,
+    passes=2.0,
+    warmup_share=0.0,
+    gradient_clip=1.0,
+    weight_decay=0.01,
+    caption_dropout=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    return {
+        "sd15": tiny_models.sd15(folder / "sd15"),
+        "sdxl": tiny_models.sdxl(folder / "sdxl"),
+        "v": tiny_models.sd15(folder / "v", prediction_type="v_prediction"),
+    }
+
+
+@pytest.fixture(params=["sd15", "sdxl", "v"])
+def base(request: pytest.FixtureRequest, bases: dict[str, Path]) -> Path:
+    return bases[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _exact_convolutions() -> Iterator[None]:
+    """cuDNN rounds float32 convolutions to TF32 unless it is told not to."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def loaded(base: Path, device: str, dtype: str = "float32") -> DiffusionModel:
+    return load_model(settings(base, dtype), device=torch.device(device))
+
+
+def pairs_of(model: DiffusionModel) -> EncodedPairs:
+    both = torch.randn((2, 4, *model.latents_shape), generator=generator(2))
+    return EncodedPairs(
+        winner=both[0],
+        loser=both[1],
+        caption=torch.tensor([0, 1, 0, 1]),
+        text=model.encode_text([*PROMPTS, ""]).to(CPU),
+        winner_geometry=model.native_geometry(4),
+        loser_geometry=model.native_geometry(4),
+    )
+
+
+def sampled(model: DiffusionModel, sampler: str) -> torch.Tensor:
+    latents = sample_latents(
+        model, model.load_denoiser(), text=model.encode_text(PROMPTS),
+        unconditional=model.unconditional(), seeds=[5, 6], sampler=sampler,
+        num_inference_steps=4, guidance_scale=5.0,
+    )  # fmt: skip
+    return latents.float().cpu()
+
+
+def trained(
+    model: DiffusionModel, work: Path, lora: LoraSettings
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    AcceleratorState._reset_state(True)  # one process, first on one device, then on the other
+    policy, reference = model.load_for_training(None, None, lora, seed=1)
+    steps, _ = train_dpo(
+        model, policy, reference, pairs_of(model), TRAINING, seed=3, work=work, identity="one",
+        processes=Processes(model.device), execution=Execution(micro_batch_pairs=2),
+    )  # fmt: skip
+    weights = {name: weight.cpu() for name, weight in policy.state_dict().items()}
+    return weights, [step.loss for step in steps]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_images_equal_the_cpus(base: Path, sampler: str) -> None:
+    cpu, gpu = loaded(base, "cpu"), loaded(base, "cuda")
+    latents = sampled(cpu, sampler)
+    torch.testing.assert_close(sampled(gpu, sampler), latents, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        gpu.decode_latents(latents), cpu.decode_latents(latents), atol=2e-4, rtol=0
+    )
+    images = torch.rand((2, 3, 64, 64), generator=generator(4)) * 2 - 1
+    torch.testing.assert_close(
+        gpu.encode_images(images).cpu(), cpu.encode_images(images), atol=2e-4, rtol=1e-3
+    )
+
+
+def test_errors_equal_the_cpus(base: Path) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        model = loaded(base, device)
+        draws = reward_draws(
+            1, num_draws=3, num_timesteps=model.num_timesteps, latents_shape=model.latents_shape
+        )
+        latents = torch.randn((2, *model.latents_shape), generator=generator(0))
+        denoiser, text = model.load_denoiser(), model.encode_text(PROMPTS[:1])
+        found.append(draw_errors(model, denoiser, denoiser, latents, text, draws).policy)
+    torch.testing.assert_close(found[1], found[0], atol=0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
+def test_a_training_equals_the_cpus(base: Path, lora: LoraSettings, tmp_path: Path) -> None:
+    (ours, losses), (theirs, expected) = (
+        trained(loaded(base, device), tmp_path / device, lora) for device in ("cuda", "cpu")
+    )
+    assert losses == pytest.approx(expected, rel=1e-3)
+    # Adam turns a gradient near 0 into a whole step of the learning rate, up or down.
+    apart = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
+    assert float(apart.max()) <= 2 * 2 * TRAINING.learning_rate
+    assert float((apart > TRAINING.learning_rate / 100).float().mean()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
+def test_a_training_in_half_precision_begins_at_ln_2_and_ends_finite(
+    base: Path, dtype: Any, lora: LoraSettings, tmp_path: Path
+) -> None:
+    weights, losses = trained(loaded(base, "cuda", dtype), tmp_path, lora)
+    assert losses[0] == pytest.approx(0.693147, abs=1e-5)
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_images_in_half_precision_are_near_the_cpus(base: Path, dtype: str) -> None:
+    exact, rough = (
+        sampled(loaded(base, "cpu"), "ddim"),
+        sampled(loaded(base, "cuda", dtype), "ddim"),
+    )
+    assert float((exact - rough).square().mean() / exact.var()) < 0.01
+
+
+def test_a_stage_leases_the_device() -> None:
+    assert choose_device(1).type == "cuda"
