@@ -9,9 +9,9 @@ import datasets
 import pytest
 from PIL import Image
 
-from stages.core.artifacts import write_table
-from stages.core.prompts import prompt_id
-from stages.core.schemas import PREFERENCES
+from stages.core.artifacts.schemas import PREFERENCES
+from stages.core.artifacts.tables import write_table
+from stages.core.data.prompts import prompt_id
 from tests.builders import CAPTIONS, encoded, image_value, picture
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "export.md"

@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 NO_STAGES = {"__init__", "launch"}  # the launcher starts a stage and is none
 STAGES = sorted({p.stem for p in (ROOT / "stages").glob("*.py")} - NO_STAGES)
-CORE = sorted((ROOT / "stages" / "core").glob("*.py"))
+CORE = sorted((ROOT / "stages" / "core").rglob("*.py"))
 EVERYTHING = sorted((ROOT / "stages").rglob("*.py"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core import fingerprint
+from stages.core.artifacts import fingerprint
 
 STAGE = '''"""A stage."""
 from stages.core import loss
