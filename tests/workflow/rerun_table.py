@@ -131,6 +131,11 @@ def logic(*names: str) -> Edit:
     return code(edit)
 
 
+def modules_of(folder: str) -> list[str]:
+    """All modules of a folder of the code."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob("*.py"))
+
+
 def replaced(name: str, old: str, new: str) -> Edit:
     """A piece of a file of the code is another one."""
 
@@ -291,9 +296,15 @@ ROWS = [
     ),
     Row(
         section=CODE,
-        change="`core/execution/runtime.py`, which all stages import",
-        begins=EVERYTHING,
-        edit=logic("stages/core/execution/runtime.py"),
+        change="any module of `core/execution`, which says how a stage runs",
+        edit=logic(*modules_of("stages/core/execution")),
+    ),
+    Row(
+        section=CODE,
+        change="`core/training/optimizers.py`, which the trainings import",
+        begins=("train_seed", "update_policy"),
+        note="the base is not sampled again",
+        edit=logic("stages/core/training/optimizers.py"),
     ),
     Row(
         section=CODE,
