@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 from scipy import stats
 
-from stages.core.statistics import compare, share_interval
+from stages.core.evaluation.statistics import compare, share_interval
 
 Draw = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
 """Scores and baseline of one imaginary evaluation."""

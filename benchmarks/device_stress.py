@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 JOB = """
 import json, os, sys, time
 from pathlib import Path
-from stages.core.devices import lease
+from stages.core.execution.devices import lease
 folder, log, count, devices, seconds, sharing = sys.argv[1:]
 mine = lease([str(i) for i in range(int(devices))], Path(folder), num_devices=int(count),
              jobs_per_device=int(sharing), poll_seconds=0.01)

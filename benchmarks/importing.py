@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import tyro
 from PIL import Image
 
-from stages.core.artifacts import write_text
+from stages.core.artifacts.files import write_text
 from stages.shapes.make_preferences import PICKAPIC_COLUMNS
 
 GB = 1e9

@@ -17,8 +17,9 @@ from typing import Any
 
 import tyro
 
-from stages.core.artifacts import read_table, write_text
-from stages.core.schemas import GUARDS, SUMMARY
+from stages.core.artifacts.files import write_text
+from stages.core.artifacts.schemas import GUARDS, SUMMARY
+from stages.core.artifacts.tables import read_table
 
 Row = dict[str, Any]
 

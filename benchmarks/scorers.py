@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import tyro
 
-from stages.core.artifacts import write_text
+from stages.core.artifacts.files import write_text
 from stages.metrics import NETWORKS, load_scorer, score_in_batches
 from tests.metrics.conftest import publish
 

@@ -26,13 +26,14 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from stages.core.artifacts import write_text
-from stages.core.models import LoraSettings, ModelSettings, load_model
-from stages.core.pair_losses import EncodedPairs
-from stages.core.policies import encode_captions
-from stages.core.processes import Processes
-from stages.core.training import train_dpo
-from stages.core.training_settings import Execution, TrainingSettings
+from stages.core.artifacts.files import write_text
+from stages.core.models.denoiser import LoraSettings
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
+from stages.core.policies.encoding import EncodedPairs, encode_captions
+from stages.core.training.loop import train_dpo
+from stages.core.training.processes import Processes
+from stages.core.training.settings import Execution, TrainingSettings
 from tests import tiny_models
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

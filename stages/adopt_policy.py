@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 import tyro
 
-from stages.core.artifacts import write_manifest
-from stages.core.models import ModelSettings, load_model
-from stages.core.policies import save_policy
-from stages.core.runtime import run_stage, stage
+from stages.core.artifacts.provenance import write_manifest
+from stages.core.execution.runtime import run_stage, stage
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
+from stages.core.policies.saving import save_policy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from typing import Any
 
 import tyro
 
-from stages.core.artifacts import write_record
-from stages.core.gates import OnCollapse, decide, facts_of, read_gate
-from stages.core.guard_rows import GuardTables, guard_row
-from stages.core.guards import Guard, Limits, blindness_warning
-from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import GUARDS
+from stages.core.artifacts.provenance import write_record
+from stages.core.artifacts.schemas import GUARDS
+from stages.core.evaluation.gates import OnCollapse, decide, facts_of, read_gate
+from stages.core.evaluation.guard_tables import GuardTables, guard_row
+from stages.core.evaluation.guards import Guard, Limits, blindness_warning
+from stages.core.execution.runtime import log, run_stage, stage
 
 
 @dataclass(frozen=True, kw_only=True)

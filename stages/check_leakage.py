@@ -11,12 +11,12 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import read_table, write_table
+from stages.core.artifacts.schemas import LEAKAGE, PROMPTS
+from stages.core.artifacts.tables import read_table, write_table
+from stages.core.data.evaluation_prompts import shared_prompts
+from stages.core.data.prompts import prompt_id
 from stages.core.errors import UserError
-from stages.core.evaluation_prompts import shared_prompts
-from stages.core.prompts import prompt_id
-from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import LEAKAGE, PROMPTS
+from stages.core.execution.runtime import log, run_stage, stage
 
 NUM_EXAMPLES = 5
 

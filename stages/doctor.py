@@ -18,8 +18,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from stages.core.devices import lock_folder
-from stages.core.health import Finding
+from stages.core.execution.devices import lock_folder
+from stages.core.execution.runtime import progress, run_stage, set_up_log
 from stages.core.health.files import (
     artifacts,
     check_artifact,
@@ -27,9 +27,9 @@ from stages.core.health.files import (
     check_leftovers,
     check_policies,
 )
+from stages.core.health.findings import Finding
 from stages.core.health.installation import check_installation
 from stages.core.health.jobs import check_locks, check_snakemake_lock, check_stages
-from stages.core.runtime import progress, run_stage, set_up_log
 
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
 

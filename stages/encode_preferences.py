@@ -15,11 +15,13 @@ from typing import Any
 import torch
 import tyro
 
-from stages.core.artifacts import num_rows, read_batches, writing_table
-from stages.core.images import decode_image, geometry, to_model_input
-from stages.core.models import DiffusionModel, ModelSettings, load_model
-from stages.core.runtime import choose_device, progress, run_stage, stage
-from stages.core.schemas import PAIR_LATENTS, PREFERENCES
+from stages.core.artifacts.images import decode_image, geometry, to_model_input
+from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
+from stages.core.artifacts.tables import num_rows, read_batches, writing_table
+from stages.core.execution.runtime import choose_device, progress, run_stage, stage
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,21 +14,16 @@ from pathlib import Path
 import torch
 import tyro
 
-from stages.core.artifacts import read_table
-from stages.core.cards import model_card
-from stages.core.exports import check_replaceable, export_folder, finish_export
-from stages.core.models import ModelSettings, load_model
-from stages.core.policies import policy_path
-from stages.core.policy_exports import (
-    Dtype,
-    Format,
-    Policy,
-    card_facts,
-    check_policy,
-    write_policy,
-)
-from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import SUMMARY
+from stages.core.artifacts.schemas import SUMMARY
+from stages.core.artifacts.tables import read_table
+from stages.core.execution.runtime import log, run_stage, stage
+from stages.core.export.cards import model_card
+from stages.core.export.folders import check_replaceable, export_folder, finish_export
+from stages.core.export.lineage import card_facts
+from stages.core.export.policies import Dtype, Format, Policy, check_policy, write_policy
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
+from stages.core.policies.loading import policy_path
 
 
 @dataclass(frozen=True, kw_only=True)

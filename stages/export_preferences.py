@@ -13,12 +13,13 @@ from typing import Literal
 
 import tyro
 
-from stages.core.artifacts import read_metadata
-from stages.core.cards import dataset_card
+from stages.core.artifacts.tables import read_metadata
 from stages.core.errors import UserError
-from stages.core.exports import check_replaceable, export_folder, finish_export, plain_settings
-from stages.core.preference_exports import WRITERS, Format, Job, count_pairs, read_pairs
-from stages.core.runtime import log, run_stage, stage
+from stages.core.execution.runtime import log, run_stage, stage
+from stages.core.export.cards import dataset_card
+from stages.core.export.folders import check_replaceable, export_folder, finish_export
+from stages.core.export.markdown import plain_settings
+from stages.core.export.preferences import WRITERS, Format, Job, count_pairs, read_pairs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import policy_files, read_table, write_rows
-from stages.core.generation import SamplingSettings, generate
-from stages.core.models import ModelSettings, load_model
-from stages.core.policies import load_denoiser
-from stages.core.runtime import choose_device, run_stage, shard_of, stage
-from stages.core.schemas import IMAGES, PROMPTS
+from stages.core.artifacts.provenance import policy_files
+from stages.core.artifacts.schemas import IMAGES, PROMPTS
+from stages.core.artifacts.tables import read_table, write_rows
+from stages.core.execution.runtime import choose_device, run_stage, stage
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
+from stages.core.policies.generation import SamplingSettings, generate, shard_of
+from stages.core.policies.loading import load_denoiser
 
 
 @dataclass(frozen=True, kw_only=True)

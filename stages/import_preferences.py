@@ -21,16 +21,18 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import write_json, writing_table
+from stages.core.artifacts.files import write_json
+from stages.core.artifacts.images import ImageError
+from stages.core.artifacts.schemas import PREFERENCES
+from stages.core.artifacts.tables import writing_table
+from stages.core.data.image_spool import ImageSpool, Place
+from stages.core.data.import_report import describe_captions, describe_pairs, places
+from stages.core.data.layouts.labels import Cell, Label, Layout, Ledger
+from stages.core.data.layouts.recognition import LayoutName, find_layout
+from stages.core.data.prompts import prompt_id, read_prompts
 from stages.core.errors import UserError
-from stages.core.image_spool import ImageSpool, Place
-from stages.core.images import ImageError
-from stages.core.import_report import describe_captions, describe_pairs, places
-from stages.core.layouts import Cell, Label, Layout, LayoutName, Ledger, find_layout
-from stages.core.prompts import prompt_id, read_prompts
-from stages.core.runtime import log, progress, run_stage, stage
-from stages.core.schemas import PREFERENCES
-from stages.core.seeding import seed_of
+from stages.core.execution.runtime import log, progress, run_stage, stage
+from stages.core.method.seeding import seed_of
 
 ROWS_AT_ONCE = 32
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sys
 
-from stages.core.devices import lease_visible, visible_words
 from stages.core.errors import UserError
-from stages.core.runtime import set_up_log, warn_of_unseen_devices
-from stages.core.stopping import end_with_snakemake
+from stages.core.execution.devices import lease_visible, visible_words
+from stages.core.execution.runtime import set_up_log, warn_of_unseen_devices
+from stages.core.execution.stopping import end_with_snakemake
 
 
 def main(arguments: list[str]) -> None:

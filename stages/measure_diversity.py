@@ -15,11 +15,11 @@ import pyarrow as pa
 import tyro
 from jaxtyping import UInt8
 
-from stages.core.artifacts import read_tables, write_table
-from stages.core.images import decode_image
-from stages.core.runtime import choose_device, run_stage, stage
-from stages.core.schemas import DIVERSITY, IMAGES
-from stages.core.statistics import mean_over_pairs, pixel_distance
+from stages.core.artifacts.images import decode_image
+from stages.core.artifacts.schemas import DIVERSITY, IMAGES
+from stages.core.artifacts.tables import read_tables, write_table
+from stages.core.evaluation.statistics import mean_over_pairs, pixel_distance
+from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.metrics import PERCEPTUAL
 from stages.metrics.features import load_measure
 

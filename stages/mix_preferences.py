@@ -10,12 +10,12 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import num_rows, read_batches, writing_table
-from stages.core.mixing import choose_without_replacement, num_human_pairs
-from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import TRAINING_PAIRS
-from stages.core.seeding import seed_of
-from stages.core.tables import joined_batches
+from stages.core.artifacts.joins import joined_batches
+from stages.core.artifacts.schemas import TRAINING_PAIRS
+from stages.core.artifacts.tables import num_rows, read_batches, writing_table
+from stages.core.execution.runtime import log, run_stage, stage
+from stages.core.method.mixing import choose_without_replacement, num_human_pairs
+from stages.core.method.seeding import seed_of
 
 PAIRS_AT_ONCE = 64
 

@@ -25,30 +25,29 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from stages.core.configuration import read_config
-from stages.core.costs import Counts, Rates, clock_hours, count, disk_bytes, hours
+from stages.core.artifacts.images import encode_png, to_pixels
+from stages.core.data.evaluation_prompts import PromptLayout, read_evaluation_prompts
+from stages.core.data.layouts.labels import Layout, Ledger
+from stages.core.data.layouts.recognition import find_layout
+from stages.core.data.prompts import read_pool
 from stages.core.errors import UserError
-from stages.core.evaluation_prompts import PromptLayout, read_evaluation_prompts
-from stages.core.images import encode_png, to_pixels
-from stages.core.layouts import Layout, Ledger, find_layout
-from stages.core.models import (
-    Denoiser,
-    DiffusionModel,
-    LoraSettings,
-    ModelSettings,
-    load_model,
-)
-from stages.core.noising import generator, reward_draws, training_draws
-from stages.core.objective import preference_logit
-from stages.core.optimizers import make_optimizer
-from stages.core.pair_losses import EncodedPairs, batch_loss, pair_errors
-from stages.core.paper import read_paper_tables
-from stages.core.prompts import read_pool
-from stages.core.rewards import implicit_reward
-from stages.core.runtime import choose_device, log, run_stage, stage
-from stages.core.sampling import sample_latents
-from stages.core.scoring import draw_errors
-from stages.core.training_settings import TrainingSettings, needs_reference
+from stages.core.evaluation.paper import read_paper_tables
+from stages.core.execution.runtime import choose_device, log, run_stage, stage
+from stages.core.method.noising import generator, reward_draws, training_draws
+from stages.core.method.objective import preference_logit
+from stages.core.method.rewards import implicit_reward
+from stages.core.method.sampling import sample_latents
+from stages.core.method.scoring import draw_errors
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import Denoiser, LoraSettings
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
+from stages.core.plan.configuration import read_config
+from stages.core.plan.costs import Counts, Rates, clock_hours, count, disk_bytes, hours
+from stages.core.policies.encoding import EncodedPairs
+from stages.core.training.optimizers import make_optimizer
+from stages.core.training.pair_losses import batch_loss, pair_errors
+from stages.core.training.settings import TrainingSettings, needs_reference
 from stages.metrics import PERCEPTUAL, metric_names
 from stages.metrics.check import check_weights
 

@@ -16,13 +16,29 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from stages.core.artifacts import read_batches, read_metadata, read_table, write_text
+from stages.core.artifacts.files import write_text
+from stages.core.artifacts.fingerprint import code_version
+from stages.core.artifacts.schemas import (
+    BREAKDOWN,
+    GUARDS,
+    HELD_OUT_CURVE,
+    IMAGES,
+    LEAKAGE,
+    PREFERENCES,
+    RELIABILITY,
+    SUMMARY,
+    TRAINING,
+    Schema,
+)
+from stages.core.artifacts.tables import read_batches, read_metadata, read_table
 from stages.core.errors import UserError
-from stages.core.figures import TrainingCurves
-from stages.core.fingerprint import code_version
-from stages.core.gates import last_good, read_gate
-from stages.core.guards import Guard, Limits
-from stages.core.page import (
+from stages.core.evaluation.gates import last_good, read_gate
+from stages.core.evaluation.guards import Guard, Limits
+from stages.core.evaluation.paper import read_paper_tables
+from stages.core.evaluation.verdicts import BASE, Evaluation
+from stages.core.execution.runtime import Run, log, run_stage, stage
+from stages.core.report.figures import TrainingCurves
+from stages.core.report.page import (
     breakdown_view,
     choose_shown,
     gates_view,
@@ -37,22 +53,7 @@ from stages.core.page import (
     render,
     training_panels,
 )
-from stages.core.paper import read_paper_tables
-from stages.core.runtime import Run, log, run_stage, stage
-from stages.core.schemas import (
-    BREAKDOWN,
-    GUARDS,
-    HELD_OUT_CURVE,
-    IMAGES,
-    LEAKAGE,
-    PREFERENCES,
-    RELIABILITY,
-    SUMMARY,
-    TRAINING,
-    Schema,
-)
-from stages.core.thumbnails import Thumbnail, thumbnail
-from stages.core.verdicts import BASE, Evaluation
+from stages.core.report.thumbnails import Thumbnail, thumbnail
 
 Row = dict[str, Any]
 

@@ -14,17 +14,21 @@ import pyarrow as pa
 import torch
 import tyro
 
-from stages.core.artifacts import policy_files, read_table, write_table
+from stages.core.artifacts.images import decode_image, to_model_input
+from stages.core.artifacts.provenance import policy_files
+from stages.core.artifacts.schemas import CANDIDATES, REWARDS
+from stages.core.artifacts.tables import read_table, write_table
 from stages.core.errors import UserError
-from stages.core.images import decode_image, to_model_input
-from stages.core.models import DiffusionModel, ModelSettings, load_model
-from stages.core.noising import reward_draws
-from stages.core.policies import latents_tensor, load_denoisers
-from stages.core.rewards import implicit_reward
-from stages.core.runtime import choose_device, progress, run_stage, stage
-from stages.core.schemas import CANDIDATES, REWARDS
-from stages.core.scoring import draw_errors
-from stages.core.seeding import seed_of
+from stages.core.execution.runtime import choose_device, progress, run_stage, stage
+from stages.core.method.noising import reward_draws
+from stages.core.method.rewards import implicit_reward
+from stages.core.method.scoring import draw_errors
+from stages.core.method.seeding import seed_of
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
+from stages.core.policies.encoding import latents_tensor
+from stages.core.policies.loading import load_denoisers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,16 +11,19 @@ from pathlib import Path
 import torch
 import tyro
 
-from stages.core.artifacts import policy_files, read_table, write_table
-from stages.core.models import ModelSettings, load_model
-from stages.core.noising import reward_draws
-from stages.core.policies import latents_tensor, load_denoisers
-from stages.core.rewards import implicit_reward, preference_probability
-from stages.core.runtime import choose_device, progress, run_stage, stage
-from stages.core.schemas import HOLDOUT_REWARDS, PAIR_LATENTS, PREFERENCES
-from stages.core.scoring import draw_errors
-from stages.core.seeding import seed_of
-from stages.core.tables import join_latents
+from stages.core.artifacts.joins import join_latents
+from stages.core.artifacts.provenance import policy_files
+from stages.core.artifacts.schemas import HOLDOUT_REWARDS, PAIR_LATENTS, PREFERENCES
+from stages.core.artifacts.tables import read_table, write_table
+from stages.core.execution.runtime import choose_device, progress, run_stage, stage
+from stages.core.method.noising import reward_draws
+from stages.core.method.rewards import implicit_reward, preference_probability
+from stages.core.method.scoring import draw_errors
+from stages.core.method.seeding import seed_of
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
+from stages.core.policies.encoding import latents_tensor
+from stages.core.policies.loading import load_denoisers
 
 SIDES = ("winner", "loser")
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import tyro
 
-from stages.core.artifacts import read_batches, read_tables, write_table
+from stages.core.artifacts.images import decode_image
+from stages.core.artifacts.schemas import IMAGES, METRIC_SCORES
+from stages.core.artifacts.spools import RowSpool
+from stages.core.artifacts.tables import read_batches, read_tables, write_table
 from stages.core.errors import UserError
-from stages.core.images import decode_image
-from stages.core.row_spool import RowSpool
-from stages.core.runtime import choose_device, run_stage, stage
-from stages.core.schemas import IMAGES, METRIC_SCORES
+from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.metrics import (
     IMAGES_PER_BATCH,
     load_scorer,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import write_table
-from stages.core.evaluation_prompts import PromptLayout, read_evaluation_prompts
-from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import EVALUATION_PROMPTS
+from stages.core.artifacts.schemas import EVALUATION_PROMPTS
+from stages.core.artifacts.tables import write_table
+from stages.core.data.evaluation_prompts import PromptLayout, read_evaluation_prompts
+from stages.core.execution.runtime import log, run_stage, stage
 
 
 @dataclass(frozen=True, kw_only=True)

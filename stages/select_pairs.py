@@ -14,22 +14,16 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from stages.core.artifacts import (
-    policy_files,
-    policy_name,
-    read_batches,
-    read_table,
-    read_tables,
-    write_rows,
-)
+from stages.core.artifacts.images import image_size
+from stages.core.artifacts.provenance import policy_files, policy_name
+from stages.core.artifacts.schemas import CANDIDATES, METRIC_SCORES, REWARDS, TRAINING_PAIRS
+from stages.core.artifacts.spools import RowSpool
+from stages.core.artifacts.tables import read_batches, read_table, read_tables, write_rows
 from stages.core.errors import UserError
-from stages.core.images import image_size
-from stages.core.rewards import margin_standard_error, preference_probability
-from stages.core.row_spool import RowSpool
-from stages.core.runtime import log, progress, run_stage, stage
-from stages.core.schemas import CANDIDATES, METRIC_SCORES, REWARDS, TRAINING_PAIRS
-from stages.core.seeding import seed_of
-from stages.core.selection import best_worst, random_pair
+from stages.core.execution.runtime import log, progress, run_stage, stage
+from stages.core.method.rewards import margin_standard_error, preference_probability
+from stages.core.method.seeding import seed_of
+from stages.core.method.selection import best_worst, random_pair
 
 Row = dict[str, Any]
 

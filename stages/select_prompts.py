@@ -12,10 +12,10 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import write_table
-from stages.core.prompts import prompt_id, read_pool, read_prompts, select_prompts
-from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import PROMPTS
+from stages.core.artifacts.schemas import PROMPTS
+from stages.core.artifacts.tables import write_table
+from stages.core.data.prompts import prompt_id, read_pool, read_prompts, select_prompts
+from stages.core.execution.runtime import log, run_stage, stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 import tyro
 
-from stages.core.artifacts import policy_digest, write_manifest
+from stages.core.artifacts.provenance import policy_digest, write_manifest
 from stages.core.errors import UserError
-from stages.core.exports import link_or_copy
-from stages.core.gates import Gate, read_gate, why_stopped
-from stages.core.runtime import log, run_stage, stage
+from stages.core.evaluation.gates import Gate, read_gate, why_stopped
+from stages.core.execution.runtime import log, run_stage, stage
+from stages.core.export.folders import link_or_copy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,18 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from stages.core.artifacts import read_metadata, read_table, read_tables, write_table
+from stages.core.artifacts.schemas import (
+    BREAKDOWN,
+    EVALUATION_PROMPTS,
+    IMAGES,
+    METRIC_SCORES,
+    SUMMARY,
+)
+from stages.core.artifacts.tables import read_metadata, read_table, read_tables, write_table
+from stages.core.data.prompts import prompt_id
 from stages.core.errors import UserError
-from stages.core.prompts import prompt_id
-from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import BREAKDOWN, EVALUATION_PROMPTS, IMAGES, METRIC_SCORES, SUMMARY
-from stages.core.statistics import Comparison, compare, holm
+from stages.core.evaluation.statistics import Comparison, compare, holm
+from stages.core.execution.runtime import log, run_stage, stage
 
 PromptMeans = dict[str, float]
 Row = dict[str, Any]

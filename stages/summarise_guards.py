@@ -14,13 +14,14 @@ from typing import Any
 import torch
 import tyro
 
-from stages.core.artifacts import read_table, read_tables, write_table
-from stages.core.guard_rows import GuardTables, floats, guard_row
-from stages.core.guards import Guard, Limits, warnings
-from stages.core.models import ModelSettings, load_model
-from stages.core.runtime import log, run_stage, stage
-from stages.core.schemas import GUARDS, HOLDOUT_REWARDS, PROMPTS, RELIABILITY
-from stages.core.statistics import reliability
+from stages.core.artifacts.schemas import GUARDS, HOLDOUT_REWARDS, PROMPTS, RELIABILITY
+from stages.core.artifacts.tables import read_table, read_tables, write_table
+from stages.core.evaluation.guard_tables import GuardTables, floats, guard_row
+from stages.core.evaluation.guards import Guard, Limits, warnings
+from stages.core.evaluation.statistics import reliability
+from stages.core.execution.runtime import log, run_stage, stage
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
 
 PAIRS_PER_BIN = 20
 """Of the reliability curve, at least; up to eight bins."""

@@ -11,16 +11,20 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import BASE, read_table
-from stages.core.held_out import HeldOutFiles, read_held_out
-from stages.core.models import LoraSettings, ModelSettings, load_model
-from stages.core.policies import Outputs, Task, encode_pairs, train_policy
-from stages.core.processes import Processes
-from stages.core.runtime import choose_device, run_stage, stage
-from stages.core.schemas import PAIR_LATENTS, PREFERENCES
-from stages.core.seeding import seed_of
-from stages.core.tables import join_latents
-from stages.core.training_settings import Execution, TrainingSettings
+from stages.core.artifacts.joins import join_latents
+from stages.core.artifacts.provenance import BASE
+from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
+from stages.core.artifacts.tables import read_table
+from stages.core.execution.runtime import choose_device, run_stage, stage
+from stages.core.method.seeding import seed_of
+from stages.core.models.denoiser import LoraSettings
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
+from stages.core.policies.encoding import encode_pairs
+from stages.core.training.held_out import HeldOutFiles, read_held_out
+from stages.core.training.processes import Processes
+from stages.core.training.run import Outputs, Task, train_policy
+from stages.core.training.settings import Execution, TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import read_table, write_text
-from stages.core.cards import model_card
+from stages.core.artifacts.files import write_text
+from stages.core.artifacts.schemas import SUMMARY
+from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
-from stages.core.exports import CARD, MANIFEST
-from stages.core.gates import read_gate
-from stages.core.runtime import run_stage, stage
-from stages.core.schemas import SUMMARY
+from stages.core.evaluation.gates import read_gate
+from stages.core.execution.runtime import run_stage, stage
+from stages.core.export.cards import model_card
+from stages.core.export.folders import CARD, MANIFEST
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from stages.core.models import LoraSettings, ModelSettings
-from stages.core.prompts import prompt_id
+from stages.core.data.prompts import prompt_id
+from stages.core.models.denoiser import LoraSettings
+from stages.core.models.loading import ModelSettings
 from stages.shapes.captions import all_scenes, parse_caption
 from stages.shapes.renderer import Drawing, draw
 

@@ -15,9 +15,11 @@ import torch
 torch.set_num_threads(1)
 CHECKED = jaxtyping.install_import_hook("stages.core", "beartype.beartype")
 
-from stages.core.artifacts import write_manifest
-from stages.core.models import Denoiser, DiffusionModel, load_model
-from stages.core.noising import generator
+from stages.core.artifacts.provenance import write_manifest
+from stages.core.method.noising import generator
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import Denoiser
+from stages.core.models.families import load_model
 from tests.builders import settings
 from tests.workflow.projects import Project
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.core.models import StableDiffusion
 from stages.core.models.loading import Source
+from stages.core.models.stable_diffusion import StableDiffusion
 from tests.builders import settings
 
 

@@ -1,4 +1,4 @@
-"""The audit snippets of docs/export.md run as they are written."""
+"""The audit snippets of docs/export.md run as they are written; the modules that pages name exist."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ import datasets
 import pytest
 from PIL import Image
 
-from stages.core.artifacts import write_table
-from stages.core.prompts import prompt_id
-from stages.core.schemas import PREFERENCES
+from stages.core.artifacts.schemas import PREFERENCES
+from stages.core.artifacts.tables import write_table
+from stages.core.data.prompts import prompt_id
 from tests.builders import CAPTIONS, encoded, image_value, picture
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "export.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "export.md"
+PAGES = [
+    *(
+        ROOT / name
+        for name in ("README.md", "CHANGELOG.md", "stages/README.md", "config/README.md")
+    ),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+NAMED_PATH = re.compile(r"(?<![\w/.-])(?:stages|core|tests)(?:/[\w.-]+)+")
+"""As stages/launch.py, core/method or tests/core/test_locks.py; other folders lead to no module."""
+NAMED_MODULE = re.compile(r"(?<![\w/.])stages(?:\.[a-z]\w*)+")
+NAMED_IMPORT = re.compile(r"from (stages[\w.]*) import (\w+(?:, \w+)*)")
 
 
 def snippets(heading: str) -> list[str]:
@@ -52,3 +64,46 @@ def test_every_audit_snippet_runs(
     assert "generated" in capsys.readouterr().out
     with Image.open("winner.png") as saved:
         assert saved.size == (64, 64)
+
+
+def missing(text: str) -> list[str]:
+    """Paths, modules and imported names of ours that a text names and that are not there."""
+    found = []
+    for path in map(str, NAMED_PATH.findall(text)):
+        above = ROOT / "stages" if path.startswith("core/") else ROOT
+        if not (above / path.rstrip(".")).exists():
+            found.append(path)
+    for module in map(str, NAMED_MODULE.findall(text)):
+        place = ROOT.joinpath(*module.split("."))
+        if not (place.is_dir() or place.with_suffix(".py").is_file()):
+            found.append(module)
+    for module, names in NAMED_IMPORT.findall(text):
+        path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        text_of_module = path.read_text(encoding="utf-8") if path.is_file() else ""
+        found += [
+            f"{module} import {name}"
+            for name in names.split(", ")
+            if not re.search(rf"^(?:def|class) {name}\b|^{name}\b.* = ", text_of_module, re.M)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_module_that_a_page_names_exists(page: Path) -> None:
+    assert missing(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("see `core/runtime.py`.", ["core/runtime.py"]),
+        ("in stages/core/attic/ and `stages/launch.py`", ["stages/core/attic"]),
+        ("`tests/core/test_attic.py` does", ["tests/core/test_attic.py"]),
+        ("python -m stages.attic --help", ["stages.attic"]),
+        ("from stages.core.artifacts.tables import read_table, read_attic",
+         ["stages.core.artifacts.tables import read_attic"]),
+        ("The stages. `core/execution`, my/stages/attic.py and other/core/x.", []),
+    ],
+)  # fmt: skip
+def test_what_a_page_names_and_is_not_there_is_found(text: str, found: list[str]) -> None:
+    assert missing(text) == found

@@ -1,1 +1,1 @@
-"""The method and its plumbing, free of Snakemake and of command lines."""
+"""The library in rooms, free of Snakemake and of command lines; docs/design.md has their arrows."""

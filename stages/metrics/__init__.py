@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
 from stages.core.errors import UserError
-from stages.core.runtime import progress
+from stages.core.execution.runtime import progress
 from stages.metrics import pixels, shapes
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 
 from stages.core.errors import UserError
-from stages.core.perception import lab_levels, perceptual_distance
-from stages.core.statistics import mean_over_pairs
+from stages.core.evaluation.perception import lab_levels, perceptual_distance
+from stages.core.evaluation.statistics import mean_over_pairs
 from stages.metrics import IMAGES_PER_BATCH, PERCEPTUAL, WITH_CLIP, load_scorer
 from stages.metrics.preprocessing import Picture
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stages.core.artifacts import digest
+from stages.core.artifacts.provenance import digest
 from stages.core.errors import UserError
 
 Tensors = Mapping[str, Tensor]

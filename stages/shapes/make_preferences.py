@@ -22,14 +22,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.core.artifacts import replacing
-from stages.core.generation import SamplingSettings, generate
-from stages.core.images import decode_image
-from stages.core.models import ModelSettings, load_model
-from stages.core.prompts import prompt_id, read_prompts
-from stages.core.runtime import choose_device, log, run_stage, stage
-from stages.core.schemas import PICKAPIC
-from stages.core.seeding import seed_of
+from stages.core.artifacts.files import replacing
+from stages.core.artifacts.images import decode_image
+from stages.core.artifacts.schemas import PICKAPIC
+from stages.core.data.prompts import prompt_id, read_prompts
+from stages.core.execution.runtime import choose_device, log, run_stage, stage
+from stages.core.method.seeding import seed_of
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
+from stages.core.policies.generation import SamplingSettings, generate
 from stages.shapes.oracle import total
 
 

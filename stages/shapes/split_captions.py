@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from stages.core.artifacts import write_text
+from stages.core.artifacts.files import write_text
 from stages.core.errors import UserError
-from stages.core.runtime import run_stage, stage
-from stages.core.seeding import seed_of
+from stages.core.execution.runtime import run_stage, stage
+from stages.core.method.seeding import seed_of
 from stages.shapes.captions import all_scenes
 
 FOLD_CAPTIONS = 200

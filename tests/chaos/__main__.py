@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts import write_text
+from stages.core.artifacts.files import write_text
 from tests.chaos.harness import KINDS, Harness, Tally
 
 

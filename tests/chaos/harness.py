@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import yaml
 
-from stages.core.artifacts import write_json
+from stages.core.artifacts.files import write_json
 from stages.core.health.jobs import command_line, stage_name
 from tests.chaos.contents import contents, differences
 from tests.workflow.projects import Project, environment

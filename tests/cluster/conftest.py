@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stages.core.artifacts import digest, policy_digest
+from stages.core.artifacts.provenance import digest, policy_digest
 from tests.builders import read_rows
 from tests.workflow.projects import ROOT, Project
 

@@ -14,23 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.core.artifacts import (
+from stages.core.artifacts.files import replacing, write_json, write_text
+from stages.core.artifacts.fingerprint import code_version
+from stages.core.artifacts.provenance import (
     ArtifactError,
     digest,
     policy_digest,
     policy_name,
     provenance,
-    read_metadata,
-    read_table,
-    read_tables,
-    replacing,
-    write_json,
     write_manifest,
-    write_table,
-    write_text,
 )
-from stages.core.fingerprint import code_version
-from stages.core.schemas import CANDIDATES, METRIC_SCORES, PROMPTS
+from stages.core.artifacts.schemas import CANDIDATES, METRIC_SCORES, PROMPTS
+from stages.core.artifacts.tables import read_metadata, read_table, read_tables, write_table
 from tests.builders import prompt_row, write_rows
 
 ROWS = [prompt_row("a cat"), prompt_row("a dog")]

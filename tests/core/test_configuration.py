@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.core.configuration import (
+from stages.core.evaluation.guards import Limits
+from stages.core.models.denoiser import LoraSettings
+from stages.core.models.loading import ModelSettings
+from stages.core.plan.configuration import (
     Config,
     ConfigError,
     check_config,
@@ -18,10 +21,8 @@ from stages.core.configuration import (
     merged,
     without_defaults,
 )
-from stages.core.guards import Limits
-from stages.core.held_out import HeldOutFiles
-from stages.core.models import LoraSettings, ModelSettings
-from stages.core.training_settings import TrainingSettings
+from stages.core.training.held_out import HeldOutFiles
+from stages.core.training.settings import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.core.costs import Rates, clock_hours, count, disk_bytes, hours
+from stages.core.plan.costs import Rates, clock_hours, count, disk_bytes, hours
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = Rates(

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import device_stress
-from stages.core.devices import lease, lock_name, promised_devices, visible_words
-from stages.core.locks import try_lock
+from stages.core.execution.devices import lease, lock_name, promised_devices, visible_words
+from stages.core.execution.locks import try_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from stages.core.devices import lease
+from stages.core.execution.devices import lease
 print(*lease(sys.argv[4:], Path(sys.argv[1]), num_devices=int(sys.argv[2]),
              jobs_per_device=int(sys.argv[3]), poll_seconds=0.05), flush=True)
 time.sleep(60)
@@ -213,7 +213,7 @@ torch.cuda = SimpleNamespace(
     device_count=lambda: len(devices),
     get_device_properties=lambda place: SimpleNamespace(uuid=devices[place]),
 )
-from stages.core.devices import lease_visible
+from stages.core.execution.devices import lease_visible
 [place] = lease_visible()
 print(devices[place], flush=True)
 time.sleep(60)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages.core.artifacts import read_batches, replacing, write_table, write_text, writing_table
-from stages.core.disk import DiskError, refuse_full, refuse_unwritable, writing
+from stages.core.artifacts.files import replacing, write_text
+from stages.core.artifacts.schemas import PROMPTS
+from stages.core.artifacts.tables import read_batches, write_table, writing_table
 from stages.core.errors import UserError
-from stages.core.exports import export_folder
-from stages.core.schemas import PROMPTS
+from stages.core.execution.disk import DiskError, refuse_full, refuse_unwritable, writing
+from stages.core.export.folders import export_folder
 from tests.builders import prompt_row
 from tests.small_disks import mounted
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.early_stopping import BestWeights, best_score
 from stages.core.errors import UserError
-from stages.core.held_out_curve import HeldOut, Progress, best_step
-from stages.core.models import DiffusionModel
-from stages.core.noising import generator
-from stages.core.pair_losses import EncodedPairs
-from stages.core.processes import Processes
-from stages.core.training import Step, train_dpo
-from stages.core.training_settings import Execution, TrainingSettings
+from stages.core.method.noising import generator
+from stages.core.models.adapter import DiffusionModel
+from stages.core.policies.encoding import EncodedPairs
+from stages.core.training.early_stopping import BestWeights, best_score
+from stages.core.training.held_out import HeldOut, Progress, best_step
+from stages.core.training.loop import Step, train_dpo
+from stages.core.training.processes import Processes
+from stages.core.training.settings import Execution, TrainingSettings
 from tests.builders import CAPTIONS
 from tests.failing_model import Interrupted, failing
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from stages.core.data.evaluation_prompts import read_evaluation_prompts, shared_prompts
+from stages.core.data.prompts import HPSV2_STYLES, prompt_id
 from stages.core.errors import UserError
-from stages.core.evaluation_prompts import read_evaluation_prompts, shared_prompts
-from stages.core.prompts import HPSV2_STYLES, prompt_id
 
 DATA = os.environ.get("SAIL_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="SAIL_TEST_DATA does not name the shared data")

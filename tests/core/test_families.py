@@ -18,24 +18,21 @@ from diffusers import (
 )
 
 from stages.core.errors import UserError
-from stages.core.models import (
-    Denoiser,
-    DiffusionModel,
-    LoraSettings,
-    ModelError,
-    StableDiffusion,
-    StableDiffusionXL,
-    load_model,
-)
-from stages.core.models.adapter import LORA_FILE
-from stages.core.noising import generator, reward_draws, training_draws
-from stages.core.optimizers import make_optimizer
-from stages.core.pair_losses import EncodedPairs, batch_loss
-from stages.core.processes import Processes
-from stages.core.sampling import sample_latents
-from stages.core.scoring import draw_errors
-from stages.core.training import TrainingError, train_dpo
-from stages.core.training_settings import Execution, TrainingSettings
+from stages.core.method.noising import generator, reward_draws, training_draws
+from stages.core.method.sampling import sample_latents
+from stages.core.method.scoring import draw_errors
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import LORA_FILE, Denoiser, LoraSettings
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelError
+from stages.core.models.stable_diffusion import StableDiffusion
+from stages.core.models.stable_diffusion_xl import StableDiffusionXL
+from stages.core.policies.encoding import EncodedPairs
+from stages.core.training.loop import TrainingError, train_dpo
+from stages.core.training.optimizers import make_optimizer
+from stages.core.training.pair_losses import batch_loss
+from stages.core.training.processes import Processes
+from stages.core.training.settings import Execution, TrainingSettings
 from tests import tiny_models
 from tests.builders import FULL, LORA, settings
 

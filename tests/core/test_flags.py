@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from stages.core.flags import flags
+from stages.core.plan.flags import flags
 
 HOSTILE = ["a b", "$HOME", "`id`", "it's", '"quoted"', "; rm -rf /", "é\n*", "", "{x}", "\\"]
 

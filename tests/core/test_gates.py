@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.artifacts import write_record
+from stages.core.artifacts.provenance import write_record
 from stages.core.errors import UserError
-from stages.core.gates import (
+from stages.core.evaluation.gates import (
     Gate,
     OnCollapse,
     decide,
@@ -20,7 +20,7 @@ from stages.core.gates import (
     stopped_after,
     why_stopped,
 )
-from stages.core.guards import Guard, Limits
+from stages.core.evaluation.guards import Guard, Limits
 
 LIMITS = Limits(max_drift=0.1)
 SEED = Guard(

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.artifacts import write_manifest, write_table
-from stages.core.health import Finding, files, installation, jobs
-from stages.core.locks import try_lock
-from stages.core.schemas import PROMPTS
-from stages.core.snakemake_lock import lock_of_this_host
+from stages.core.artifacts.provenance import write_manifest
+from stages.core.artifacts.schemas import PROMPTS
+from stages.core.artifacts.tables import write_table
+from stages.core.execution.locks import try_lock
+from stages.core.execution.snakemake_lock import lock_of_this_host
+from stages.core.health import files, installation, jobs
+from stages.core.health.findings import Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [{"prompt_id": "a", "prompt": "a cat"}]
@@ -105,7 +107,7 @@ def test_a_stage_is_known_by_its_command_line(words: list[str], expected: str | 
 def test_a_lock_is_shown_with_its_holder_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "0.lock"
     hold = (
-        "import sys, time; from pathlib import Path; from stages.core.locks import try_lock\n"
+        "import sys, time; from pathlib import Path; from stages.core.execution.locks import try_lock\n"
         "file = try_lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(

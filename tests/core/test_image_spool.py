@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.core.disk import DiskError
-from stages.core.image_spool import ImageSpool
-from stages.core.layouts.labels import Cell, FoundImage
+from stages.core.data.image_spool import ImageSpool
+from stages.core.data.layouts.labels import Cell, FoundImage
+from stages.core.execution.disk import DiskError
 from tests.small_disks import mounted
 
 

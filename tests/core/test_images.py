@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.core.images import (
+from stages.core.artifacts.images import (
     ORIENTATION,
     ImageError,
     decode_image,

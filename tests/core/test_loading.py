@@ -16,8 +16,9 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from stages.core.models import ModelError, load_model
-from stages.core.noising import generator
+from stages.core.method.noising import generator
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelError
 from tests import single_file, tiny_models
 from tests.builders import FULL, settings
 

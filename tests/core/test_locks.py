@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.locks import held, try_lock
+from stages.core.execution.locks import held, try_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from stages.core.locks import held
+from stages.core.execution.locks import held
 with held(Path(sys.argv[1]), "here", poll_seconds=0.05):
     print("held", flush=True)
     sys.stdin.readline()
@@ -63,11 +63,11 @@ def test_who_waits_is_told_whom_for(tmp_path: Path, caplog: pytest.LogCaptureFix
             other.kill()
 
     told = Told()
-    logging.getLogger("stages.core.locks").addHandler(told)
+    logging.getLogger("stages.core.execution.locks").addHandler(told)
     try:
         with caplog.at_level(logging.INFO), held(path, "work/run/iter00", poll_seconds=0.05):
             pass
     finally:
-        logging.getLogger("stages.core.locks").removeHandler(told)
+        logging.getLogger("stages.core.execution.locks").removeHandler(told)
     other.communicate()
     assert f"waiting for process {other.pid}, which is at work in work/run/iter00" in caplog.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.core.mixing import choose_without_replacement, num_human_pairs
+from stages.core.method.mixing import choose_without_replacement, num_human_pairs
 
 
 def test_a_quarter_of_a_mix_with_300_generated_pairs_is_100_human_ones() -> None:

@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.core.images import to_model_input
-from stages.core.models import DiffusionModel, ModelError, load_model
-from stages.core.noising import generator
-from stages.core.policies import load_denoiser
+from stages.core.artifacts.images import to_model_input
+from stages.core.method.noising import generator
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelError
+from stages.core.policies.loading import load_denoiser
 from tests.builders import CAPTIONS, picture, settings
 
 CPU = torch.device("cpu")

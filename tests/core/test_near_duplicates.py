@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.core.near_duplicates import difference_hash, distance, has_near
+from stages.core.data.near_duplicates import difference_hash, distance, has_near
 
 
 def test_the_hash_says_where_it_becomes_brighter_to_the_right() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.core.noising import generator, reward_draws, stratified_timesteps, training_draws
+from stages.core.method.noising import generator, reward_draws, stratified_timesteps, training_draws
 
 SHAPE = (4, 2, 2)
 

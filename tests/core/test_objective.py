@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stages.core.objective import (
+from stages.core.method.objective import (
     LOSSES,
     LossSettings,
     PairErrors,

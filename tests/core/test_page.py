@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from stages.core.figures import ReliabilityPoint, reliability_panel
-from stages.core.gates import Gate
-from stages.core.guards import Guard, Limits
-from stages.core.page import (
+from stages.core.evaluation.gates import Gate
+from stages.core.evaluation.guards import Guard, Limits
+from stages.core.evaluation.paper import read_paper_tables
+from stages.core.evaluation.verdicts import Evaluation
+from stages.core.evaluation.wording import p_value
+from stages.core.report.figures import ReliabilityPoint, reliability_panel
+from stages.core.report.page import (
     breakdown_view,
     gates_view,
     guards_view,
@@ -17,8 +20,6 @@ from stages.core.page import (
     others_view,
     paper_view,
 )
-from stages.core.paper import read_paper_tables
-from stages.core.verdicts import Evaluation, p_value
 
 Row = dict[str, Any]
 SD15 = [row for row in read_paper_tables() if row.model == "sd15"]

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from stages.core.paper import Column, PaperRow, read_paper_tables
+from stages.core.evaluation.paper import Column, PaperRow, read_paper_tables
 
 
 def find(table: int, model: str, method: str) -> PaperRow:

@@ -9,7 +9,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from stages.core.perception import lab_levels, linear_light, perceptual_distance, reduce, to_lab
+from stages.core.evaluation.perception import (
+    lab_levels,
+    linear_light,
+    perceptual_distance,
+    reduce,
+    to_lab,
+)
 
 Pixels = NDArray[np.uint8]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.errors import UserError
-from stages.core.prompts import (
+from stages.core.data.prompts import (
     HPSV2_STYLES,
     MAX_PROMPT_LETTERS,
     normalise,
@@ -22,6 +21,7 @@ from stages.core.prompts import (
     read_prompts,
     select_prompts,
 )
+from stages.core.errors import UserError
 from tests.builders import prompt_row, write_rows
 
 POOL = [f"prompt number {number}" for number in range(20)]

@@ -9,7 +9,11 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from stages.core.rewards import implicit_reward, margin_standard_error, preference_probability
+from stages.core.method.rewards import (
+    implicit_reward,
+    margin_standard_error,
+    preference_probability,
+)
 
 POLICY = np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]], np.float32)
 REFERENCE = np.array([[2.0, 4.0, 6.0], [4.0, 5.0, 3.0]], np.float32)

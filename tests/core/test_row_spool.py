@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.core.disk import DiskError
-from stages.core.row_spool import RowSpool
-from stages.core.schemas import CANDIDATES
+from stages.core.artifacts.schemas import CANDIDATES
+from stages.core.artifacts.spools import RowSpool
+from stages.core.execution.disk import DiskError
 from tests.builders import image_value
 from tests.small_disks import mounted
 

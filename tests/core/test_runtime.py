@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stages.core.errors import UserError
-from stages.core.runtime import run_stage, shard_of
+from stages.core.execution.runtime import run_stage
+from stages.core.policies.generation import shard_of
 
 
 def test_shards_take_whole_batches_in_turn() -> None:

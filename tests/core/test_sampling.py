@@ -9,9 +9,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from stages.core.models import Denoiser, DiffusionModel
-from stages.core.noising import generator
-from stages.core.sampling import sample_latents
+from stages.core.method.noising import generator
+from stages.core.method.sampling import sample_latents
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import Denoiser
 from tests.builders import CAPTIONS
 
 PROMPTS = CAPTIONS[:3]

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core.models import Conditioning, Denoiser, DiffusionModel, load_model
-from stages.core.noising import Draws, generator, reward_draws
-from stages.core.rewards import implicit_reward
-from stages.core.scoring import draw_errors
+from stages.core.method.noising import Draws, generator, reward_draws
+from stages.core.method.rewards import implicit_reward
+from stages.core.method.scoring import draw_errors
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.conditioning import Conditioning
+from stages.core.models.denoiser import Denoiser
+from stages.core.models.families import load_model
 from tests.builders import CAPTIONS, settings
 
 

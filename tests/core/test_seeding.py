@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from stages.core.seeding import seed_of
+from stages.core.method.seeding import seed_of
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from stages.core.selection import best_worst, random_pair
+from stages.core.method.selection import best_worst, random_pair
 
 
 @pytest.mark.parametrize(

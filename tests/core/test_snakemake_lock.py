@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stages.core.snakemake_lock import HEADS, free_stale_lock
+from stages.core.execution.snakemake_lock import HEADS, free_stale_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 
 HOLD = """
 import sys
 from pathlib import Path
-from stages.core.snakemake_lock import free_stale_lock
+from stages.core.execution.snakemake_lock import free_stale_lock
 held, _ = free_stale_lock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.readline()

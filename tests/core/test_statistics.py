@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import pdist
 
-from stages.core.statistics import (
+from stages.core.evaluation.statistics import (
     NUM_RESAMPLES,
     compare,
     effect_size,

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.stopping import EXIT_CODE, SNAKEMAKE, Stop, Stopped
+from stages.core.execution.stopping import EXIT_CODE, SNAKEMAKE, Stop, Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 
 WRITE_SLOWLY = """
 import sys, time
 from pathlib import Path
-from stages.core.artifacts import replacing
-from stages.core.runtime import run_stage
-from stages.core.stopping import STOP
+from stages.core.artifacts.files import replacing
+from stages.core.execution.runtime import run_stage
+from stages.core.execution.stopping import STOP
 def main(path):
     with replacing(path) as part:
         part.write_text("half")

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.core import artifacts
-from stages.core.artifacts import (
-    ArtifactError,
+from stages.core.artifacts import tables
+from stages.core.artifacts.joins import joined_batches
+from stages.core.artifacts.provenance import ArtifactError
+from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES, PROMPTS
+from stages.core.artifacts.tables import (
     num_rows,
     read_batches,
     read_metadata,
@@ -20,8 +22,6 @@ from stages.core.artifacts import (
     writing_table,
 )
 from stages.core.errors import UserError
-from stages.core.schemas import PAIR_LATENTS, PREFERENCES, PROMPTS
-from stages.core.tables import joined_batches
 from tests.builders import image_value, prompt_row
 
 ROWS = [prompt_row(f"prompt number {number}") for number in range(1000)]
@@ -68,7 +68,7 @@ def test_rows_written_in_parts_make_the_file_of_rows_written_at_once(
 def test_row_groups_of_large_rows_are_closed_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifacts, "ROW_GROUP_BYTES", 10_000)
+    monkeypatch.setattr(tables, "ROW_GROUP_BYTES", 10_000)
     with writing_table(tmp_path / "pairs.parquet", PREFERENCES, **MADE) as writer:
         for number in range(10):
             row = pair_row(number)

@@ -13,14 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.models import Denoiser, DiffusionModel, LoraSettings, StableDiffusion
+from stages.core.execution.stopping import STOP, Stopped
+from stages.core.method.noising import generator, training_draws
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import Denoiser, LoraSettings
 from stages.core.models.loading import Source
-from stages.core.noising import generator, training_draws
-from stages.core.pair_losses import EncodedPairs, batch_loss
-from stages.core.processes import Processes
-from stages.core.stopping import STOP, Stopped
-from stages.core.training import Step, TrainingError, train_dpo
-from stages.core.training_settings import Execution, TrainingSettings, num_steps
+from stages.core.models.stable_diffusion import StableDiffusion
+from stages.core.policies.encoding import EncodedPairs
+from stages.core.training.loop import Step, TrainingError, train_dpo
+from stages.core.training.pair_losses import batch_loss
+from stages.core.training.processes import Processes
+from stages.core.training.settings import Execution, TrainingSettings, num_steps
 from tests.builders import CAPTIONS, FULL, LORA, settings
 from tests.failing_model import Interrupted, failing
 

@@ -18,7 +18,7 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.core.schemas import PREFERENCES
+from stages.core.artifacts.schemas import PREFERENCES
 from tests.security.hostile import FORMATS, PROMPTS, SHELL
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,21 +17,21 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from stages import import_preferences
-from stages.core.artifacts import (
+from stages.core.artifacts.images import decode_image, image_kind, preview_image
+from stages.core.artifacts.provenance import policy_digest
+from stages.core.artifacts.schemas import PREFERENCES, PROMPTS, SUMMARY
+from stages.core.artifacts.tables import (
     num_rows,
-    policy_digest,
     read_batches,
     read_metadata,
     read_table,
     write_table,
 )
-from stages.core.configuration import check_config, read_config
+from stages.core.data.evaluation_prompts import read_evaluation_prompts
+from stages.core.data.prompts import prompt_id, read_prompts
 from stages.core.errors import UserError
-from stages.core.evaluation_prompts import read_evaluation_prompts
-from stages.core.images import decode_image, image_kind, preview_image
-from stages.core.preference_exports import count_pairs
-from stages.core.prompts import prompt_id, read_prompts
-from stages.core.schemas import PREFERENCES, PROMPTS, SUMMARY
+from stages.core.export.preferences import count_pairs
+from stages.core.plan.configuration import check_config, read_config
 from tests.fuzz import strategies as some
 
 

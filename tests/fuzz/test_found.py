@@ -12,19 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from stages.core.artifacts import (
-    ArtifactError,
-    policy_digest,
-    read_metadata,
-    read_table,
-    write_table,
-)
-from stages.core.configuration import ConfigError, check_config, read_config
+from stages.core.artifacts.provenance import ArtifactError, policy_digest
+from stages.core.artifacts.schemas import PROMPTS
+from stages.core.artifacts.tables import read_metadata, read_table, write_table
+from stages.core.data.evaluation_prompts import read_evaluation_prompts
+from stages.core.data.prompts import prompt_id, read_prompts
 from stages.core.errors import UserError
-from stages.core.evaluation_prompts import read_evaluation_prompts
-from stages.core.preference_exports import read_pairs
-from stages.core.prompts import prompt_id, read_prompts
-from stages.core.schemas import PROMPTS
+from stages.core.export.preferences import read_pairs
+from stages.core.plan.configuration import ConfigError, check_config, read_config
 from stages.import_preferences import main
 from tests.builders import encoded, human_row, picture, write_rows
 from tests.label_files import WRITERS, args_for, some_pairs

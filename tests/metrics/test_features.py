@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from stages.core.errors import UserError
-from stages.core.perception import lab_levels, perceptual_distance
+from stages.core.evaluation.perception import lab_levels, perceptual_distance
 from stages.metrics import PERCEPTUAL, WITH_CLIP, choose_features
 from stages.metrics.features import cosine_diversity, load_measure
 from stages.metrics.preprocessing import clip_input, hpsv2_input

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stages.core.artifacts import digest
+from stages.core.artifacts.provenance import digest
 from stages.core.errors import UserError
 from stages.metrics import NETWORKS, load_scorer, score_in_batches
 from stages.metrics.check import check_weights

@@ -18,10 +18,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.core.artifacts.images import (
+    MAX_PIXELS,
+    ImageError,
+    decode_image,
+    image_kind,
+    preview_image,
+)
+from stages.core.data.layouts import sources
 from stages.core.errors import UserError
-from stages.core.images import MAX_PIXELS, ImageError, decode_image, image_kind, preview_image
-from stages.core.layouts import sources
-from stages.core.thumbnails import thumbnail
+from stages.core.report.thumbnails import thumbnail
 from stages.import_preferences import main
 from tests.builders import encoded, human_row, picture, write_rows
 from tests.label_files import WRITERS, args_for, some_pairs
@@ -93,7 +99,7 @@ def test_other_files_are_named_by_their_first_bytes_and_no_other_program_is_call
     data = OTHERS[name]
     code = """if True:
         import sys
-        from stages.core.images import ImageError, decode_image
+        from stages.core.artifacts.images import ImageError, decode_image
         def watch(event, args):
             assert not event.startswith(("subprocess", "os.exec", "os.system")), args
         sys.addaudithook(watch)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from stages.core.cards import dataset_card, model_card
-from stages.core.exports import Code, plain, read_front_matter, table
-from stages.core.figures import Series, series_panel
-from stages.core.page import PICTURES, render
-from stages.core.preference_exports import Counts
-from stages.core.thumbnails import thumbnail
+from stages.core.export.cards import dataset_card, model_card
+from stages.core.export.markdown import Code, plain, read_front_matter, table
+from stages.core.export.preferences import Counts
+from stages.core.report.figures import Series, series_panel
+from stages.core.report.page import PICTURES, render
+from stages.core.report.thumbnails import thumbnail
 from tests.builders import CAPTIONS, encoded, picture
 from tests.security.hostile import MARKDOWN, PAGE, PROMPTS, PWNED
 

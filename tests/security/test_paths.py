@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.core.artifacts import ArtifactError, policy_digest, replacing, write_table
+from stages.core.artifacts.files import replacing
+from stages.core.artifacts.provenance import ArtifactError, policy_digest
+from stages.core.artifacts.schemas import PREFERENCES
+from stages.core.artifacts.tables import write_table
 from stages.core.errors import UserError
-from stages.core.exports import export_folder
-from stages.core.models import DiffusionModel
-from stages.core.policies import save_policy
-from stages.core.schemas import PREFERENCES
+from stages.core.export.folders import export_folder
+from stages.core.models.adapter import DiffusionModel
+from stages.core.policies.saving import save_policy
 from stages.export_policy import Args as PolicyArgs
 from stages.export_policy import main as export_policy
 from stages.export_preferences import Args as PreferencesArgs

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.core.configuration import ConfigError, check_config, merged
-from stages.core.flags import flags, word_problem
+from stages.core.plan.configuration import ConfigError, check_config, merged
+from stages.core.plan.flags import flags, word_problem
 from tests.builders import CAPTIONS, read_rows
 from tests.label_files import WRITERS, some_pairs
 from tests.security.hostile import FORMATS, PROMPTS, PWNED, SHELL

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from stages.core.errors import UserError
-from stages.core.models import ModelError, load_model
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelError
 from stages.metrics import load_scorer
 from stages.metrics.weights import read_tensors
 from tests.builders import settings
@@ -37,7 +38,7 @@ MAY_IMPORT_PICKLE = {
     "stages/metrics/weights.py": "names the error that torch's safe reader raises",
     "tests/security/test_sources.py": "writes the malicious files that are refused",
 }
-MAY_WRITE_MARKUP = {"stages/core/figures.py": "matplotlib's SVG, which escapes its texts"}
+MAY_WRITE_MARKUP = {"stages/core/report/figures.py": "matplotlib's SVG, which escapes its texts"}
 
 
 def dotted(node: ast.AST) -> str:

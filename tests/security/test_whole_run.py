@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.core.prompts import normalise, prompt_id
+from stages.core.data.prompts import normalise, prompt_id
 from tests.builders import encoded, image_value, read_rows
 from tests.security.hostile import PROMPTS, PWNED
 from tests.security.test_pages import ELEMENTS_OF_CARDS, Page, rendered, shown
@@ -201,7 +201,8 @@ def test_the_watch_sees_what_a_process_tries_and_a_hub_id_is_tried_and_named(
     environment = {**no_network.environment, "SAIL_NETWORK_LOG": str(tmp_path / "log")}
     code = """if True:
         import torch
-        from stages.core.models import ModelError, ModelSettings, load_model
+        from stages.core.models.families import load_model
+        from stages.core.models.loading import ModelError, ModelSettings
         try:
             load_model(ModelSettings(base="nobody/nothing", dtype="float32"), device=torch.device("cpu"))
         except ModelError as error:

@@ -11,7 +11,7 @@ import pytest
 
 from stages import import_preferences
 from stages.core.errors import UserError
-from stages.core.generation import SamplingSettings
+from stages.core.policies.generation import SamplingSettings
 from stages.shapes import make_preferences, split_captions
 from stages.shapes.captions import all_scenes
 from stages.shapes.oracle import total

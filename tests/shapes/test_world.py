@@ -9,9 +9,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from stages.core.models import DiffusionModel
-from stages.core.noising import generator
-from stages.core.sampling import sample_latents
+from stages.core.method.noising import generator
+from stages.core.method.sampling import sample_latents
+from stages.core.models.adapter import DiffusionModel
 from stages.shapes.captions import COLOURS, SHAPES, Scene, all_scenes, parse_caption
 from stages.shapes.oracle import ORACLES, caption_match, crispness, total, vividness
 from stages.shapes.renderer import Drawing, draw, web_like

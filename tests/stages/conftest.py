@@ -22,9 +22,9 @@ from stages import (
     train_seed,
     update_policy,
 )
-from stages.core.generation import SamplingSettings
-from stages.core.held_out import HeldOutFiles
-from stages.core.training_settings import TrainingSettings
+from stages.core.policies.generation import SamplingSettings
+from stages.core.training.held_out import HeldOutFiles
+from stages.core.training.settings import TrainingSettings
 from tests.builders import CAPTIONS, FULL, human_row, prompt_row, settings, write_rows
 
 SAMPLING = SamplingSettings(sampler="ddim", num_inference_steps=2, guidance_scale=3.0)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from stages import adopt_policy
-from stages.core.artifacts import policy_digest
-from stages.core.models import DiffusionModel, ModelError
+from stages.core.artifacts.provenance import policy_digest
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.loading import ModelError
 from tests import tiny_models
 from tests.builders import settings
 

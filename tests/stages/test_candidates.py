@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from stages import sample_candidates, score_candidates, score_metric, select_pairs, select_prompts
-from stages.core.artifacts import policy_digest, read_metadata, write_manifest
+from stages.core.artifacts.provenance import policy_digest, write_manifest
+from stages.core.artifacts.tables import read_metadata
 from stages.core.errors import UserError
-from stages.core.models import DiffusionModel
-from stages.core.rewards import preference_probability
-from stages.core.seeding import seed_of
+from stages.core.method.rewards import preference_probability
+from stages.core.method.seeding import seed_of
+from stages.core.models.adapter import DiffusionModel
 from tests.builders import pixels_of, read_rows
 
 Row = dict[str, Any]

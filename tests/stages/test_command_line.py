@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from stages.core.flags import flags
+from stages.core.plan.flags import flags
 from tests.builders import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,13 +22,13 @@ from stages import (
     summarise_evaluation,
     summarise_guards,
 )
-from stages.core.artifacts import read_metadata, write_table
+from stages.core.artifacts.schemas import EVALUATION_PROMPTS, IMAGES, METRIC_SCORES, PROMPTS
+from stages.core.artifacts.tables import read_metadata, write_table
 from stages.core.errors import UserError
-from stages.core.guards import Limits
-from stages.core.perception import lab_levels, perceptual_distance
-from stages.core.rewards import preference_probability
-from stages.core.schemas import EVALUATION_PROMPTS, IMAGES, METRIC_SCORES, PROMPTS
-from stages.core.seeding import seed_of
+from stages.core.evaluation.guards import Limits
+from stages.core.evaluation.perception import lab_levels, perceptual_distance
+from stages.core.method.rewards import preference_probability
+from stages.core.method.seeding import seed_of
 from stages.shapes.oracle import ORACLES
 from tests.builders import (
     CAPTIONS,

@@ -16,15 +16,17 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from stages import export_policy, write_model_cards
-from stages.core.artifacts import ArtifactError, write_manifest, write_record, write_table
+from stages.core.artifacts.provenance import ArtifactError, write_manifest, write_record
+from stages.core.artifacts.schemas import SUMMARY
+from stages.core.artifacts.tables import write_table
 from stages.core.errors import UserError
-from stages.core.exports import read_front_matter
-from stages.core.gates import Gate, facts_of
-from stages.core.models import LoraSettings, ModelError, load_model
-from stages.core.models.adapter import LORA_FILE
-from stages.core.noising import generator
-from stages.core.policies import save_policy
-from stages.core.schemas import SUMMARY
+from stages.core.evaluation.gates import Gate, facts_of
+from stages.core.export.markdown import read_front_matter
+from stages.core.method.noising import generator
+from stages.core.models.denoiser import LORA_FILE, LoraSettings
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelError
+from stages.core.policies.saving import save_policy
 from tests import single_file, tiny_models
 from tests.builders import FULL, settings, write_rows
 

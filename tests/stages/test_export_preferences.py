@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 
 from stages import export_preferences, import_preferences
-from stages.core.artifacts import ArtifactError, write_table
+from stages.core.artifacts.provenance import ArtifactError
+from stages.core.artifacts.schemas import PICKAPIC, PREFERENCES
+from stages.core.artifacts.tables import write_table
+from stages.core.data.prompts import prompt_id
 from stages.core.errors import UserError
-from stages.core.exports import read_front_matter
-from stages.core.prompts import prompt_id
-from stages.core.schemas import PICKAPIC, PREFERENCES
+from stages.core.export.markdown import read_front_matter
 from tests import label_files
 from tests.builders import CAPTIONS, encoded, image_value, picture
 

@@ -18,13 +18,14 @@ from stages import (
     select_pairs,
     start_iteration,
 )
-from stages.core.artifacts import policy_digest, write_table
+from stages.core.artifacts.provenance import policy_digest
+from stages.core.artifacts.schemas import IMAGES
+from stages.core.artifacts.tables import write_table
 from stages.core.errors import UserError
-from stages.core.gates import read_gate
-from stages.core.guards import Limits
-from stages.core.perception import lab_levels, perceptual_distance
-from stages.core.policy_exports import lineage
-from stages.core.schemas import IMAGES
+from stages.core.evaluation.gates import read_gate
+from stages.core.evaluation.guards import Limits
+from stages.core.evaluation.perception import lab_levels, perceptual_distance
+from stages.core.export.lineage import lineage
 from tests.builders import (
     CAPTIONS,
     encoded,

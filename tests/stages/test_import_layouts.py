@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.core.data.image_spool import ImageSpool
+from stages.core.data.layouts.labels import Cell
 from stages.core.errors import UserError
-from stages.core.image_spool import ImageSpool
-from stages.core.layouts import Cell
 from stages.import_preferences import Args, main
 from tests.builders import CAPTIONS, encoded, human_row, picture, read_rows, write_rows
 from tests.label_files import WRITERS, Pair, args_for, some_pairs

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stages.core.artifacts import read_metadata
+from stages.core.artifacts.tables import read_metadata
 from stages.core.errors import UserError
 from stages.import_preferences import Args, main
 from tests.builders import CAPTIONS, human_row, read_rows, write_rows

@@ -10,10 +10,10 @@ import torch
 import yaml
 
 from stages import preflight
-from stages.core.configuration import check_config
 from stages.core.errors import UserError
-from stages.core.models import DiffusionModel
-from stages.core.scoring import Errors
+from stages.core.method.scoring import Errors
+from stages.core.models.adapter import DiffusionModel
+from stages.core.plan.configuration import check_config
 from stages.metrics import NETWORKS
 from tests import tiny_models
 from tests.label_files import WRITERS, some_pairs

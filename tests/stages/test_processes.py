@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from stages import train_seed
-from stages.core.artifacts import policy_digest
-from stages.core.training_settings import Execution
+from stages.core.artifacts.provenance import policy_digest
+from stages.core.training.settings import Execution
 from tests.builders import LORA, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from stages import encode_preferences, import_preferences, select_prompts
+from stages.core.artifacts.images import decode_image, to_model_input
+from stages.core.data.prompts import prompt_id
 from stages.core.errors import UserError
-from stages.core.images import decode_image, to_model_input
-from stages.core.models import DiffusionModel
-from stages.core.prompts import prompt_id
+from stages.core.models.adapter import DiffusionModel
 from tests.builders import CAPTIONS, read_rows, write_rows
 
 

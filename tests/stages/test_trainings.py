@@ -19,11 +19,11 @@ from stages import (
     train_seed,
     update_policy,
 )
-from stages.core.artifacts import ArtifactError, policy_digest
+from stages.core.artifacts.provenance import ArtifactError, policy_digest
 from stages.core.errors import UserError
-from stages.core.models import DiffusionModel
-from stages.core.training import TrainingError
-from stages.core.training_settings import Execution
+from stages.core.models.adapter import DiffusionModel
+from stages.core.training.loop import TrainingError
+from stages.core.training.settings import Execution
 from tests.builders import LORA, read_rows
 
 

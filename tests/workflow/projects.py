@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from stages.core.configuration import merged
+from stages.core.plan.configuration import merged
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config" / "config.yaml"

@@ -131,6 +131,11 @@ def logic(*names: str) -> Edit:
     return code(edit)
 
 
+def modules_of(folder: str) -> list[str]:
+    """All modules of a folder of the code."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob("*.py"))
+
+
 def replaced(name: str, old: str, new: str) -> Edit:
     """A piece of a file of the code is another one."""
 
@@ -254,7 +259,9 @@ ROWS = [
         section=CODE,
         change="comments, docstrings, layout of a stage or of a core module",
         edit=remarks(
-            "stages/update_policy.py", "stages/core/objective.py", "stages/core/runtime.py"
+            "stages/update_policy.py",
+            "stages/core/method/objective.py",
+            "stages/core/execution/runtime.py",
         ),
     ),
     Row(
@@ -265,33 +272,39 @@ ROWS = [
     ),
     Row(
         section=CODE,
-        change="the logic of a core module, here `core/selection.py`, which one stage imports",
+        change="the logic of a core module, here `core/method/selection.py`, which one stage imports",
         begins=("select_pairs",),
-        edit=logic("stages/core/selection.py"),
+        edit=logic("stages/core/method/selection.py"),
     ),
     Row(
         section=CODE,
-        change="`core/statistics.py`, which three stages import",
+        change="`core/evaluation/statistics.py`, which three stages import",
         begins=("summarise_evaluation", "summarise_guards", "measure_diversity"),
-        edit=logic("stages/core/statistics.py"),
+        edit=logic("stages/core/evaluation/statistics.py"),
     ),
     Row(
         section=CODE,
-        change="`core/rewards.py`, which three stages import",
+        change="`core/method/rewards.py`, which three stages import",
         begins=("score_candidates", "select_pairs", "score_holdout"),
-        edit=logic("stages/core/rewards.py"),
+        edit=logic("stages/core/method/rewards.py"),
     ),
     Row(
         section=CODE,
-        change="`core/seeding.py` or another module that stages import through others",
+        change="`core/method/seeding.py` or another module that stages import through others",
         begins=("split_captions",),
-        edit=logic("stages/core/seeding.py"),
+        edit=logic("stages/core/method/seeding.py"),
     ),
     Row(
         section=CODE,
-        change="`core/runtime.py`, which all stages import",
-        begins=EVERYTHING,
-        edit=logic("stages/core/runtime.py"),
+        change="any module of `core/execution`, which says how a stage runs",
+        edit=logic(*modules_of("stages/core/execution")),
+    ),
+    Row(
+        section=CODE,
+        change="`core/training/optimizers.py`, which the trainings import",
+        begins=("train_seed", "update_policy"),
+        note="the base is not sampled again",
+        edit=logic("stages/core/training/optimizers.py"),
     ),
     Row(
         section=CODE,
@@ -304,7 +317,9 @@ ROWS = [
         section=CODE,
         change="the report's template, a file that lies beside its module",
         begins=("write_report",),
-        edit=replaced("stages/core/report.html.jinja", "<h3>Reproduce</h3>", "<h3>Again</h3>"),
+        edit=replaced(
+            "stages/core/report/report.html.jinja", "<h3>Reproduce</h3>", "<h3>Again</h3>"
+        ),
     ),
     Row(
         section=CODE,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.core.configuration import read_config
+from stages.core.plan.configuration import read_config
 from tests.workflow.dry_run import overlaid, plan
 from tests.workflow.projects import CONFIG, ROOT, RUN, Project, environment
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.artifacts import read_metadata, read_table
-from stages.core.schemas import METRIC_SCORES, SUMMARY
+from stages.core.artifacts.schemas import METRIC_SCORES, SUMMARY
+from stages.core.artifacts.tables import read_metadata, read_table
 from tests.metrics.conftest import publish
 from tests.workflow.projects import RUN, Project
 

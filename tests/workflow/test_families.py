@@ -14,9 +14,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from stages.core import schemas
-from stages.core.artifacts import policy_digest, read_table
-from stages.core.noising import generator
+from stages.core.artifacts import schemas
+from stages.core.artifacts.provenance import policy_digest
+from stages.core.artifacts.tables import read_table
+from stages.core.method.noising import generator
 from tests import tiny_models
 from tests.builders import encoded, write_rows
 from tests.workflow.projects import Project

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from stages.core.artifacts import policy_digest, read_table
-from stages.core.gates import read_gate
-from stages.core.schemas import GUARDS, TRAINING_PAIRS
+from stages.core.artifacts.provenance import policy_digest
+from stages.core.artifacts.schemas import GUARDS, TRAINING_PAIRS
+from stages.core.artifacts.tables import read_table
+from stages.core.evaluation.gates import read_gate
 from tests.workflow.projects import Project
 
 pytestmark = pytest.mark.xdist_group("gates")  # one process makes its run for all

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.core.configuration import merged
+from stages.core.plan.configuration import merged
 from tests.workflow.plans import Job, Planner, followers, planner
 from tests.workflow.projects import ROOT, RUN, Project
 from tests.workflow.rerun_table import PAGE, ROWS, Row, in_step, of_ones_own, recorded

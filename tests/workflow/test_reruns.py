@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stages.core.artifacts import policy_digest, read_table
-from stages.core.schemas import GUARDS, SUMMARY, TRAINING_PAIRS
+from stages.core.artifacts.provenance import policy_digest
+from stages.core.artifacts.schemas import GUARDS, SUMMARY, TRAINING_PAIRS
+from stages.core.artifacts.tables import read_table
 from tests.builders import Row, read_rows
 from tests.workflow.projects import RUN, Project, environment
 

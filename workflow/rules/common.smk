@@ -9,13 +9,13 @@ sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from stages.core.configuration import ConfigError, check_config, without_defaults
-from stages.core.disk import DiskError, refuse_full, refuse_unwritable
+from stages.core.plan.configuration import ConfigError, check_config, without_defaults
+from stages.core.execution.disk import DiskError, refuse_full, refuse_unwritable
 from stages.core.errors import UserError
-from stages.core.fingerprint import code_version
-from stages.core.flags import flags, word_problem
-from stages.core.gates import left_out, stopped_after
-from stages.core.snakemake_lock import free_stale_lock
+from stages.core.artifacts.fingerprint import code_version
+from stages.core.plan.flags import flags, word_problem
+from stages.core.evaluation.gates import left_out, stopped_after
+from stages.core.execution.snakemake_lock import free_stale_lock
 from stages.metrics import (
     NETWORKS,
     PERCEPTUAL,

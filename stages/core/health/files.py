@@ -11,8 +11,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.core.artifacts import ArtifactError, digest, policy_digest, read_metadata
-from stages.core.health import Finding
+from stages.core.artifacts.provenance import ArtifactError, digest, policy_digest
+from stages.core.artifacts.tables import read_metadata
+from stages.core.health.findings import Finding
 
 GB = 1e9
 LOW_DISK = 10 * GB

@@ -10,7 +10,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from stages.core.health import Finding
+from stages.core.health.findings import Finding
 
 DISTRIBUTION = "sail-diffusion"
 UPDATE = "pip install -e ."

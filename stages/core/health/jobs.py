@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 
-from stages.core.health import Finding
-from stages.core.locks import try_lock
-from stages.core.snakemake_lock import has_run_here_only
+from stages.core.execution.locks import try_lock
+from stages.core.execution.snakemake_lock import has_run_here_only
+from stages.core.health.findings import Finding
 
 
 def stage_processes() -> Iterator[psutil.Process]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,149 +17,14 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.core.models.conditioning import Conditioning
+from stages.core.models.denoiser import LORA_FILE, LORA_METADATA, Denoiser, LoraSettings
 from stages.core.models.loading import ModelError, Source
 
 SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""The name under which diffusers looks for LoRA weights in a folder."""
-LORA_METADATA = "lora_adapter_metadata"
-"""The key of a LoRA file's header under which diffusers keeps rank and alpha."""
 
 Geometry = Int[Tensor, "row six"]
 """Original height and width, top and left of the crop, target height and width, in pixels."""
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What the denoiser is told about each row of a batch: tensors by name, one row each."""
-
-    tensors: Mapping[str, Tensor]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def repeat(self, count: int) -> Conditioning:
-        """The rows of this conditioning, `count` times over."""
-        return self._each(lambda t: t.repeat(count, *[1] * (t.ndim - 1)))
-
-    def repeat_each(self, count: int) -> Conditioning:
-        """Every row `count` times, one after the other."""
-        return self._each(lambda t: t.repeat_interleave(count, dim=0))
-
-    def join(self, other: Conditioning) -> Conditioning:
-        """The rows of this conditioning, then those of the other."""
-        return Conditioning({k: torch.cat([t, other[k]]) for k, t in self.tensors.items()})
-
-    def rows(self, index: Int[Tensor, " chosen"]) -> Conditioning:
-        """The chosen rows, in that order."""
-        return self._each(lambda t: t[index.to(t.device)])
-
-    def to(self, device: torch.device) -> Conditioning:
-        """The same on another device."""
-        return self._each(lambda t: t.to(device))
-
-    def _each(self, change: Any) -> Conditioning:
-        return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()})
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """Low-rank adapters instead of a full fine-tune."""
-
-    rank: int = 0
-    """Rank of the update of each weight; 0 is a full fine-tune."""
-    alpha: float = 16.0
-    """The update is scaled by alpha / rank."""
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Ends of the names of the layers that are adapted."""
-
-
-class Denoiser:
-    """The network that is trained, seen through one of its LoRA adapters or through none.
-
-    Several denoisers may share one network: a policy and its reference are then one copy of the
-    base's weights. Each selects its adapter before it predicts.
-    """
-
-    def __init__(self, network: Any, adapter: str | None = None) -> None:
-        self.network, self.adapter = network, adapter
-        self.forward = network
-        """What is called: the network, or what wraps it for several processes."""
-        self.is_trainable = False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's output, with this denoiser's adapter."""
-        self.select()
-        return self.forward(*args, **kwargs)
-
-    def select(self) -> None:
-        """Make the network see this denoiser's adapter, or none."""
-        if not getattr(self.network, "peft_config", None):
-            return
-        from peft.tuners.tuners_utils import BaseTunerLayer  # slow to import: only for LoRA
-
-        for module in self.network.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.enable_adapters(self.adapter is not None)
-                if self.adapter is not None:
-                    module.set_adapter([self.adapter], inference_mode=not self.is_trainable)
-
-    def named_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """The weights that belong to this denoiser alone: its adapter's, or all of the network's."""
-        own = (f".lora_A.{self.adapter}.", f".lora_B.{self.adapter}.")
-        for name, parameter in self.network.named_parameters():
-            if self.adapter is None or any(part in name for part in own):
-                yield name, parameter
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """The weights of `named_weights`."""
-        return (parameter for _, parameter in self.named_weights())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The weights of `named_weights` by name; the tensors themselves, no copies."""
-        return {name: parameter.data for name, parameter in self.named_weights()}
-
-    @torch.no_grad()
-    def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy weights by name into this denoiser's. KeyError if one is missing."""
-        for name, parameter in self.named_weights():
-            parameter.copy_(weights[name])
-
-    def trainable(self) -> list[torch.nn.Parameter]:
-        """The weights to train, in training mode and with gradients; the rest stays frozen."""
-        self.is_trainable = True
-        self.network.requires_grad_(False).train()
-        parameters = list(self.parameters())
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        return parameters
-
-    def freeze(self) -> Denoiser:
-        """The same denoiser, in evaluation mode and without gradients."""
-        self.is_trainable = False
-        self.network.eval().requires_grad_(False)
-        return self
-
-    def save(self, folder: Path, part: str) -> None:
-        """Write the full network in diffusers' layout under folder/part, or its LoRA file."""
-        if self.adapter is None:
-            self.network.save_pretrained(folder / part, safe_serialization=True)
-            return
-        from peft import get_peft_model_state_dict
-
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = get_peft_model_state_dict(self.network, adapter_name=self.adapter)
-        config = self.network.peft_config[self.adapter].to_dict()
-        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-        header = {f"{part}.{key}": value for key, value in plain.items()}
-        safetensors.torch.save_file(
-            {f"{part}.{key}": value.contiguous().cpu() for key, value in weights.items()},
-            folder / LORA_FILE,
-            metadata={"format": "pt", LORA_METADATA: json.dumps(header, sort_keys=True)},
-        )
 
 
 class DiffusionModel(ABC):

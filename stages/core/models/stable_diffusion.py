@@ -12,13 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from stages.core.models.adapter import (
-    SAMPLERS,
-    Conditioning,
-    Denoiser,
-    DiffusionModel,
-    Geometry,
-)
+from stages.core.models.adapter import SAMPLERS, DiffusionModel, Geometry
+from stages.core.models.conditioning import Conditioning
+from stages.core.models.denoiser import Denoiser
 from stages.core.models.loading import ModelError, Source
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from stages.core.models.adapter import Conditioning, Denoiser, Geometry
+from stages.core.models.adapter import Geometry
+from stages.core.models.conditioning import Conditioning
+from stages.core.models.denoiser import Denoiser
 from stages.core.models.stable_diffusion import StableDiffusion
 
 

@@ -1,0 +1,45 @@
+"""Joins of tables that list the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
+from stages.core.artifacts.tables import num_rows, read_batches
+from stages.core.errors import UserError
+
+
+def join_latents(pairs: pa.Table, latents: pa.Table, path: Path) -> pa.Table:
+    """The pairs with their latents beside them. UserError unless both list the same pairs."""
+    if pairs.column("pair_id").to_pylist() != latents.column("pair_id").to_pylist():
+        raise _other_pairs(path)
+    for name in PAIR_LATENTS.arrow.names[1:]:
+        pairs = pairs.append_column(name, latents.column(name))
+    return pairs
+
+
+def joined_batches(
+    preferences: Path, latents: Path, rows: Sequence[int], *, size: int
+) -> Iterator[pa.Table]:
+    """The human pairs at some positions with images and latents, `size` at a time.
+
+    UserError unless both files list the same pairs.
+    """
+    if num_rows(preferences) != num_rows(latents):
+        raise _other_pairs(latents)
+    for pairs, encoded in zip(
+        read_batches(preferences, PREFERENCES, size=size, rows=rows),
+        read_batches(latents, PAIR_LATENTS, size=size, rows=rows),
+        strict=True,
+    ):
+        yield join_latents(pairs, encoded, latents)
+
+
+def _other_pairs(path: Path) -> UserError:
+    return UserError(
+        f"{path} does not list the same pairs as the preferences it belongs to; "
+        "run encode_preferences again"
+    )

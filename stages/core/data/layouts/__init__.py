@@ -1,0 +1,1 @@
+"""One module a kind of label files; `recognition` tells them apart."""

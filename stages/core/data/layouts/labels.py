@@ -1,0 +1,139 @@
+"""What every layout of human labels comes down to: a prompt, the better image, the worse image."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from stages.core.data.prompts import MAX_PROMPT_LETTERS, normalise
+from stages.core.data.text_files import not_utf8
+from stages.core.errors import UserError
+
+
+class Cell(NamedTuple):
+    """Where an image stands in its file (or its folder)."""
+
+    row: int
+    column: str
+    """Name of the column; of a folder the image's path in it."""
+    position: int = 0
+    """Place in the list, where a cell holds several images."""
+
+
+class Key(NamedTuple):
+    """Orders the labels of a prompt by what they are, not by where they stand."""
+
+    is_unnumbered: bool
+    number: int
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One usable judgement, before its images are read."""
+
+    file: Path
+    row: int
+    prompt: str
+    winner: Cell
+    loser: Cell
+    key: Key
+    loser_file: Path | None = None
+    """Where the loser stands; None is `file`, where the winner does."""
+
+    @property
+    def name(self) -> str:
+        """What the pair is called; the same wherever it stands. Not unique: labels may repeat."""
+        if self.key.is_unnumbered:
+            return f"human-preferences-{self.key.digest:016x}"
+        return f"human-preferences-{self.key.number:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """An image's bytes as they stand in a file, or why there are none."""
+
+    file: Path
+    cell: Cell
+    data: bytes | None
+    uid: str | None = None
+    """The name its makers gave it; two images of one name are one image."""
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout(ABC):
+    """How some files hold labels: which columns or names say what."""
+
+    files: tuple[Path, ...]
+    name: ClassVar[str]
+
+    @abstractmethod
+    def labels(self, ledger: Ledger) -> Iterator[Label]:
+        """The usable labels, without images; what is not usable goes into the ledger."""
+
+    @abstractmethod
+    def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
+        """The images of some cells of a file, in the order of the file."""
+
+
+@dataclass
+class Ledger:
+    """What was read and why some of it is not used. Stops at one bad row more than allowed."""
+
+    allowed_bad: int
+    counts: Counter[str] = field(default_factory=Counter)
+    bad: list[dict[str, object]] = field(default_factory=list)
+
+    def note_bad(self, file: Path, row: int, reason: str, column: str = "") -> None:
+        """Note a row that cannot be used, once. UserError if that is one too many."""
+        if any((bad["file"], bad["row"]) == (str(file), row) for bad in self.bad):
+            return
+        where = f", column {column!r}" if column else ""
+        at = f"column {column!r}: " if column else ""
+        self.bad.append({"file": str(file), "row": row, "reason": f"{at}{reason}"})
+        if self.allowed_bad == 0:
+            raise UserError(f"{file}, row {row}{where}: {reason}")
+        if len(self.bad) > self.allowed_bad:
+            lines = [f"{bad['file']}, row {bad['row']}: {bad['reason']}" for bad in self.bad]
+            raise UserError(
+                f"{len(self.bad)} rows cannot be used; preferences.skip_bad allows "
+                f"{self.allowed_bad}:\n  - " + "\n  - ".join(lines)
+            )
+
+
+def check_prompt(value: object) -> str | None:
+    """What is wrong with a prompt; None if nothing is."""
+    if not isinstance(value, str) or not normalise(value):
+        found = "null" if value is None else "empty" if value == "" else f"{value!r}"
+        return f"the caption is {found}; every pair needs its prompt. Fill it in or remove the row."
+    if len(value) > MAX_PROMPT_LETTERS:
+        return (
+            f"the caption has {len(value):,} letters, expected at most {MAX_PROMPT_LETTERS:,}. "
+            "Shorten it or remove the row."
+        )
+    problem = not_utf8(value)
+    return problem and f"the caption is no text: {problem}"
+
+
+def digest_of(*parts: object) -> int:
+    """64 bits that name some texts, bytes or image cells."""
+    state = blake2b(digest_size=8)
+    for part in parts:
+        data = _data(part)
+        state.update(len(data).to_bytes(8, "big") + data)
+    return int.from_bytes(state.digest(), "big")
+
+
+def _data(part: object) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    if isinstance(part, Mapping):
+        return _data(part.get("bytes") or part.get("path"))
+    return json.dumps(part, default=str).encode()

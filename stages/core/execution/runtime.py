@@ -1,0 +1,179 @@
+"""What every stage does around its work: threads, device, log, progress, and a closing line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from stages.core.errors import UserError
+from stages.core.execution.devices import lease_visible, promised_devices
+from stages.core.execution.stopping import EXIT_CODE, Stopped, heed_signals
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("sail")
+Item = TypeVar("Item")
+Args = TypeVar("Args")
+
+PROGRESS_SECONDS = 10.0
+"""Where nobody watches a terminal, one progress line this often."""
+
+
+@dataclass
+class Run:
+    """What a stage has read and written so far."""
+
+    name: str
+    rows_in: int = 0
+    rows_out: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self.started
+
+
+@contextmanager
+def stage(name: str) -> Iterator[Run]:
+    """Set up logging; end with rows in, rows out, seconds and peak memory."""
+    set_up_log()
+    run = Run(name)
+    yield run
+    log.info(
+        "%s: done, %d rows in, %d rows out, %.1f s, peak memory %s",
+        name, run.rows_in, run.rows_out, run.seconds, _peak_memory(),
+    )  # fmt: skip
+
+
+def run_stage(main: Callable[[Args], None], args: Args) -> None:
+    """Call a stage's main; a mistake of the user's ends in a message, not in a traceback."""
+    set_up_log()
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None:
+        log.info("python -m %s %s", spec.name, shlex.join(sys.argv[1:]))
+    try:
+        heed_signals()
+        main(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except PermissionError as error:
+        print(f"error: {error.filename}: this user may not read or write it", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was left; run again to continue", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Stopped as stopped:
+        if _is_main():
+            print(f"stopped by SIGTERM: {stopped}; run again to continue", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None
+
+
+def progress(items: Sequence[Item], what: str, unit: str, per_item: int = 1) -> Iterator[Item]:
+    """The items, with a bar on a terminal and a line now and then elsewhere, both with a rate."""
+    if sys.stderr.isatty():
+        yield from _bar(items, what)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= PROGRESS_SECONDS and done < len(items):
+            last = now
+            rate = done * per_item / (now - start)
+            left = (len(items) - done) * per_item / rate
+            log.info(
+                "%s: %d of %d (%.0f %%), %.1f %s/s, %.0f s left",
+                what, done, len(items), 100 * done / len(items), rate, unit, left,
+            )  # fmt: skip
+
+
+def choose_device(threads: int, jobs_per_gpu: int = 1) -> torch.device:
+    """A CUDA device that no other stage of this machine holds, else the CPU with that many threads.
+
+    With more than one job per GPU it is shared with so many that ask for the same.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        warn_of_unseen_devices()
+        return torch.device("cpu")
+    if "LOCAL_RANK" in os.environ:  # whoever launched this process has chosen
+        return torch.device("cuda")
+    [index] = lease_visible(jobs_per_device=jobs_per_gpu)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def warn_of_unseen_devices() -> None:
+    """Say so where a process was given GPUs and torch sees none: it will be slow, not wrong."""
+    promised = promised_devices(os.environ)
+    if promised:
+        log.warning(
+            "CUDA_VISIBLE_DEVICES is %s, but torch sees no GPU: working on the CPU; `python -m "
+            "stages.doctor` looks at the installation", ",".join(promised),
+        )  # fmt: skip
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.1f}/s")
+
+
+def _bar(items: Iterable[Item], what: str) -> Iterator[Item]:
+    columns = (
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        yield from bar.track(list(items))
+
+
+def set_up_log() -> None:
+    """Log to stderr; of several processes only the main one speaks."""
+    logging.basicConfig(
+        level=logging.INFO if _is_main() else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _peak_memory() -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    text = f"{peak:.2f} GB"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        text += f", GPU {torch.cuda.max_memory_allocated() / 1024**3:.2f} GB"
+    return text
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,3 @@
+"""What leaves the project for other tools: policies, preference pairs, their cards. It may import
+`artifacts`, `models` and `execution`.
+"""

@@ -1,0 +1,54 @@
+"""Text-to-latents sampling with classifier-free guidance, one seed per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stages.core.method.noising import generator
+
+if TYPE_CHECKING:
+    from stages.core.models.adapter import DiffusionModel
+    from stages.core.models.conditioning import Conditioning
+    from stages.core.models.denoiser import Denoiser
+
+
+@torch.no_grad()
+def sample_latents(
+    model: DiffusionModel,
+    denoiser: Denoiser,
+    *,
+    text: Conditioning,
+    unconditional: Conditioning,
+    seeds: Sequence[int],
+    sampler: str,
+    num_inference_steps: int,
+    guidance_scale: float,
+) -> Float[Tensor, "image channel height width"]:
+    """Latents of one image per row of `text`, from `seeds`; the batch does not matter.
+
+    Equal to diffusers' own pipeline for the same seed, scheduler and guidance: the generator that
+    draws an image's first noise also draws its sampler's noise, if the sampler has any.
+    `unconditional` is one row, used where guidance_scale is not 1.
+    """
+    scheduler = model.sampler(sampler)
+    scheduler.set_timesteps(num_inference_steps, device=model.device)
+    generators = [generator(seed) for seed in seeds]
+    noise = torch.stack([torch.randn(model.latents_shape, generator=g) for g in generators])
+    latents = noise.to(model.device, model.dtype) * scheduler.init_noise_sigma
+    is_guided = guidance_scale != 1.0
+    context = unconditional.repeat(len(seeds)).join(text) if is_guided else text
+    extra = model.step_arguments(scheduler, generators)
+    for timestep in scheduler.timesteps:
+        rows = torch.cat([latents, latents]) if is_guided else latents
+        rows = scheduler.scale_model_input(rows, timestep)
+        prediction = model.predict(denoiser, rows, timestep.expand(len(rows)), context)
+        if is_guided:
+            without, with_text = prediction.chunk(2)
+            prediction = without + guidance_scale * (with_text - without)
+        latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
+    return latents

@@ -1,0 +1,68 @@
+"""Denoising errors of a policy and a reference on the same noised images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stages.core.method.noising import Draws
+from stages.core.method.objective import denoising_error
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.conditioning import Conditioning
+from stages.core.models.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of both models, and how far their predictions are apart."""
+
+    policy: Float[Tensor, "image draw"]
+    reference: Float[Tensor, "image draw"]
+    drift: Float[Tensor, "image draw"]
+    """Mean squared difference of the two predictions."""
+
+
+@torch.no_grad()
+def draw_errors(
+    model: DiffusionModel,
+    policy: Denoiser,
+    reference: Denoiser,
+    latents: Float[Tensor, "image channel height width"],
+    text: Conditioning,
+    draws: Draws,
+    *,
+    rows_per_batch: int | None = None,
+) -> Errors:
+    """Errors of every image of one prompt at every draw, float32 on the CPU.
+
+    `text` is one row for all images, or one for each. Both models see the same noised rows, without
+    guidance; `rows_per_batch` of images x draws go through a network at once, None is all.
+    Paper: SAIL Eq. 8.
+    """
+    num_images, num_draws = len(latents), len(draws.timesteps)
+    timesteps = draws.timesteps.to(model.device).repeat(num_images)
+    noise = draws.noise.to(model.device).repeat(num_images, 1, 1, 1)
+    rows = latents.to(model.device, noise.dtype).repeat_interleave(num_draws, dim=0)
+    noised = model.add_noise(rows, noise, timesteps).to(model.dtype)  # noised in float32
+    context = (text.repeat(num_images) if len(text) == 1 else text).repeat_each(num_draws)
+    target = model.target(rows, noise, timesteps)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    size = rows_per_batch or len(rows)
+    for part in (slice(start, start + size) for start in range(0, len(rows), size)):
+        some = context.rows(torch.arange(len(rows))[part])
+        policy_prediction, reference_prediction = (
+            model.predict(denoiser, noised[part], timesteps[part], some)
+            for denoiser in (policy, reference)
+        )
+        found.append(
+            (
+                denoising_error(policy_prediction, target[part]),
+                denoising_error(reference_prediction, target[part]),
+                denoising_error(policy_prediction, reference_prediction),
+            )
+        )
+    shape = (num_images, num_draws)
+    return Errors(*(torch.cat(e).reshape(shape).cpu() for e in zip(*found, strict=True)))

@@ -1,0 +1,503 @@
+"""The report's page: rows of the tables put into words, cells and figures, and the template filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from stages.core.evaluation.gates import Gate, gate_sentences, last_good
+from stages.core.evaluation.guards import MEASURES, Guard, Limits, Measure, seed_guard, warning
+from stages.core.evaluation.paper import TOLERANCE, Column, PaperRow
+from stages.core.evaluation.verdicts import (
+    BASE,
+    LABELS,
+    Comparison,
+    Evaluation,
+    best_sentence,
+    sides_sentence,
+    steps_sentence,
+    verdict,
+)
+from stages.core.evaluation.wording import DASH, number, p_value, percent, significant
+from stages.core.report.figures import (
+    LN_2,
+    ReliabilityPoint,
+    Series,
+    TrainingCurves,
+    histogram,
+    reliability_panel,
+    series_panel,
+    training_panel,
+)
+from stages.core.report.thumbnails import Thumbnail
+
+Row = dict[str, Any]
+Steps = Float[np.ndarray, " step"]
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+MARKS = {"higher": "▲", "lower": "▼", "unclear": "◆"}
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+NUM_FOR_AUDIT = 2
+"""Pairs of each iteration that are marked for audit: the least certain ones."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with its title and caption."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The page; every text in the context is escaped, save the figures' own markup."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template(TEMPLATE.name)
+    return template.render(marks=MARKS, labels=LABELS, **context)
+
+
+def _visible(value: object) -> object:
+    """A text with its control characters, which no page can hold, as their pictures: NUL as ␀."""
+    return value.translate(PICTURES) if type(value) is str else value
+
+
+def headline(evaluation: Evaluation, prompt_set: str, metric: str, good: str | None = None) -> Row:
+    """Verdicts on one metric: the last policy against base, then each against the one before.
+
+    Where gates found a last good policy, it stands in the last one's place.
+    """
+    policies, decimals = evaluation.policies, evaluation.decimals(prompt_set, metric)
+    last = good if good and good != BASE else policies[-1]
+    overall = evaluation.against(prompt_set, metric, last, BASE)
+    steps = _present(
+        evaluation.against(prompt_set, metric, policy, evaluation.previous(policy))
+        for policy in policies
+    )
+    others = _present(
+        evaluation.against(prompt_set, other, last, BASE)
+        for other in evaluation.metrics(prompt_set)
+        if other != metric
+    )
+    sentences = (
+        steps_sentence(steps),
+        sides_sentence(others),
+        best_sentence(evaluation, prompt_set, metric),
+    )
+    return {
+        "overall": overall and verdict(overall, decimals),
+        "steps": [verdict(step, decimals) for step in steps],
+        "sentences": [sentence for sentence in sentences if sentence],
+    }
+
+
+def metric_groups(evaluation: Evaluation, first_set: str, first_metric: str) -> list[Row]:
+    """For each prompt set, a curve and the table rows of each metric; the first ones lead."""
+    groups = []
+    for prompt_set in sorted(evaluation.prompt_sets, key=lambda name: name != first_set):
+        metrics = sorted(evaluation.metrics(prompt_set), key=lambda name: name != first_metric)
+        tables = [
+            {
+                "metric": metric,
+                "policies": [
+                    metric_row(evaluation, prompt_set, metric, policy)
+                    for policy in evaluation.policies
+                ],
+            }
+            for metric in metrics
+        ]
+        curves = [metric_panel(evaluation, prompt_set, metric) for metric in metrics]
+        groups.append({"prompt_set": prompt_set, "curves": curves, "metrics": tables})
+    return groups
+
+
+def metric_row(evaluation: Evaluation, prompt_set: str, metric: str, policy: str) -> Row:
+    """A policy's mean on a metric, its differences to base and to the one before, its wins."""
+    decimals = evaluation.decimals(prompt_set, metric)
+    base = evaluation.against(prompt_set, metric, policy, BASE)
+    previous = evaluation.against(prompt_set, metric, policy, evaluation.previous(policy))
+    return {
+        "policy": policy,
+        "mean": number(evaluation.mean(prompt_set, metric, policy), decimals),
+        "base": difference_cell(base, decimals),
+        "previous": difference_cell(previous, decimals),
+        "wins": wins_cell(base),
+        "effect_size": number(base.effect_size, 2, sign=True) if base else DASH,
+        "p": p_value(base.wilcoxon_p_holm) if base else DASH,
+        "num_prompts": base.num_prompts if base else DASH,
+    }
+
+
+def wins_cell(row: Comparison | None) -> Row | None:
+    """A win rate with its interval; None where nothing was compared."""
+    if row is None:
+        return None
+    low, high = (number(100 * end, 0) for end in (row.win_low, row.win_high))
+    return {"share": percent(row.win_rate), "interval": f"{low} to {high} %"}
+
+
+def others_view(evaluation: Evaluation) -> list[Row]:
+    """Own policies against those of other runs: one row a set, metric and pair."""
+    return [
+        {
+            "prompt_set": prompt_set,
+            "metric": metric,
+            "policy": policy,
+            "other": other,
+            "difference": difference_cell(row, evaluation.decimals(prompt_set, metric)),
+            "wins": wins_cell(row),
+            "p": p_value(row.wilcoxon_p_holm),
+        }
+        for other in evaluation.others
+        for prompt_set in evaluation.prompt_sets
+        for metric in evaluation.metrics(prompt_set)
+        for policy in evaluation.policies
+        if (row := evaluation.against(prompt_set, metric, policy, other)) is not None
+    ]
+
+
+def breakdown_view(rows: Sequence[Row], evaluation: Evaluation) -> list[Row]:
+    """For each set, axis and metric, how the last policy compares with base in each group."""
+    last = evaluation.policies[-1]
+    tables: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row["policy"] != last or row["baseline"] != BASE:
+            continue
+        decimals = evaluation.decimals(row["prompt_set"], row["metric"])
+        ends = (number(row[name], decimals, sign=True) for name in ("ci_low", "ci_high"))
+        tables.setdefault((row["prompt_set"], row["axis"], row["metric"]), []).append(
+            {
+                "group": row["group"],
+                "num_prompts": row["num_prompts"],
+                "base": number(row["baseline_mean"], decimals),
+                "last": number(row["mean"], decimals),
+                "difference": number(row["difference"], decimals, sign=True),
+                "interval": " to ".join(ends),
+                "win_rate": percent(row["win_rate"]),
+            }
+        )
+    return [
+        {"prompt_set": name, "axis": axis, "metric": metric, "policy": last, "rows": found}
+        for (name, axis, metric), found in tables.items()
+    ]
+
+
+def paper_view(
+    paper: Sequence[PaperRow], evaluation: Evaluation, breakdown: Sequence[Row]
+) -> list[Row]:
+    """Each of the paper's tables with what the run has of it; those it has nothing of are left out.
+
+    Base and its distance from the paper's base lead, then come the run's policies and the paper's
+    rows.
+    """
+    means: dict[Column, dict[str, float]] = {}
+    for row in breakdown:
+        column = Column(row["prompt_set"], row["metric"], row["group"])
+        means.setdefault(column, {})[row["policy"]] = row["mean"]
+    for prompt_set in evaluation.prompt_sets:
+        for metric in evaluation.metrics(prompt_set):
+            found = {p: evaluation.mean(prompt_set, metric, p) for p in evaluation.policies}
+            means[Column(prompt_set, metric)] = {p: m for p, m in found.items() if m is not None}
+    views = []
+    for table in dict.fromkeys(row.table for row in paper):
+        rows = [row for row in paper if row.table == table]
+        columns = [column for column in rows[0].values if column in means]
+        if columns:
+            views.append(paper_table(table, rows, columns, means, evaluation.policies))
+    return views
+
+
+def paper_table(
+    table: int,
+    paper: Sequence[PaperRow],
+    columns: Sequence[Column],
+    means: Mapping[Column, Mapping[str, float]],
+    policies: Sequence[str],
+) -> Row:
+    """One of the paper's tables beside this run's rows, and whether the two bases agree."""
+    base = paper[0].values
+    gaps = {column: means[column][BASE] - base[column] for column in columns}
+    far = [c for c in columns if abs(gaps[c]) > TOLERANCE.get(c.metric, float("inf"))]
+    decimals = {column: 4 if column.metric == "imagereward" else 2 for column in columns}
+
+    def row(name: str, values: Mapping[Column, float], *, sign: bool = False) -> Row:
+        cells = [number(values[column], decimals[column], sign=sign) for column in columns]
+        return {"name": name, "cells": cells}
+
+    difference = row("difference of base from the paper's", gaps, sign=True)
+    difference["cells"] = [
+        f"{cell} ⚠" if column in far else cell
+        for column, cell in zip(columns, difference["cells"], strict=True)
+    ]
+    own = [
+        row(f"{policy} (this run)", {column: means[column][policy] for column in columns})
+        for policy in policies
+    ]
+    own.insert(1, difference)
+    others = []
+    for line in paper:
+        printed = f" (printed as {line.printed_as})" if line.printed_as else ""
+        others.append(row(f"paper: {line.method}{printed}", line.values))
+    return {
+        "table": table,
+        "columns": [" ".join(filter(None, (c.prompt_set, c.category, c.metric))) for c in columns],
+        "rows": own + others,
+        "is_far": bool(far),
+    }
+
+
+def leakage_view(rows: Sequence[Row]) -> list[Row]:
+    """How many prompts of each evaluation set each training saw."""
+    return [{**row, "is_shared": row["num_shared"] > 0} for row in rows]
+
+
+def reliability_panels(rows: Sequence[Row]) -> list[Panel]:
+    """The judge's reliability in each iteration."""
+    panels = []
+    for iteration in dict.fromkeys(row["iteration"] for row in rows):
+        inside = [row for row in rows if row["iteration"] == iteration]
+        names = ("num_pairs", "mean_probability", "share_right", "share_low", "share_high")
+        points = [ReliabilityPoint(**{name: row[name] for name in names}) for row in inside]
+        title = f"Reliability of {inside[0]['policy']}"
+        caption = f"{sum(p.num_pairs for p in points)} held-out pairs in bins of equal size"
+        panels.append(Panel(title, reliability_panel(title, points), caption))
+    return panels
+
+
+def difference_cell(row: Comparison | None, decimals: int) -> Row | None:
+    """A difference with its interval and direction; None where nothing was compared."""
+    if row is None:
+        return None
+    return {
+        "direction": row.direction,
+        "difference": number(row.difference, decimals, sign=True),
+        "low": number(row.ci_low, decimals, sign=True),
+        "high": number(row.ci_high, decimals, sign=True),
+    }
+
+
+def metric_panel(evaluation: Evaluation, prompt_set: str, metric: str) -> Panel:
+    """The curve of a metric: means, and around them the intervals of the difference to base.
+
+    Paper: SAIL Fig. 2.
+    """
+    policies = evaluation.policies
+    rows = [evaluation.against(prompt_set, metric, policy, BASE) for policy in policies]
+    series = Series(
+        name=f"{metric} ({prompt_set})",
+        labels=policies,
+        values=[evaluation.mean(prompt_set, metric, policy) for policy in policies],
+        intervals=[
+            (row.baseline_mean + row.ci_low, row.baseline_mean + row.ci_high) if row else None
+            for row in rows
+        ],
+        line=evaluation.mean(prompt_set, metric, BASE),
+        line_label=BASE,
+    )
+    last = rows[-1]
+    decimals = evaluation.decimals(prompt_set, metric)
+    caption = verdict(last, decimals).sentence if last else ""
+    return Panel(metric, series_panel(series), caption)
+
+
+def gates_view(gates: Sequence[Gate], iterations: int) -> Row | None:
+    """What the guards decided, of so many iterations that were asked for; None without gates."""
+    if not gates:
+        return None
+    return {
+        "on_collapse": gates[-1].on_collapse,
+        "is_stopped": gates[-1].stops,
+        "sentences": gate_sentences(gates, iterations),
+        "last_good": last_good(gates),
+    }
+
+
+def guards_view(guards: Sequence[Guard], limits: Limits) -> Row:
+    """Warnings, a plot of each measure, and the table that marks what is beyond its limit."""
+    seed = seed_guard(guards)
+    warned = {
+        (guard.iteration, measure.field): warning(guard, measure.field, seed, limits)
+        for measure in MEASURES
+        for guard in guards
+    }
+    table = [
+        {
+            "iteration": guard.iteration,
+            "policy": guard.policy,
+            "cells": [
+                {
+                    **guard_cell(guard, measure),
+                    "turned": bool(warned[guard.iteration, measure.field]),
+                }
+                for measure in MEASURES
+            ],
+        }
+        for guard in guards
+    ]
+    return {
+        "warnings": list(dict.fromkeys(text for text in warned.values() if text)),
+        "guard_panels": [guard_panel(guards, measure, limits) for measure in MEASURES],
+        "guard_columns": [measure.title for measure in MEASURES],
+        "guard_rows": table,
+    }
+
+
+def guard_cell(guard: Guard, measure: Measure) -> Row:
+    """A guard's value as text, with its interval where it has one."""
+    value: float | None = getattr(guard, measure.field)
+    note = ""
+    if measure.field == "reward_accuracy":
+        low, high = (number(100 * end, 0) for end in _accuracy_interval(guard))
+        note = f"{low} to {high} %, n = {guard.num_holdout_pairs}"
+    if measure.field == "feature_diversity":
+        note = guard.features
+    return {"text": (percent if measure.is_share else significant)(value), "note": note}
+
+
+def guard_panel(guards: Sequence[Guard], measure: Measure, limits: Limits) -> Panel:
+    """The plot of a measure over iterations, with its limit, and what it means."""
+    accuracy = measure.field == "reward_accuracy"
+    line, label = _reference_line(measure, seed_guard(guards), limits)
+    series = Series(
+        name=measure.title,
+        labels=[str(guard.iteration) for guard in guards],
+        values=[getattr(guard, measure.field) for guard in guards],
+        intervals=[_accuracy_interval(guard) for guard in guards] if accuracy else (),
+        line=line,
+        line_label=label,
+        is_share=measure.is_share,
+    )
+    return Panel(measure.title, series_panel(series), measure.meaning)
+
+
+def training_panels(trainings: Sequence[TrainingCurves]) -> list[Panel]:
+    """Loss and accuracies of each iteration's training, all on one scale."""
+    losses = [curves.loss for curves in trainings]
+    finite = np.concatenate([loss[np.isfinite(loss)] for loss in losses] + [np.array([LN_2])])
+    low, high = np.quantile(finite, (0.002, 0.998))
+    low, high = min(low, LN_2), max(high, LN_2)
+    margin = 0.08 * (high - low) or 0.1
+    panels = []
+    for curves in trainings:
+        title = f"Iteration {curves.iteration}" + (
+            " (people's pairs)" if curves.iteration == 0 else "")  # fmt: skip
+        svg = training_panel(title, curves, (low - margin, high + margin))
+        panels.append(Panel(title, svg, f"{len(curves.loss)} steps"))
+    return panels
+
+
+def choose_shown(rows: Sequence[Row], num_shown: int) -> list[int]:
+    """Places of pairs evenly spaced from the largest margin to the smallest, both included."""
+    order = sorted(range(len(rows)), key=lambda place: -_certainty(rows[place]))
+    if len(order) <= num_shown:
+        return order
+    return [order[round(i)] for i in np.linspace(0, len(order) - 1, num_shown)]
+
+
+def pairs_view(
+    rows: Sequence[Row], shown: Sequence[int], images: Sequence[tuple[Thumbnail, Thumbnail]]
+) -> Row:
+    """One iteration's pairs: how many, their margins, and some of them with (winner, loser)."""
+    iteration = rows[0]["iteration"]
+    margins = np.array([row["margin"] for row in rows if row["margin"] is not None], np.float64)
+    margins = margins[np.isfinite(margins)]
+    audit = min(NUM_FOR_AUDIT, len(shown))
+    return {
+        "iteration": iteration,
+        "num_pairs": len(rows),
+        "sentence": margins_sentence(rows),
+        "histogram": Panel(
+            "Margins",
+            histogram(f"margins of iteration {iteration}", margins),
+            "Implicit reward of the winner minus that of the loser; dashed at 0.",
+        )
+        if len(margins)
+        else None,
+        "pairs": [
+            pair_card(rows[place], images[i], is_for_audit=i >= len(shown) - audit)
+            for i, place in enumerate(shown)
+        ],
+    }
+
+
+def pair_card(row: Row, images: tuple[Thumbnail, Thumbnail], *, is_for_audit: bool) -> Row:
+    """One pair as it is shown."""
+    probability = row["probability"]
+    return {
+        "pair_id": row["pair_id"],
+        "prompt": row["prompt"],
+        "winner": images[0],
+        "loser": images[1],
+        "winner_score": significant(row["winner_score"]),
+        "loser_score": significant(row["loser_score"]),
+        "probability": number(probability, 3),
+        "margin": significant(row["margin"]),
+        "standard_error": significant(row["margin_standard_error"]),
+        "is_for_audit": is_for_audit,
+    }
+
+
+def margins_sentence(rows: Sequence[Row]) -> str:
+    """How many margins are no larger than their noise, and how sure the judge is of the middle."""
+    known = [row for row in rows if None not in (row["margin"], row["margin_standard_error"])]
+    parts = []
+    if known:
+        noisy = sum(row["margin"] < 2 * row["margin_standard_error"] for row in known)
+        parts.append(
+            f"{noisy} of {len(known)} margins are smaller than twice their standard error."
+        )
+    sure = [row["probability"] for row in rows if row["probability"] is not None]
+    if sure:
+        parts.append(f"Half of the pairs have p(winner > loser) above {np.median(sure):.2f}.")
+    return " ".join(parts)
+
+
+def _certainty(row: Row) -> float:
+    """What pairs are ordered by: the margin (p grows with it), else the difference in score."""
+    if row["margin"] is not None:
+        return float(row["margin"])
+    if None in (row["winner_score"], row["loser_score"]):
+        return 0.0
+    return float(row["winner_score"] - row["loser_score"])
+
+
+def _accuracy_interval(guard: Guard) -> tuple[float, float]:
+    return guard.reward_accuracy_low, guard.reward_accuracy_high
+
+
+def _reference_line(measure: Measure, seed: Guard, limits: Limits) -> tuple[float | None, str]:
+    """Where a measure's dashed line goes, and what it says."""
+    lines: dict[str, tuple[float, str]] = {
+        "reward_accuracy": (
+            limits.min_reward_accuracy,
+            "chance" if limits.min_reward_accuracy == 0.5 else "limit",
+        ),
+        "confident_share": (limits.max_confident_share, "limit"),
+        "diversity": (limits.min_diversity_share * seed.diversity, "limit"),
+        "feature_diversity": (limits.min_diversity_share * seed.feature_diversity, "limit"),
+        "best_beats_worst": (0.5, "chance"),
+        "blank_share": (limits.max_blank_share, "limit"),
+        "truncated_share": (limits.max_truncated_share, "limit"),
+        "rank_correlation": (0.0, "no relation"),
+    }
+    if limits.max_drift is not None:
+        lines["drift"] = (limits.max_drift, "limit")
+    return lines.get(measure.field, (None, ""))
+
+
+def _present(rows: Iterable[Comparison | None]) -> list[Comparison]:
+    return [row for row in rows if row is not None]

@@ -1,0 +1,155 @@
+"""From a table of preference pairs to a finished policy folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stages.core.artifacts.provenance import policy_files, provenance, write_manifest
+from stages.core.artifacts.schemas import HELD_OUT_CURVE, TRAINING
+from stages.core.artifacts.tables import write_table
+from stages.core.errors import UserError
+from stages.core.execution.locks import held
+from stages.core.execution.stopping import STOP
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import LoraSettings
+from stages.core.policies.encoding import EncodedPairs
+from stages.core.policies.loading import policy_path
+from stages.core.policies.saving import save_policy
+from stages.core.training.held_out import HeldOut, Progress, best_step
+from stages.core.training.loop import Step, train_dpo
+from stages.core.training.processes import Processes
+from stages.core.training.settings import Execution, TrainingSettings, needs_reference
+
+log = logging.getLogger(__name__)
+
+RUN_TIME = ("execution", "threads", "trackers", "work")
+"""Arguments that change how a training runs and not what it ends with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where a training writes."""
+
+    policy: Path
+    """Policy folder (the weights and manifest.json)."""
+    training: Path
+    """Per-step measures (schema training)."""
+    held_out_curve: Path
+    """Measures of the held-out pairs on the way (schema held_out_curve)."""
+    work: Path
+    """Training state; removed when the training has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained, from what, against what, and who asked for it."""
+
+    stage: str
+    """Name of the stage, for provenance."""
+    arguments: object
+    """Arguments of the stage that decide the result, for provenance and identity."""
+    inputs: Sequence[Path]
+    """Files the result depends on."""
+    initial: str
+    """Policy folder to start from, or 'base'."""
+    reference: str
+    """Policy folder the loss compares with, or 'base'."""
+    lora: LoraSettings
+    """Rank 0 is a full fine-tune."""
+    seed: int
+    """Decides order, timesteps, noise and the first LoRA weights."""
+
+
+def train_policy(
+    model: DiffusionModel,
+    pairs: EncodedPairs,
+    settings: TrainingSettings,
+    task: Task,
+    outputs: Outputs,
+    *,
+    processes: Processes,
+    execution: Execution,
+    held_out: HeldOut | None,
+) -> int:
+    """Train and write the policy folder; the number of steps.
+
+    Nothing is written under the policy's folder before the training has ended; the manifest comes
+    last. Of several processes only the main one writes.
+    """
+    if len(pairs) < 2:
+        raise UserError(f"training needs at least 2 preference pairs, found {len(pairs)}")
+    inputs = [*task.inputs, *sorted({*policy_files(task.initial), *policy_files(task.reference)})]
+    lock = outputs.work.with_name(f"{outputs.work.name}.lock")
+    with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
+        processes.wait()  # for the main one, which may have to wait for another training
+        policy, reference = model.load_for_training(
+            policy_path(task.initial), policy_path(task.reference), task.lora, task.seed
+        )
+        if processes.count > 1:
+            log.info("training on %d processes", processes.count)
+        processes.start_trackers(task.stage, asdict(settings))
+        with STOP.deferred():  # to the end of a step; after the last one the policy is written
+            steps, curve = train_dpo(
+                model,
+                policy,
+                reference if needs_reference(settings) else None,
+                pairs,
+                settings,
+                seed=task.seed,
+                work=outputs.work,
+                identity=_identity(task, inputs),
+                processes=processes,
+                execution=execution,
+                held_out=held_out,
+            )
+            processes.end_trackers()
+            if processes.is_main:
+                facts = {
+                    "base": model.base,
+                    "kind": "lora" if task.lora.rank else "full",
+                    "num_pairs": len(pairs),
+                    "num_steps": len(steps),
+                    "last_loss": steps[-1].loss,
+                    **({"best_step": best_step(curve)} if settings.stop_after_no_gain else {}),
+                }
+                _write_tables(steps, curve, task, outputs, inputs)
+                save_policy(policy, outputs.policy, model.denoiser_part)
+                write_manifest(
+                    outputs.policy,
+                    stage=task.stage, arguments=task.arguments, inputs=inputs, facts=facts,
+                )  # fmt: skip
+                shutil.rmtree(outputs.work, ignore_errors=True)
+    return len(steps)
+
+
+def _write_tables(
+    steps: Sequence[Step],
+    curve: Sequence[Progress],
+    task: Task,
+    outputs: Outputs,
+    inputs: Sequence[Path],
+) -> None:
+    for path, records, schema in (
+        (outputs.training, steps, TRAINING),
+        (outputs.held_out_curve, curve, HELD_OUT_CURVE),
+    ):
+        write_table(
+            path, [asdict(record) for record in records], schema,
+            stage=task.stage, arguments=task.arguments, inputs=inputs,
+        )  # fmt: skip
+
+
+def _identity(task: Task, inputs: Sequence[Path]) -> str:
+    """What names a training's state: all that decides its result, not how it runs."""
+    made_by = provenance(task.stage, task.arguments, inputs)
+    arguments = json.loads(made_by["sail_arguments"])
+    decisive = {name: value for name, value in arguments.items() if name not in RUN_TIME}
+    text = json.dumps({**made_by, "sail_arguments": decisive}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""What decides a training's result, and how it runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from stages.core.method.objective import WITHOUT_REFERENCE, LossName
+from stages.core.training.optimizers import OptimizerName
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Everything about the optimisation that changes its result."""
+
+    dpo_beta: float
+    """Strength of the pull towards the reference, with mean errors (paper: 5000)."""
+    learning_rate: float
+    """Of the optimizer, after the warmup."""
+    batch_pairs: int
+    """Pairs per optimizer step."""
+    passes: float
+    """Passes over the pairs; the number of steps is passes x pairs / batch_pairs, rounded up."""
+    warmup_share: float
+    """Share of the steps over which the learning rate rises from 0, linearly."""
+    gradient_clip: float
+    """Largest norm of the gradient."""
+    weight_decay: float
+    """Of the optimizer."""
+    caption_dropout: float
+    """Share of pairs that are trained on with an empty caption, the same for both images."""
+    loss: LossName = "sigmoid"
+    """'sigmoid' (paper), 'ipo', or 'mapo' (no reference; Table 1's baseline)."""
+    label_smoothing: float = 0.0
+    """Share of labels taken to be wrong (cDPO, with the sigmoid loss); 0 trusts them all (paper)."""
+    optimizer: OptimizerName = "adamw"
+    """'adamw' (paper, SD1.5), 'adafactor' (paper, SDXL) or 'adamw8bit' (bitsandbytes)."""
+    ema_decay: float = 0.0
+    """Decay of the average of the weights that becomes the policy; 0 takes the last ones (paper)."""
+    stop_after_no_gain: int = 0
+    """Held-out scores in a row without a gain that end the training, with the best-scored weights;
+    0 trains to the end and keeps the last (paper)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a training runs; changes its result by rounding at most."""
+
+    micro_batch_pairs: int | None = None
+    """Pairs that go through the network at once; gradients are accumulated over the batch."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, more time (benchmarks/training.md)."""
+    save_every: int = 50
+    """Steps between two saved states."""
+
+
+def needs_reference(settings: TrainingSettings) -> bool:
+    """Whether the loss looks at the reference at all."""
+    return settings.loss not in WITHOUT_REFERENCE
+
+
+def num_steps(num_pairs: int, settings: TrainingSettings) -> int:
+    """Optimizer steps of a training; at least one."""
+    return max(1, math.ceil(settings.passes * num_pairs / settings.batch_pairs))
