@@ -28,12 +28,15 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.training import build
-from stages.core.artifacts import write_text
-from stages.core.generation import SamplingSettings, generate
-from stages.core.models import Denoiser, DiffusionModel, ModelSettings, load_model
-from stages.core.noising import generator, reward_draws
-from stages.core.scoring import draw_errors
-from stages.core.seeding import seed_of
+from stages.core.artifacts.files import write_text
+from stages.core.method.noising import generator, reward_draws
+from stages.core.method.scoring import draw_errors
+from stages.core.method.seeding import seed_of
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import Denoiser
+from stages.core.models.families import load_model
+from stages.core.models.loading import ModelSettings
+from stages.core.policies.generation import SamplingSettings, generate
 
 PROMPT = "an oil painting of a ship in a storm"
 FAMILIES: dict[str, dict[str, Any]] = {

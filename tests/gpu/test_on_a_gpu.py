@@ -10,15 +10,17 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from stages.core.models import DiffusionModel, LoraSettings, load_model
-from stages.core.noising import generator, reward_draws
-from stages.core.pair_losses import EncodedPairs
-from stages.core.processes import Processes
-from stages.core.runtime import choose_device
-from stages.core.sampling import sample_latents
-from stages.core.scoring import draw_errors
-from stages.core.training import train_dpo
-from stages.core.training_settings import Execution, TrainingSettings
+from stages.core.execution.runtime import choose_device
+from stages.core.method.noising import generator, reward_draws
+from stages.core.method.sampling import sample_latents
+from stages.core.method.scoring import draw_errors
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import LoraSettings
+from stages.core.models.families import load_model
+from stages.core.policies.encoding import EncodedPairs
+from stages.core.training.loop import train_dpo
+from stages.core.training.processes import Processes
+from stages.core.training.settings import Execution, TrainingSettings
 from tests import tiny_models
 from tests.builders import FULL, LORA, settings
 
