@@ -27,6 +27,7 @@ from stages.core.artifacts.schemas import PREFERENCES
 from stages.core.artifacts.tables import writing_table
 from stages.core.data.image_spool import ImageSpool, Place
 from stages.core.data.import_report import describe_captions, describe_pairs, places
+from stages.core.data.layouts.columns import UNNAMED, Columns
 from stages.core.data.layouts.labels import Cell, Label, Layout, Ledger
 from stages.core.data.layouts.recognition import LayoutName, find_layout
 from stages.core.data.prompts import prompt_id, read_prompts
@@ -61,6 +62,10 @@ class Args:
     """Files of prompts that no pair may have: the evaluation sets."""
     layout: LayoutName = "auto"
     """How the labels are laid out; 'auto' recognises it."""
+    columns: Columns = UNNAMED
+    """Which columns say what, where their names are not known ones."""
+    root: Path | None = None
+    """Folder below which the images lie that labels name by paths; links in it are followed."""
     skip_bad: int = 0
     """Rows that may be unusable; they are listed in the report. One more stops the import."""
     tokenizer: Path | None = None
@@ -70,7 +75,8 @@ class Args:
 def main(args: Args) -> None:
     """Read labels, choose by prompt, read the chosen pairs' images, write."""
     with stage("import_preferences") as run, ImageSpool(args.preferences.parent) as spool:
-        layout, ledger = find_layout(args.files, args.layout), Ledger(args.skip_bad)
+        layout, ledger = find_layout(
+            args.files, args.layout, args.columns, args.root), Ledger(args.skip_bad)  # fmt: skip
         labels = read_labels(layout, ledger, args)
         chosen, holdout = choose(labels, layout, ledger, spool, args)
         write(chosen, holdout, spool, layout, args)
@@ -96,9 +102,36 @@ def read_labels(layout: Layout, ledger: Ledger, args: Args) -> ByPrompt:
             ledger.counts["pairs_in_other_sets_dropped"] += 1
         else:
             by_prompt[name].append(label)
-    for labels in by_prompt.values():
+    for name, labels in by_prompt.items():
         labels.sort(key=lambda label: (label.key, *((str(at), cell) for at, cell in places(label))))
+        by_prompt[name] = count_votes(labels, ledger)
     return by_prompt
+
+
+def count_votes(labels: Sequence[Label], ledger: Ledger) -> list[Label]:
+    """One label for each pair of images of a prompt, in the same order: what most of its votes say.
+
+    A pair with as many votes for the one as for the other is dropped, as a tie, and so is an image
+    beside itself.
+    """
+    votes: dict[frozenset[int], list[Label]] = defaultdict(list)
+    for label in labels:
+        votes[frozenset(label.images)].append(label)
+    kept = []
+    for images, of_pair in votes.items():
+        if len(images) == 1:
+            ledger.counts["same_image_dropped"] += len(of_pair)
+            continue
+        wins = Counter(label.images[0] for label in of_pair)
+        ledger.counts["repeated_pairs"] += len(of_pair) - 1
+        ledger.counts["contradictory_pairs"] += len(wins) > 1
+        (winner, most), *others = wins.most_common()
+        if others and others[0][1] == most:
+            ledger.counts["votes_tied_dropped"] += 1
+            continue
+        ledger.votes[f"{most} to {others[0][1] if others else 0}"] += 1
+        kept.append(next(label for label in of_pair if label.images[0] == winner))
+    return kept
 
 
 def choose(
@@ -106,16 +139,24 @@ def choose(
 ) -> tuple[list[Label], list[Label]]:
     """(seed pairs, held-out pairs) whose images are in the spool; others take bad ones' places."""
     while True:
-        chosen, holdout = split(labels, args)
+        chosen, holdout = split(labels, ledger, args)
         missing = missing_images((*chosen, *holdout), spool)
         if not missing:
             return chosen, holdout
         bad = set(fetch(missing, layout, ledger, spool))
         for name, of_prompt in labels.items():
-            labels[name] = [label for label in of_prompt if not bad & set(places(label))]
+            usable = [label for label in of_prompt if not bad & set(places(label))]
+            labels[name] = [label for label in usable if not is_one_image(label, spool)]
+            ledger.counts["same_image_dropped"] += len(usable) - len(labels[name])
 
 
-def split(by_prompt: ByPrompt, args: Args) -> tuple[list[Label], list[Label]]:
+def is_one_image(label: Label, spool: ImageSpool) -> bool:
+    """Whether a label's two images, once both are read, turn out to be one."""
+    winner, loser = places(label)
+    return winner in spool and loser in spool and spool.digest(winner) == spool.digest(loser)
+
+
+def split(by_prompt: ByPrompt, ledger: Ledger, args: Args) -> tuple[list[Label], list[Label]]:
     """(seed pairs, held-out pairs), whole prompts at a time, in an order the seed decides.
 
     UserError if there are fewer than two usable pairs, or fewer than asked for.
@@ -134,8 +175,22 @@ def split(by_prompt: ByPrompt, args: Args) -> tuple[list[Label], list[Label]]:
             f"{', '.join(map(str, args.files))}: {len(labels)} usable pairs, of which "
             f"{len(holdout)} are held out and {len(chosen)} are left; {max(2, wanted)} seed pairs "
             "are needed. Give more labels, or lower preferences.num_pairs or num_holdout."
+            f"{dropped(ledger)}"
         )
     return chosen[:wanted], holdout
+
+
+def dropped(ledger: Ledger) -> str:
+    """What was read and is not used, and why, for a message; nothing where all is used."""
+    counts = {
+        name: number for name, number in ledger.counts.items() if number and name != "rows_read"
+    }
+    counts |= {"files_not_read": len(ledger.not_read)} if ledger.not_read else {}
+    said = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items())
+    text = f" Of {ledger.counts['rows_read']} rows: {said}." if said else ""
+    return text + (
+        f" {len(ledger.bad)} rows cannot be used:{ledger.reasons()}" if ledger.bad else ""
+    )
 
 
 def missing_images(labels: Iterable[Label], spool: ImageSpool) -> dict[Path, set[Cell]]:
@@ -209,8 +264,14 @@ def summarise(
         "num_files": len(layout.files),
         "unlabelled_dropped": 0,
         "ties_dropped": 0,
+        "votes_tied_dropped": 0,
+        "same_image_dropped": 0,
+        "repeated_pairs": 0,
+        "contradictory_pairs": 0,
         "pairs_in_other_sets_dropped": 0,
         **ledger.counts,
+        "votes": dict(ledger.votes) if set(ledger.votes) - {"1 to 0"} else {},
+        "files_not_read": ledger.not_read,
         "bad_rows_dropped": len(ledger.bad),
         "bad_rows": ledger.bad,
         "pairs_kept": len(chosen),

@@ -54,8 +54,16 @@ def write_example(text: str, folder: Path) -> None:
 
 def test_the_page_has_an_example_of_every_layout() -> None:
     layouts = [layout for layout, _text, _pairs in examples()]
-    assert set(layouts) == {"pickapic", "pairs", "rankings", "likes", *MIXES}
-    assert len(layouts) == 10
+    assert set(layouts) == {
+        "pickapic",
+        "pairs",
+        "comparisons",
+        "labelstudio",
+        "rankings",
+        "likes",
+        *MIXES,
+    }
+    assert len(layouts) == 12
 
 
 @pytest.mark.parametrize(("layout", "text", "num_pairs"), list(examples()))

@@ -140,7 +140,7 @@ def test_a_pool_leaves_out_what_the_import_of_labels_would_refuse(tmp_path: Path
     [
         ('["", " "]', "none of its 2 prompts can be used; expected texts of 1 to 10,000 letters"),
         ("[]", "no column"),
-        ('["a cat", 1]', "row 1: expected an object or a text, found int"),
+        ("[1, 2]", "no column|none of its 2 prompts"),
     ],
 )
 def test_a_file_without_a_usable_prompt_is_no_pool(

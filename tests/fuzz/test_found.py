@@ -199,11 +199,11 @@ def test_metadata_that_is_not_utf8_is_shown_as_well_as_it_can_be(tmp_path: Path)
 @pytest.mark.parametrize(
     ("kind", "old", "new", "words"),
     [
-        ("rankings-jsonl", "[1, 2]", f"[1, {10**400}]", "row 0: 'ranks' is 1000"),
-        ("pairs-jsonl", "images/0-w.jpg", "a\\u0000b", "row 0, column 'chosen': the image 'a\\x00b' cannot be read"),
-        ("pairs-jsonl", "images/0-w.jpg", "x" * 5000, "row 0, column 'chosen': the image 'xxx"),
-        ("pairs-jsonl", '"images/0-w.jpg"', "[]", "row 0, column 'chosen': the image has no bytes"),
-        ("pairs-jsonl", '{"prompt": "', '{"prompt": "\\ud800', "row 0: the caption is no text: it holds U+D800"),
+        ("rankings-jsonl", "[1, 2]", f"[1, {10**400}]", "row 0 (line 1): 'ranks' is 1000"),
+        ("pairs-jsonl", "images/0-w.jpg", "a\\u0000b", "row 0 (line 1), column 'chosen': the image 'a\\x00b' cannot be read"),
+        ("pairs-jsonl", "images/0-w.jpg", "x" * 5000, "row 0 (line 1), column 'chosen': the image 'xxx"),
+        ("pairs-jsonl", '"images/0-w.jpg"', "[]", "row 0 (line 1), column 'chosen': the image has no bytes"),
+        ("pairs-jsonl", '{"prompt": "', '{"prompt": "\\ud800', "row 0 (line 1): the caption is no text: it holds U+D800"),
     ],
 )  # fmt: skip
 def test_a_label_is_refused_with_its_row(

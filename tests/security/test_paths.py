@@ -72,12 +72,12 @@ def test_hostile_ids_of_a_table_become_no_names_of_an_exports_files(
 
 
 def test_the_members_of_a_webdataset_are_never_extracted(tmp_path: Path) -> None:
-    data = encoded(picture(CAPTIONS[0]))
+    data, other = encoded(picture(CAPTIONS[0])), encoded(picture(CAPTIONS[0], strength=0.5))
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "data" / "labels.tar", "w") as archive:
         for number in range(4):
             for name, content in (
-                (f"../../pwned{number}.chosen.png", data), (f"../../pwned{number}.rejected.png", data),
+                (f"../../pwned{number}.chosen.png", data), (f"../../pwned{number}.rejected.png", other),
                 (f"../../pwned{number}.json", json.dumps({"prompt": CAPTIONS[number]}).encode()),
             ):  # fmt: skip
                 entry = tarfile.TarInfo(name)

@@ -13,7 +13,7 @@ import pytest
 from stages.core.artifacts.tables import read_metadata
 from stages.core.errors import UserError
 from stages.import_preferences import Args, main
-from tests.builders import CAPTIONS, human_row, read_rows, write_rows
+from tests.builders import CAPTIONS, encoded, human_row, picture, read_rows, write_rows
 
 Rows = list[dict[str, Any]]
 Run = Callable[..., Args]
@@ -84,7 +84,11 @@ def test_winner_and_loser_are_the_bytes_that_the_label_says(imported: Args) -> N
 
 
 def test_held_out_pairs_share_no_prompt_with_the_seed_pairs(args_for: Run, rows: Rows) -> None:
-    variants = [{**human_row(c), "caption": f"  {c.upper()} "} for c in CAPTIONS[:6]]
+    faded = [encoded(picture(c, strength=0.7)) for c in CAPTIONS[:6]]
+    variants = [
+        {**human_row(c), "caption": f"  {c.upper()} ", "jpg_1": image}
+        for c, image in zip(CAPTIONS[:6], faded, strict=True)
+    ]
     for seed in range(5):
         args = args_for(rows + variants, num_holdout=3, seed=seed)
         main(args)
@@ -128,7 +132,7 @@ def test_several_files_are_read_as_one(args_for: Run, rows: Rows, tmp_path: Path
     assert list(read_metadata(args.preferences)["inputs"]) == sorted(map(str, args.files))
 
 
-def test_labels_that_stand_in_two_files_are_kept_under_two_names_and_counted(
+def test_labels_that_stand_in_two_files_are_two_votes_on_one_pair(
     args_for: Run, rows: Rows, tmp_path: Path
 ) -> None:
     twin = write_rows(tmp_path / "twin" / "human.parquet", rows)
@@ -136,9 +140,10 @@ def test_labels_that_stand_in_two_files_are_kept_under_two_names_and_counted(
     args = replace(args, files=(*args.files, twin), num_holdout=2)
     main(args)
     names = [row["pair_id"] for row in read_rows(args.preferences)]
-    assert len(set(names)) == len(names) == 10
-    assert sorted(names)[1] == f"{sorted(names)[0]}-2"
-    assert json.loads(args.summary.read_text())["repeated_pairs"] == 6
+    assert len(set(names)) == len(names) == 4
+    report = json.loads(args.summary.read_text())
+    assert (report["repeated_pairs"], report["contradictory_pairs"]) == (6, 0)
+    assert report["votes"] == {"2 to 0": 6}
 
 
 def test_a_missing_file_is_named(args_for: Run, rows: Rows, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,7 +22,9 @@ Pixels = UInt8[np.ndarray, "height width rgb"]
 
 MAX_PIXELS = 2**25
 """Larger images (8192 x 4096) are refused by their header, before any pixel is decoded."""
-KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+KINDS = (
+    "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO",
+)  # fmt: skip
 """What is decoded. Pillow knows many more, some by calling other programs (EPS: Ghostscript)."""
 
 ORIENTATION = 0x0112
@@ -43,6 +46,15 @@ def decode_image(data: bytes | None, where: str = "") -> Image.Image:
     """
     with _named(where), _opened(data) as image:
         return _to_rgb(image)
+
+
+def looks_like_image(path: Path) -> bool:
+    """Whether a file's head is that of an image of a kind that is decoded, whatever it is called."""
+    try:
+        with Image.open(path, formats=KINDS):
+            return True
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+        return False
 
 
 @dataclass(frozen=True)

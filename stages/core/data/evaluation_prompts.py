@@ -73,7 +73,7 @@ def _read_partiprompts(path: Path) -> list[EvaluationPrompt]:
                 "'partiprompts' is the tab-separated PartiPrompts.tsv of google-research/parti"
             )
     rows = []
-    for number, record in enumerate(read_records(path)):
+    for number, record in enumerate(read_records(path, has_literal_quotes=True)):
         if problem := record.get(PROBLEM) or _problem(record):
             raise UserError(f"{path}, row {number}: {problem}")
         prompt, category, challenge = (record[name] for name in PARTIPROMPTS)

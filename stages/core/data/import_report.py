@@ -12,7 +12,6 @@ import numpy as np
 from stages.core.data.image_spool import ImageSpool
 from stages.core.data.layouts.labels import Label
 from stages.core.data.near_duplicates import MAX_DISTANCE, distance, has_near
-from stages.core.data.prompts import prompt_id
 from stages.core.errors import UserError
 
 NUM_EXAMPLES = 10
@@ -22,20 +21,13 @@ NUM_RESOLUTIONS = 20
 def describe_pairs(
     seed: Sequence[Label], holdout: Sequence[Label], spool: ImageSpool
 ) -> dict[str, Any]:
-    """Repeats, near-duplicates and resolutions of the chosen pairs, and what both sets share."""
+    """Repeated images, near-duplicates and resolutions of the chosen pairs, and what both sets share."""
     labels = [*seed, *holdout]
     digests = [tuple(map(spool.digest, places(label))) for label in labels]
-    judged = Counter(
-        (prompt_id(label.prompt), *pair) for label, pair in zip(labels, digests, strict=True)
-    )
     images = {digest for pair in digests for digest in pair}
     in_seed = {digest for pair in digests[: len(seed)] for digest in pair}
     in_holdout = {digest for pair in digests[len(seed) :] for digest in pair}
     return {
-        "repeated_pairs": len(labels) - len(judged),
-        "contradictory_pairs": sum((name, loser, winner) in judged
-                                   for name, winner, loser in judged) // 2,
-        "identical_images_in_a_pair": sum(winner == loser for winner, loser in digests),
         "repeated_images": 2 * len(labels) - len(images),
         "images_in_both_sets": len(in_seed & in_holdout),
         **_near_duplicates(seed, holdout, spool),

@@ -12,10 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.core.artifacts.arrow_files import naming
+from stages.core.data.layouts.sources import IMAGE_SUFFIXES, NOT_LABELS, columns_of, read_rows
 from stages.core.data.text_files import (
     PROBLEM,
     RECORD_SUFFIXES,
+    SHEET_HINT,
+    SPREADSHEETS,
     column_names,
+    kind_of,
     not_utf8,
     read_lines,
     read_records,
@@ -80,7 +84,9 @@ def read_pool(*paths: Path) -> PromptPool:
     different: dict[str, str] = {}
     num_read = num_left_out = 0
     for path in paths:
-        items = list(_read_some(path))
+        if len(paths) > 1 and holds_no_prompts(path):
+            continue
+        items = list(_read_some(path, is_lenient=True))
         usable = [item.prompt for item in items if _is_usable(item.prompt)]
         if not usable:
             raise UserError(
@@ -165,38 +171,53 @@ def _is_usable(prompt: str) -> bool:
     return _problem(prompt) is None and len(prompt) <= MAX_PROMPT_LETTERS
 
 
-def _read_some(path: Path) -> Iterator[PromptItem]:
-    """The prompts of a file as they stand there, empty ones too. UserError if there is none."""
+def holds_no_prompts(path: Path) -> bool:
+    """Whether a file of a folder of labels is an image, hidden, or tells of the folder alone."""
+    is_image = kind_of(path) in IMAGE_SUFFIXES
+    return is_image or path.name in NOT_LABELS or path.name.startswith(".")
+
+
+def _read_some(path: Path, *, is_lenient: bool = False) -> Iterator[PromptItem]:
+    """The prompts of a file as they stand there, empty ones too. UserError if there is none.
+
+    A row that cannot be read is an empty prompt to whoever is lenient, and a UserError to others.
+    """
     is_empty = True
-    for item in _read_any(path):
+    for item in _read_any(path, is_lenient):
         is_empty = False
         yield item
     if is_empty:
         raise UserError(f"{path} holds no prompts; expected one a line or a row")
 
 
-def _read_any(path: Path) -> Iterator[PromptItem]:
-    if path.suffix == ".parquet":
+def _read_any(path: Path, is_lenient: bool) -> Iterator[PromptItem]:
+    kind = kind_of(path)
+    if kind == ".parquet":
         yield from _read_parquet(path)
-    elif path.suffix == ".txt":
+    elif kind in (".arrow", ".tar"):
+        name = _named(path, columns_of(path), PROMPT_COLUMNS)
+        for index, values in read_rows(path, [name], with_images=False):
+            text = values.get(name)
+            yield PromptItem(text if isinstance(text, str) else "", None, index)
+    elif kind in (".txt", ".caption"):
         lines = (line.strip() for line in read_lines(path))
         for index, line in enumerate(line for line in lines if line):
             yield PromptItem(line, None, index)
-    elif path.suffix in RECORD_SUFFIXES:
-        yield from _read_records(path)
+    elif kind in RECORD_SUFFIXES:
+        yield from _read_records(path, is_lenient)
     else:
         raise UserError(
-            f"{path}: prompts are read from .txt, {', '.join(RECORD_SUFFIXES)} or .parquet, "
-            f"found {path.suffix!r}"
+            f"{path}: prompts are read from .txt, {', '.join(RECORD_SUFFIXES)}, .parquet, .arrow or "
+            f".tar, found {path.suffix!r}{f'; {SHEET_HINT}' if kind in SPREADSHEETS else ''}"
         )
 
 
-def _read_records(path: Path) -> Iterator[PromptItem]:
+def _read_records(path: Path, is_lenient: bool) -> Iterator[PromptItem]:
     names = column_names(path)
     prompt = _named(path, names, PROMPT_COLUMNS)
     style = next((name for name in names if name.lower() in STYLE_COLUMNS), "")
     for index, record in enumerate(read_records(path)):
-        if PROBLEM in record:
+        if PROBLEM in record and not is_lenient:
             raise UserError(f"{path}, row {index}: {record[PROBLEM]}")
         text = record.get(prompt)
         text = text.strip() if isinstance(text, str) else ""

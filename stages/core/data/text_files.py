@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +16,28 @@ from stages.core.errors import UserError
 
 Record = dict[str, Any]
 
-RECORD_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+RECORD_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+SHEET_HINT = "a spreadsheet is not read: save its sheet as 'CSV UTF-8' and name that file"
 
 MAX_DEPTH = 20
 """Levels of lists and objects in a JSON value."""
 
 PROBLEM = "\x00problem"
 """Key of a record that could not be read; its value says why."""
+LINE = "\x00line"
+"""Key of the line, from 1, on which a record of a text file begins."""
+HIDDEN = (PROBLEM, LINE)
+"""Keys that are no columns."""
+
+DELIMITERS = ",;\t|"
+"""What may stand between the cells of a .csv file; spreadsheets of many countries write semicolons."""
+
+
+def kind_of(path: Path) -> str:
+    """What a file's name says it is: its ending in small letters, without a .gz after it."""
+    kind = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if kind == ".gz" else kind
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -35,67 +54,151 @@ def not_utf8(text: str) -> str | None:
     return f"it holds U+{ord(half):04X}, half of a character, which no file can hold. Remove it."
 
 
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
 def _whole_lines(path: Path) -> Iterator[str]:
+    """The lines with their ends, from UTF-8 or, where its mark stands at the beginning, from UTF-16."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from file
-    except UnicodeDecodeError:
+        with _opened(path) as file:
+            start = file.read(2)
+        is_wide = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "utf-16" if is_wide else "utf-8-sig"
+        with (
+            _opened(path) as file,
+            io.TextIOWrapper(file, encoding=encoding, newline="") as text,
+        ):
+            yield from text
+    except UnicodeDecodeError as error:
+        if is_wide:
+            raise UserError(f"{path} is no whole UTF-16 text: {error}. Save it as UTF-8.") from None
         raise UserError(_where_not_utf8(path)) from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is no readable gzip file: {error}") from None
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The rows of a .csv, .tsv, .json or .jsonl file.
+def read_records(path: Path, *, has_literal_quotes: bool = False) -> Iterator[Record]:
+    """The rows of a .csv, .tsv, .json or .jsonl file, which may be gzipped, each with its `LINE`.
 
-    A .tsv file knows no quotes: what stands between two tabs is the text. A .json file is a list of
-    objects or of texts (read as prompts). A row that cannot be read is a record with the key
-    `PROBLEM`. UserError if the file as a whole cannot be read.
+    A .csv file is cut at what its head is cut at, or what its first line `sep=;` names. A .tsv file
+    is read with quotes if every quote in it is one of CSV's, else, or with `has_literal_quotes`,
+    without. A .json file is a list of objects or of texts (read as prompts), or lines of objects. A
+    row that cannot be read is a record with the key `PROBLEM`. UserError if the file as a whole
+    cannot be read.
     """
-    if path.suffix == ".jsonl":
-        yield from map(_parse_line, (line for line in read_lines(path) if line.strip()))
-    elif path.suffix == ".json":
+    kind = kind_of(path)
+    if kind in (".jsonl", ".ndjson"):
+        yield from _read_json_lines(path)
+    elif kind == ".json":
         yield from _read_json(path)
-    elif path.suffix in (".csv", ".tsv"):
-        yield from _read_table(path)
+    elif kind in (".csv", ".tsv"):
+        yield from _read_table(path, has_literal_quotes=has_literal_quotes)
     else:
-        raise UserError(f"{path}: expected {', '.join(RECORD_SUFFIXES)}, found {path.suffix!r}")
+        hint = f"; {SHEET_HINT}" if kind in SPREADSHEETS else ""
+        raise UserError(
+            f"{path}: expected {', '.join(RECORD_SUFFIXES)}, found {path.suffix!r}{hint}"
+        )
 
 
 def column_names(path: Path) -> list[str]:
-    """The columns of a .csv or .tsv file's head, or the keys of the first rows of a JSON file."""
-    if path.suffix in (".csv", ".tsv"):
-        return next(_rows(path), [])
+    """The columns of a .csv or .tsv file's head, or the keys of all rows of a JSON file."""
+    if kind_of(path) in (".csv", ".tsv"):
+        return [name for name in _head(path) if name]
     names: dict[str, None] = {}
-    for number, record in enumerate(read_records(path)):
-        names |= dict.fromkeys(key for key in record if key != PROBLEM)
-        if number == 9:
-            break
+    for record in read_records(path):
+        names |= dict.fromkeys(key for key in record if key not in HIDDEN and key.strip())
     return list(names)
 
 
-def _rows(path: Path) -> Iterator[list[str]]:
+def _head(path: Path) -> list[str]:
+    """The names in a table's head; an index column, as pandas writes, has none."""
+    _line, names = next(_rows(path, has_literal_quotes=False), (1, []))
+    return [name.strip() for name in names]
+
+
+def _rows(path: Path, *, has_literal_quotes: bool) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of each row that is not empty."""
     lines = _whole_lines(path)  # a line's end inside quotes is part of the text
-    if path.suffix == ".tsv":
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(lines)
+    first = next(lines, "")
+    skipped = 0
+    delimiter = "\t" if kind_of(path) == ".tsv" else None
+    if first.lower().startswith("sep=") and len(first.strip()) == len("sep=") + 1:
+        delimiter, skipped = first.strip()[-1], 1
+        first = next(lines, "")
+    if delimiter is None:
+        delimiter = _delimiter(first)
+    is_literal = delimiter == "\t" and (has_literal_quotes or not _is_quoted(path, skipped))
+    reader = csv.reader(
+        _with_first(first, lines), delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if is_literal else csv.QUOTE_MINIMAL,
+        skipinitialspace=not is_literal,
+    )  # fmt: skip
+    line = 1 + skipped
     try:
         for row in reader:
             if row:
-                yield row
+                yield line, row
+            line = reader.line_num + 1 + skipped
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+        raise UserError(f"{path}, line {reader.line_num + skipped}: {error}") from error
 
 
-def _read_table(path: Path) -> Iterator[Record]:
-    rows = _rows(path)
-    names = next(rows, [])
-    for row in rows:
+def _with_first(first: str, lines: Iterator[str]) -> Iterator[str]:
+    if first:
+        yield first
+    yield from lines
+
+
+def _delimiter(head: str) -> str:
+    """What the names of a head stand between: the comma, unless there is none and another there."""
+    unquoted = "".join(head.split('"')[::2])
+    return max(DELIMITERS, key=lambda mark: (unquoted.count(mark) > 0, mark == ",",
+                                             unquoted.count(mark)))  # fmt: skip
+
+
+def _is_quoted(path: Path, skipped: int) -> bool:
+    """Whether all quotes of a tab-separated file are CSV's: pandas and Excel write them, others do not."""
+    lines = _whole_lines(path)
+    for _ in range(skipped):
+        next(lines, None)
+    has_quotes, width = False, 0
+    seen: list[str] = []
+    try:
+        for row in csv.reader(_noting(lines, seen), delimiter="\t", strict=True):
+            width = width or len(row)
+            if row and len(row) != width:
+                return False
+            has_quotes = has_quotes or any('"' in line for line in seen)
+            seen.clear()
+    except csv.Error:
+        return False
+    return has_quotes
+
+
+def _noting(lines: Iterator[str], seen: list[str]) -> Iterator[str]:
+    for line in lines:
+        seen.append(line)
+        yield line
+
+
+def _read_table(path: Path, *, has_literal_quotes: bool) -> Iterator[Record]:
+    rows = _rows(path, has_literal_quotes=has_literal_quotes)
+    names = [name.strip() for name in next(rows, (1, []))[1]]
+    for line, row in rows:
         if len(row) == len(names):
-            yield dict(zip(names, row, strict=True))
+            cells = {name: cell for name, cell in zip(names, row, strict=True) if name}
+            yield {LINE: line, **cells}
         else:
-            yield {PROBLEM: f"{len(row)} cells under a head of {len(names)}"}
+            yield {LINE: line, PROBLEM: f"{len(row)} cells under a head of {len(names)}"}
+
+
+def _read_json_lines(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            yield {LINE: number, **_parse_line(line)}
 
 
 def _read_json(path: Path) -> Iterator[Record]:
@@ -103,10 +206,26 @@ def _read_json(path: Path) -> Iterator[Record]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if _is_lines(text):  # pandas, datasets and jq write lines into files of any name
+            yield from _read_json_lines(path)
+            return
         raise UserError(f"{path} is no readable JSON: {error}") from error
     if not isinstance(values, list):
-        raise UserError(f"{path} holds {type(values).__name__}; expected a list of rows")
+        raise UserError(
+            f"{path} holds {type(values).__name__}; expected a list of rows, as pandas writes with "
+            "orient='records'"
+        )
     yield from map(_as_record, values)
+
+
+def _is_lines(text: str) -> bool:
+    """Whether the first two lines that are not empty are JSON objects of their own."""
+    lines = (line for line in text.split("\n") if line.strip())
+    first = [line for line, _ in zip(lines, range(2), strict=False)]
+    try:
+        return len(first) == 2 and all(isinstance(json.loads(line), dict) for line in first)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parse_line(line: str) -> Record:
@@ -138,7 +257,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def _where_not_utf8(path: Path) -> str:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")

@@ -2,7 +2,8 @@
 
 Both are expanded to pairs: a ranking to every pair of images with different ranks, likes to every
 liked image beside every disliked one of the same prompt. Either a row holds a prompt's images as
-lists, or each image has a row of its own and rows of one prompt belong together, in whatever file.
+lists, or each image has a row of its own and rows of one prompt, session and annotator belong
+together, in whatever file. An image is never beside itself.
 """
 
 from __future__ import annotations
@@ -10,23 +11,28 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from stages.core.data.layouts.columns import find_column, group_columns, need, prompt_column
 from stages.core.data.layouts.labels import Cell, Key, Label, Ledger, check_prompt, digest_of
-from stages.core.data.layouts.rows import RowLayout, find_column, need
+from stages.core.data.layouts.rows import RowLayout
 from stages.core.data.layouts.sources import columns_of, read_rows
-from stages.core.data.prompts import PROMPT_COLUMNS, normalise
-from stages.core.data.text_files import PROBLEM, Record
+from stages.core.data.layouts.verdicts import NO, YES, Bad, is_missing, like, number
+from stages.core.data.prompts import normalise
+from stages.core.data.text_files import PROBLEM, Record, kind_of
+from stages.core.errors import UserError
 
-IMAGES = ("images", "image_paths", "image_path", "file_path", "file_names")
+LISTS = ("images", "image_paths", "file_names")
 IMAGE = ("image", "file_name", "path", "image_path", "file_path")
+"""A column that holds the image of a row, or in some sets the list of a row's images."""
 RANKS = ("ranks", "rank", "ranking")
+BEST = ("human_preference",)
+"""HPDv2: 1 for the image that was preferred, 0 for the others."""
 RANK = ("rank",)
 LIKED, DISLIKED = ("liked", "likes"), ("disliked", "dislikes")
-YES, NO = ("1", "true", "yes", "like"), ("0", "false", "no", "dislike")
+KTO = ("label",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,140 +45,248 @@ class Judged:
     digest: int
 
 
-Judge = Callable[[Path, int, Record], list[Judged]]
-RankOf = Callable[[str, object], float]
+RankOf = Callable[[str, object], float | None]
+"""An image's rank by a column's name and value; None where nobody has judged it."""
 
 
-class Bad(Exception):
-    """A row that cannot be used; the message says why."""
+@dataclass(frozen=True)
+class Judgement:
+    """A column that judges images, and how its values are ranks."""
+
+    column: str
+    rank_of: RankOf
 
 
-class Rankings(RowLayout):
+class Grouped(RowLayout):
+    """Files whose rows are judged as lists, or one image a row."""
+
+    def _expand_lists(
+        self, file: Path, prompt: str, images: str, judgement: Judgement | None, ledger: Ledger
+    ) -> Iterator[Label]:
+        """The pairs of each row that holds a list of images; without a judgement their order ranks them."""
+        needs = [judgement.column] if judgement else []
+        for row, values in read_rows(file, [prompt, images, *needs], with_images=True):
+            ledger.counts["rows_read"] += 1
+            try:
+                _check(values, prompt)
+                is_ordered = (
+                    self.is_named and judgement is not None and judgement.column not in values
+                )
+                judged = _ranked(file, row, values, images, None if is_ordered else judgement)
+            except Bad as bad:
+                ledger.note_bad(file, row, str(bad))
+                continue
+            if judged is None:
+                ledger.counts["unlabelled_dropped"] += 1
+                continue
+            yield from _pairs(values[prompt], judged, ledger)
+
+    def _expand_groups(
+        self, columns_by_file: Mapping[Path, tuple[str, str, Judgement]], ledger: Ledger
+    ) -> Iterator[Label]:
+        """The pairs of the rows of each prompt, session and annotator, over all files."""
+        groups: dict[tuple[object, ...], list[Judged]] = defaultdict(list)
+        prompts: dict[str, str] = {}
+        for file, (prompt, image, judgement) in columns_by_file.items():
+            within = group_columns(columns_of(file), self.columns)
+            columns = [prompt, image, judgement.column, *within]
+            for row, values in read_rows(file, columns, with_images=True):
+                ledger.counts["rows_read"] += 1
+                try:
+                    _check(values, prompt)
+                    rank = judgement.rank_of(judgement.column, values.get(judgement.column))
+                except Bad as bad:
+                    ledger.note_bad(file, row, str(bad))
+                    continue
+                if rank is None:
+                    ledger.counts["unlabelled_dropped"] += 1
+                    continue
+                name = normalise(values[prompt])
+                prompts.setdefault(name, values[prompt])
+                group: tuple[object, ...] = (name, *(str(values.get(column)) for column in within))
+                digest = digest_of(values.get(image))
+                groups[group].append(Judged(file, Cell(row, image), rank, digest))
+        for whole in list(groups):  # what has become pairs need not stay in memory
+            judged = groups.pop(whole)
+            if len({image.rank for image in judged}) < 2:
+                ledger.counts["images_without_counterpart"] += len(judged)
+            yield from _pairs(prompts[str(whole[0])], judged, ledger)
+
+
+class Rankings(Grouped):
     """N images of a prompt in an order; images of one rank are a tie."""
 
     name = "rankings"
 
     def labels(self, ledger: Ledger) -> Iterator[Label]:
-        """Every pair of images with different ranks."""
-        columns_by_file: dict[Path, list[str]] = {}
+        """Every pair of images with different ranks.
+
+        A list of images is ranked by a column of ranks. Only where the user names this layout, and a
+        row has no such column, is its order the ranking.
+        """
+        columns_by_file: dict[Path, tuple[str, str, Judgement]] = {}
         for file in self.files:
             names = columns_of(file)
-            prompt = need(file, names, PROMPT_COLUMNS)
-            images, image = list_column(file, names), find_column(names, IMAGE)
+            self.columns.check(file, names)
+            prompt = prompt_column(file, names, self.columns)
+            images, judgement = self._list_of(file, names)
             if images:
-                ranks = find_column(names, RANKS)
-                columns = [prompt, images, *([ranks] if ranks else [])]
-                yield from _expand_rows(file, columns, ledger, partial(_ranked, images, ranks))
+                if judgement is None and not self.is_named:
+                    raise UserError(f"{file}: {not_ranked(images, names)}")
+                yield from self._expand_lists(file, prompt, images, judgement, ledger)
             else:
-                one, rank = image or need(file, names, IMAGE), need(file, names, RANK)
-                columns_by_file[file] = [prompt, one, rank]
-        yield from _expand_groups(columns_by_file, ledger, _rank_of)
+                image = self.columns.image or need(file, names, IMAGE)
+                found = self._named() or Judgement(need(file, names, RANK), _rank_of)
+                columns_by_file[file] = (prompt, image, found)
+        yield from self._expand_groups(columns_by_file, ledger)
+
+    def _list_of(self, file: Path, names: Sequence[str]) -> tuple[str | None, Judgement | None]:
+        """The column of lists of images, if a file has one, and what ranks them."""
+        if self.columns.image:
+            is_list = holds_lists(file, self.columns.image)
+            return (self.columns.image, self._named()) if is_list else (None, None)
+        images = list_column(file, names)
+        return images, list_judgement(names) if images else None
+
+    def _named(self) -> Judgement | None:
+        if self.columns.rank:
+            return Judgement(self.columns.rank, _rank_of)
+        if self.columns.score:
+            return Judgement(self.columns.score, _rank_of_score)
+        return None
 
 
-class Likes(RowLayout):
+class Likes(Grouped):
     """Images of a prompt that were liked or disliked."""
 
     name = "likes"
 
     def labels(self, ledger: Ledger) -> Iterator[Label]:
         """Every liked image of a prompt beside every disliked one."""
-        columns_by_file: dict[Path, list[str]] = {}
+        columns_by_file: dict[Path, tuple[str, str, Judgement]] = {}
         for file in self.files:
             names = columns_of(file)
-            prompt, liked = need(file, names, PROMPT_COLUMNS), need(file, names, LIKED)
-            disliked, image = find_column(names, DISLIKED), find_column(names, IMAGE)
+            self.columns.check(file, names)
+            prompt = prompt_column(file, names, self.columns)
+            disliked = None if self.columns.like else find_column(names, DISLIKED)
             if disliked:
-                sides = (liked, disliked)
-                yield from _expand_rows(file, [prompt, *sides], ledger, partial(_liked, sides))
-            else:
-                one = image or need(file, names, IMAGE)
-                columns_by_file[file] = [prompt, one, liked]
-        yield from _expand_groups(columns_by_file, ledger, _like_of)
+                yield from self._expand_sides(
+                    file, prompt, need(file, names, LIKED), disliked, ledger
+                )
+                continue
+            image = self.columns.image or need(file, names, IMAGE)
+            liked = self.columns.like or find_column(names, LIKED) or need(file, names, KTO)
+            columns_by_file[file] = (prompt, image, Judgement(liked, _rank_of_like))
+        yield from self._expand_groups(columns_by_file, ledger)
 
-
-def _expand_rows(
-    file: Path, columns: Sequence[str], ledger: Ledger, judge: Judge
-) -> Iterator[Label]:
-    """The pairs of each row that holds lists."""
-    for row, values in read_rows(file, columns, with_images=True):
-        ledger.counts["rows_read"] += 1
-        try:
-            _check(values, columns[0])
-            yield from _pairs(values[columns[0]], judge(file, row, values), ledger)
-        except Bad as bad:
-            ledger.note_bad(file, row, str(bad))
-
-
-def _expand_groups(
-    columns_by_file: Mapping[Path, Sequence[str]], ledger: Ledger, rank_of: RankOf
-) -> Iterator[Label]:
-    """The pairs of the rows of each prompt, over all files."""
-    groups: dict[str, list[Judged]] = defaultdict(list)
-    prompts: dict[str, str] = {}
-    for file, (prompt, image, judgement) in columns_by_file.items():
-        for row, values in read_rows(file, (prompt, image, judgement), with_images=True):
+    def _expand_sides(
+        self, file: Path, prompt: str, liked: str, disliked: str, ledger: Ledger
+    ) -> Iterator[Label]:
+        """The pairs of each row that lists liked and disliked images."""
+        for row, values in read_rows(file, [prompt, liked, disliked], with_images=True):
             ledger.counts["rows_read"] += 1
             try:
                 _check(values, prompt)
-                rank = rank_of(judgement, values.get(judgement))
+                judged = [
+                    Judged(file, Cell(row, side, place), float(rank), digest_of(image))
+                    for rank, side in enumerate((liked, disliked))
+                    for place, image in enumerate(_list(values, side))
+                ]
             except Bad as bad:
                 ledger.note_bad(file, row, str(bad))
                 continue
-            name = normalise(values[prompt])
-            prompts.setdefault(name, values[prompt])
-            digest = digest_of(values.get(image))
-            groups[name].append(Judged(file, Cell(row, image), rank, digest))
-    for name in list(groups):  # what has become pairs need not stay in memory
-        yield from _pairs(prompts.pop(name), groups.pop(name), ledger)
+            yield from _pairs(values[prompt], judged, ledger)
+
+
+def list_column(file: Path, names: Sequence[str]) -> str | None:
+    """The column that holds a prompt's images as a list; a cell of .csv or .tsv holds one image."""
+    if found := find_column(names, LISTS):
+        return found if kind_of(file) not in (".csv", ".tsv") else None
+    found = find_column(names, IMAGE)
+    return found if found and holds_lists(file, found) else None
+
+
+def holds_lists(file: Path, column: str) -> bool:
+    """Whether the first cell of a column that is not empty holds a list."""
+    if kind_of(file) in (".csv", ".tsv", ".tar"):
+        return False
+    for _row, values in read_rows(file, [column], with_images=True):
+        value = values.get(column)
+        if value is not None:
+            return isinstance(value, list)
+    return False
+
+
+def list_judgement(names: Sequence[str]) -> Judgement | None:
+    """The column that ranks lists of images; None if there is none that is known to."""
+    if ranks := find_column(names, RANKS):
+        return Judgement(ranks, _rank_of)
+    if best := find_column(names, BEST):
+        return Judgement(best, _rank_of_score)
+    return None
+
+
+def not_ranked(images: str, names: Sequence[str]) -> str:
+    """Why a list of images is no ranking."""
+    return (
+        f"{images!r} lists images, and no column is known to rank them (found: {', '.join(names)}). Name "
+        f"it, as preferences.columns: {{image: {images}, rank: ...}} or {{image: {images}, score: ...}}; "
+        "if the lists go from best to worst, say so with preferences.layout: rankings"
+    )
 
 
 def _pairs(prompt: str, judged: Sequence[Judged], ledger: Ledger) -> Iterator[Label]:
     for one, other in combinations(judged, 2):
+        if one.digest == other.digest:
+            ledger.counts["same_image_dropped"] += 1
+            continue
         if one.rank == other.rank:
             ledger.counts["ties_dropped"] += 1
             continue
         winner, loser = sorted((one, other), key=lambda image: image.rank)
-        key = Key(True, 0, digest_of(winner.digest, loser.digest))
-        yield Label(winner.file, winner.cell.row, prompt, winner.cell, loser.cell, key, loser.file)
+        images = winner.digest, loser.digest
+        key = Key(True, 0, digest_of(*images))
+        yield Label(
+            winner.file, winner.cell.row, prompt, winner.cell, loser.cell, key, images, loser.file
+        )
 
 
-def _ranked(images: str, ranks: str | None, file: Path, row: int, values: Record) -> list[Judged]:
+def _ranked(
+    file: Path, row: int, values: Record, images: str, judgement: Judgement | None
+) -> list[Judged] | None:
+    """The images of a row with their ranks, by their order without a judgement; None if nobody ranked."""
+    if judgement is not None and values.get(judgement.column) is None:
+        return None
     found = _list(values, images)
-    has_ranks = ranks is not None and values.get(ranks) is not None
-    order = _list(values, str(ranks)) if has_ranks else list(range(len(found)))
-    if len(order) != len(found):
-        raise Bad(f"{images!r} lists {len(found)} images and {ranks!r} {len(order)} ranks")
+    ranks: list[float | None]
+    if judgement is None:
+        ranks = [float(place) for place in range(len(found))]
+    else:
+        given = _list(values, judgement.column)
+        if len(given) != len(found):
+            raise Bad(
+                f"{images!r} lists {len(found)} images and {judgement.column!r} {len(given)} ranks"
+            )
+        ranks = [judgement.rank_of(judgement.column, rank) for rank in given]
     if len(found) < 2:
         raise Bad(f"{images!r} lists {len(found)} images; a ranking needs 2 or more")
     return [
-        Judged(file, Cell(row, images, place), _rank_of(ranks or "", rank), digest_of(image))
-        for place, (image, rank) in enumerate(zip(found, order, strict=True))
-    ]
-
-
-def _liked(sides: tuple[str, str], file: Path, row: int, values: Record) -> list[Judged]:
-    return [
-        Judged(file, Cell(row, side, place), float(rank), digest_of(image))
-        for rank, side in enumerate(sides)
-        for place, image in enumerate(_list(values, side))
+        Judged(file, Cell(row, images, place), rank, digest_of(image))
+        for place, (image, rank) in enumerate(zip(found, ranks, strict=True))
+        if rank is not None
     ]
 
 
 def _rank_of(column: str, value: object) -> float:
-    try:
-        rank = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        rank = float("nan")
-    if rank != rank:
-        raise Bad(f"{column!r} is {value!r}; expected a number, 1 for the best image")
-    return rank
+    return number(column, value, "a number, 1 for the best image")
 
 
-def _like_of(column: str, value: object) -> float:
-    word = str(value).strip().lower().removesuffix(".0")
-    if word not in (*YES, *NO):
-        raise Bad(f"{column!r} is {value!r}; expected 1 (liked) or 0 (disliked)")
-    return float(word in NO)
+def _rank_of_score(column: str, value: object) -> float | None:
+    return None if is_missing(value) else -number(column, value)
+
+
+def _rank_of_like(column: str, value: object) -> float:
+    return float(not like(column, value))
 
 
 def _list(values: Mapping[str, Any], column: str) -> list[Any]:
@@ -188,6 +302,10 @@ def _check(values: Record, prompt: str) -> None:
         raise Bad(problem)
 
 
-def list_column(file: Path, names: Sequence[str]) -> str | None:
-    """The column that holds a prompt's images as a list; a cell of .csv or .tsv holds one image."""
-    return None if file.suffix in (".csv", ".tsv") else find_column(names, IMAGES)
+def are_likes(file: Path, column: str) -> bool:
+    """Whether all values of a column say yes or no; one or two numbers of a count do not make likes."""
+    words = set()
+    for _row, values in read_rows(file, [column], with_images=False):
+        if not is_missing(values.get(column)):
+            words.add(str(values.get(column)).strip().lower().removesuffix(".0"))
+    return bool(words) and words <= {*YES, *NO}

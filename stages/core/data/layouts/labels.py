@@ -9,11 +9,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from stages.core.data.layouts.columns import UNNAMED, Columns
+from stages.core.data.layouts.sources import Folder, RowNumber
 from stages.core.data.prompts import MAX_PROMPT_LETTERS, normalise
 from stages.core.data.text_files import not_utf8
 from stages.core.errors import UserError
+
+MAX_SHOWN = 50
+"""Bad rows that a message lists; import.json has all."""
 
 
 class Cell(NamedTuple):
@@ -44,6 +49,8 @@ class Label:
     winner: Cell
     loser: Cell
     key: Key
+    images: tuple[int, int]
+    """What the winner and the loser are, in 64 bits each: by these two votes on one pair are told."""
     loser_file: Path | None = None
     """Where the loser stands; None is `file`, where the winner does."""
 
@@ -72,7 +79,17 @@ class Layout(ABC):
     """How some files hold labels: which columns or names say what."""
 
     files: tuple[Path, ...]
+    columns: Columns = UNNAMED
+    """The columns that the user names; of the others the known names are found."""
+    root: Path | None = None
+    """Where images lie that a file names by their paths; None is the folder of the file."""
+    is_named: bool = False
+    """Whether the user named the layout, and with it what an order of images means."""
     name: ClassVar[str]
+
+    def folder_of(self, file: Path) -> Folder:
+        """Where the images lie that a file names."""
+        return Folder(self.root, is_root=True) if self.root else Folder(file.parent)
 
     @abstractmethod
     def labels(self, ledger: Ledger) -> Iterator[Label]:
@@ -89,23 +106,38 @@ class Ledger:
 
     allowed_bad: int
     counts: Counter[str] = field(default_factory=Counter)
-    bad: list[dict[str, object]] = field(default_factory=list)
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    votes: Counter[str] = field(default_factory=Counter)
+    """How many pairs were judged as often for the winner and against it: '2 to 1'."""
+    not_read: list[str] = field(default_factory=list)
+    """Files in a folder of images that are none, and that no layout reads."""
+    _places: set[tuple[Path, int]] = field(default_factory=set)
 
     def note_bad(self, file: Path, row: int, reason: str, column: str = "") -> None:
         """Note a row that cannot be used, once. UserError if that is one too many."""
-        if any((bad["file"], bad["row"]) == (str(file), row) for bad in self.bad):
+        if (file, row) in self._places:
             return
+        self._places.add((file, row))
         where = f", column {column!r}" if column else ""
         at = f"column {column!r}: " if column else ""
-        self.bad.append({"file": str(file), "row": row, "reason": f"{at}{reason}"})
+        line = {"line": row.line} if isinstance(row, RowNumber) and row.line else {}
+        self.bad.append({"file": str(file), "row": int(row), **line, "reason": f"{at}{reason}"})
         if self.allowed_bad == 0:
             raise UserError(f"{file}, row {row}{where}: {reason}")
         if len(self.bad) > self.allowed_bad:
-            lines = [f"{bad['file']}, row {bad['row']}: {bad['reason']}" for bad in self.bad]
             raise UserError(
                 f"{len(self.bad)} rows cannot be used; preferences.skip_bad allows "
-                f"{self.allowed_bad}:\n  - " + "\n  - ".join(lines)
+                f"{self.allowed_bad}:{self.reasons()}"
             )
+
+    def reasons(self) -> str:
+        """The bad rows, a line each; of many the first."""
+        shown = [
+            f"{bad['file']}, row {RowNumber.at(int(str(bad['row'])), bad.get('line'))}: {bad['reason']}"
+            for bad in self.bad[:MAX_SHOWN]
+        ]
+        rest = len(self.bad) - len(shown)
+        return "\n  - " + "\n  - ".join([*shown, *([f"and {rest} more"] if rest else [])])
 
 
 def check_prompt(value: object) -> str | None:

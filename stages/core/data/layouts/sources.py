@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
+import re
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core.artifacts.arrow_files import naming
-from stages.core.data.text_files import PROBLEM, RECORD_SUFFIXES, Record, column_names, read_records
+from stages.core.data.text_files import (
+    LINE,
+    PROBLEM,
+    RECORD_SUFFIXES,
+    Record,
+    column_names,
+    kind_of,
+    read_records,
+)
 from stages.core.errors import UserError
 
 SUFFIXES = (".parquet", ".arrow", ".tar", *RECORD_SUFFIXES)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+NOT_LABELS = ("manifest.json", "dataset_info.json", "dataset_infos.json", "state.json")
+"""Files that tell of a folder of labels, and hold none."""
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif",
+    ".jp2", ".ppm", ".pgm", ".ico",
+)  # fmt: skip
+"""How files that hold images are called; what they hold is decided by their bytes."""
 
 STREAM = "Arrow stream"
 
@@ -32,17 +50,37 @@ BUFFER = 2**20
 """Bytes of a column that are read at a time; without it pyarrow reads a whole row group's."""
 
 
+class RowNumber(int):
+    """A row's number in its file, from 0, that knows the line on which the row begins."""
+
+    line: int | None = None
+
+    @classmethod
+    def at(cls, number: int, line: int | None) -> RowNumber:
+        """The number with its line."""
+        found = cls(number)
+        found.line = line
+        return found
+
+    def __str__(self) -> str:
+        return f"{int(self)}" if self.line is None else f"{int(self)} (line {self.line})"
+
+    def __format__(self, spec: str) -> str:
+        return str(self) if not spec else format(int(self), spec)
+
+
 def columns_of(file: Path) -> list[str]:
     """The columns of a file. UserError if it cannot be read."""
     if not file.is_file():
         raise UserError(f"{file} does not exist; preferences.files must name files of labels")
-    if file.suffix == ".parquet":
+    kind = kind_of(file)
+    if kind == ".parquet":
         with naming(file):
             return list(_parquet(file).schema_arrow.names)
-    if file.suffix == ".arrow":
+    if kind == ".arrow":
         with naming(file, STREAM), _arrow(file) as stream:
             return list(stream.schema.names)
-    if file.suffix == ".tar":
+    if kind == ".tar":
         return [name for name in next(_samples(file), {}) if name != PROBLEM]
     return column_names(file)
 
@@ -51,20 +89,21 @@ def read_rows(
     file: Path, columns: Sequence[str], *, with_images: bool, only: Collection[int] | None = None
 ) -> Iterator[tuple[int, Record]]:
     """(number, values) of a file's rows, from 0; `only` some of them, at less cost."""
-    if file.suffix == ".parquet":
+    kind = kind_of(file)
+    if kind == ".parquet":
         with naming(file):
             yield from _parquet_rows(file, columns, with_images=with_images, only=only)
-    elif file.suffix == ".arrow":
+    elif kind == ".arrow":
         with naming(file, STREAM):
             yield from _arrow_rows(file, columns, only=only)
     else:
-        rows = _samples(file) if file.suffix == ".tar" else read_records(file)
+        rows = _samples(file) if kind == ".tar" else read_records(file)
         for number, row in enumerate(rows):
             if only is None or number in only:
-                yield number, row
+                yield RowNumber.at(number, row.get(LINE)), row
 
 
-def read_cell(value: Any, folder: Path) -> tuple[bytes | None, str | None]:
+def read_cell(value: Any, folder: Folder) -> tuple[bytes | None, str | None]:
     """(bytes, problem) of an image cell: bytes, the path of a file in `folder`, or both in a struct."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -72,17 +111,71 @@ def read_cell(value: Any, folder: Path) -> tuple[bytes | None, str | None]:
         return value, None
     if isinstance(value, str) and value:
         return read_file(folder, value)
+    if isinstance(value, list):
+        return None, f"the cell lists {len(value)} images; expected one"
     return None, "the image has no bytes"
 
 
-def read_file(folder: Path, name: str) -> tuple[bytes | None, str | None]:
-    """(bytes, problem) of an image file that lies in `folder`."""
-    try:
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            return None, f"the path {name[:200]!r} leaves the data folder {folder}"
+@dataclass(frozen=True)
+class Folder:
+    """Where the images lie that a file names by their paths."""
+
+    path: Path
+    is_root: bool = False
+    """Named by the user: links below it are followed, wherever they lead, and whole paths are read."""
+
+    def find(self, name: str) -> tuple[Path | None, str | None]:
+        """(path, problem) of the image of a name; Windows' separators and other spellings of an accented
+        letter (macOS' decomposed ones) are understood.
+        """
+        missing: str | None = None
+        for spelling in _spellings(name):
+            found, problem = self._look(spelling)
+            if found is not None:
+                return found, None
+            missing = missing or problem
+        return None, missing
+
+    def _look(self, name: str) -> tuple[Path | None, str | None]:
+        path = self.path / name
+        shown = f"the path {name[:200]!r} leaves the data folder {self.path}"
+        if self.is_root:
+            inside = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self.path))
+        else:
+            path = path.resolve()
+            inside = path.is_relative_to(self.path.resolve())
+            shown += "; preferences.root names the folder below which images may lie"
+        if not inside:
+            return None, shown
         if not path.is_file():
-            return None, f"the image {name[:200]!r} does not exist in {folder}"
+            return None, f"the image {name[:200]!r} does not exist in {self.path}"
+        return path, None
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """A path as it stands, then as another system would write it."""
+    yield name
+    seen = {name}
+    for slashed in (name, name.replace("\\", "/")):
+        for form in ("NFC", "NFD"):
+            other = unicodedata.normalize(form, slashed)
+            for spelling in (slashed, other):
+                if spelling not in seen:
+                    seen.add(spelling)
+                    yield spelling
+
+
+def read_file(folder: Folder, name: str) -> tuple[bytes | None, str | None]:
+    """(bytes, problem) of an image file that lies in `folder`."""
+    if re.match(r"(https?|s3|gs|hf)://", name):
+        return None, (
+            f"the image {name[:200]!r} is an address, and nothing is fetched. Download the images, and "
+            "write their paths in its place"
+        )
+    try:
+        path, problem = folder.find(name)
+        if path is None:
+            return None, problem
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             return None, _too_large(name, size)
         return path.read_bytes(), None
@@ -155,6 +248,8 @@ def _samples(file: Path) -> Iterator[Record]:
                 if member.size > MAX_FILE_BYTES:
                     raise UserError(f"{file}: {_too_large(member.name, member.size)}")
                 folder, _, base = member.name.rpartition("/")
+                if base.startswith("._"):  # what macOS keeps beside a file
+                    continue
                 key, _, kind = base.partition(".")
                 if f"{folder}/{key}" != name and sample:
                     yield sample
