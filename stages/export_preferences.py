@@ -19,7 +19,14 @@ from stages.core.execution.runtime import log, run_stage, stage
 from stages.core.export.cards import dataset_card
 from stages.core.export.folders import check_replaceable, export_folder, finish_export
 from stages.core.export.markdown import plain_settings
-from stages.core.export.preferences import WRITERS, Format, Job, count_pairs, read_pairs
+from stages.core.export.preferences import (
+    WRITERS,
+    Format,
+    Job,
+    count_pairs,
+    read_pairs,
+    typed_first,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,8 @@ def main(args: Args) -> None:
             made.append((name, str(metadata.get("stage", "an unknown stage")), settings))
         with export_folder(args.output) as folder:
             job = Job(folder=folder / "data", counts=counts, pairs_per_shard=args.pairs_per_shard)
-            WRITERS[args.format](job, read_pairs(args.preferences, source))
+            rows = typed_first if args.format == "webdataset" else read_pairs
+            WRITERS[args.format](job, rows(args.preferences, source))
             finish_export(
                 folder, dataset_card(args.format, counts, made), stage="export_preferences",
                 arguments=args, inputs=args.preferences,

@@ -278,6 +278,28 @@ def test_webdataset_gives_both_images_of_every_pair(
     assert loaded[0]["json"]["prompt"] == generated[0]["prompt"]
 
 
+def test_webdataset_keeps_every_image_whatever_its_kind_and_whatever_is_null_first(
+    tmp_path: Path, pairs: list[dict[str, Any]]
+) -> None:
+    human = [pair for pair in pairs if pair["source"] == "human"]
+    generated = [pair for pair in pairs if pair["source"] == "generated"]
+    table = tmp_path / "mixed.parquet"
+    write_table(table, [*human, *generated], PREFERENCES, stage="mix_preferences", arguments={})
+    loaded = load(export(table, "webdataset"))
+    assert len(loaded) == NUM_PAIRS
+    (chosen,) = (name for name in loaded.column_names if name.startswith("chosen."))
+    (rejected,) = (name for name in loaded.column_names if name.startswith("rejected."))
+    by_name = {pair["pair_id"]: pair for pair in pairs}
+    for row in loaded:
+        pair = by_name.pop(row["json"]["pair_id"])
+        assert row["json"]["chosen_score"] == pair.get("winner_score")
+        assert row["json"]["seed_chosen"] == pair.get("winner_seed")
+        for name, side in ((chosen, "winner"), (rejected, "loser")):
+            expected = Image.open(io.BytesIO(pair[side]["bytes"])).convert("RGB")
+            assert np.array_equal(np.asarray(row[name].convert("RGB")), np.asarray(expected))
+    assert not by_name
+
+
 def test_the_card_tells_where_the_pairs_come_from(preferences: Path) -> None:
     card = export(preferences, "preference") / "README.md"
     assert read_front_matter(card)["configs"][0]["data_files"] == [

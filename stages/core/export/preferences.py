@@ -125,6 +125,33 @@ def read_pairs(
                         yield row
 
 
+def typed_first(tables: Sequence[Path], source: str | None) -> Iterator[Row]:
+    """The rows of `read_pairs`, those first that between them hold a value of every column.
+
+    From JSON, `datasets` takes a column's type from its first samples, and a null there for all.
+    """
+    missing = {name for name in _OURS.names if name in map(_ours, PREFERENCE.arrow.names)
+               and _OURS.field(name).type != IMAGE}  # fmt: skip
+    columns, early = tuple({*missing, "source"}), set[int]()
+    for number, row in enumerate(read_pairs(tables, source, columns)):
+        found = {name for name in missing if row[name] is not None}
+        early |= {number} if found else set()
+        missing -= found
+        if not missing:
+            break
+    last = max(early, default=-1)
+    for number, row in zip(range(last + 1), read_pairs(tables, source), strict=False):
+        if number in early:
+            yield row
+    for number, row in enumerate(read_pairs(tables, source)):
+        if number not in early:
+            yield row
+
+
+def _ours(name: str) -> str:
+    return OUR_NAMES.get(name, name)
+
+
 def _checked(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
     file = pq.ParquetFile(path)
     found = file.schema_arrow
@@ -245,15 +272,20 @@ def write_imagefolder(job: Job, rows: Iterator[Row]) -> None:
 
 
 def write_webdataset(job: Job, rows: Iterator[Row]) -> None:
-    """Tar shards with 000000.chosen.png, 000000.rejected.png and 000000.json of each pair."""
-    number = 0
+    """Tar shards with 000000.chosen.png, 000000.rejected.png and 000000.json of each pair.
+
+    All images end as the first one does, whatever their kinds: `datasets` takes the columns from the
+    first samples, and readers know an image by its bytes.
+    """
+    number, end = 0, ""
     for path, chunk in zip(job.shards("tar"), job.chunks(rows), strict=True):
         with tarfile.open(path, "w") as archive:
             for row in chunk:
                 for ours, theirs in (("winner", "chosen"), ("loser", "rejected")):
                     data = _bytes(row, ours)
                     kind = image_kind(data, f"pair {row['pair_id']}, the {ours}")
-                    _add(archive, f"{number:06d}.{theirs}.{kind}", data)
+                    end = end or kind
+                    _add(archive, f"{number:06d}.{theirs}.{end}", data)
                 text = json.dumps(described(row), ensure_ascii=False)
                 _add(archive, f"{number:06d}.json", text.encode())
                 number += 1
