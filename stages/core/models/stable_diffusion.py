@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import diffusers.schedulers
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from jaxtyping import Float, Int
@@ -22,6 +24,48 @@ log = logging.getLogger(__name__)
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
+def schedule_of(source: Source) -> dict[str, Any]:
+    """The model's own noise schedule, complete: what its config leaves unsaid is as its class has it.
+
+    Latents are not clipped unless the config asks for it: most published configs do not name
+    clip_sample, and diffusers' DDPM and DDIM would clip to [-1, 1] at every step. ModelError for a
+    schedule that is not DDPM's: no betas, or the sigmas of EDM or of flow matching.
+    """
+    config = dict(source.config_of("scheduler", DDPMScheduler))
+    name = str(config.get("_class_name"))
+    where = f"{source.base}: scheduler/scheduler_config.json"
+    kind = getattr(diffusers.schedulers, name, None)
+    known = inspect.signature(kind.__init__).parameters if kind is not None else {}
+    is_flow = config.get("use_flow_sigmas") or "flow" in str(config.get("prediction_type"))
+    if "beta_schedule" not in known or is_flow:
+        raise ModelError(
+            f"{where} is of {name}; expected a scheduler on DDPM's noise schedule, as DDIMScheduler, "
+            "PNDMScheduler, EulerDiscreteScheduler or DPMSolverMultistepScheduler. Models of EDM and of "
+            "flow matching are not Stable Diffusion 1.x, 2.x or XL as they were published"
+        )
+    if not {"beta_start", "beta_end", "beta_schedule"} <= config.keys() and not config.get(
+        "trained_betas"
+    ):
+        raise ModelError(
+            f"{where} has no beta_start, beta_end and beta_schedule; without them the noise that the model "
+            "was trained on is not known. Stable Diffusion's are 0.00085, 0.012 and scaled_linear"
+        )
+    whole = dict(kind.from_config(config).config)  # type: ignore[union-attr]  # it has parameters
+    return {**whole, "clip_sample": config.get("clip_sample", False)}
+
+
+def _normalisation(vae: AutoencoderKL) -> tuple[Tensor | float, Tensor | float]:
+    """(mean, standard deviation) of a VAE's latents by channel, where its config names them."""
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or std is None:
+        return 0.0, 1.0
+    like = {"dtype": vae.dtype, "device": vae.device}
+    return (
+        torch.tensor(mean, **like).reshape(1, -1, 1, 1),
+        torch.tensor(std, **like).reshape(1, -1, 1, 1),
+    )
+
+
 class StableDiffusion(DiffusionModel):
     """Stable Diffusion 1.x and 2.x."""
 
@@ -33,15 +77,37 @@ class StableDiffusion(DiffusionModel):
     def __init__(self, source: Source, *, device: torch.device) -> None:
         """ModelError if the model predicts something that no formula here covers."""
         super().__init__(source, device=device)
-        self._schedule = source.read("scheduler", DDPMScheduler)
+        self._own_schedule = schedule_of(source)
+        self._schedule = DDPMScheduler.from_config(self._own_schedule)
         self.prediction_type = self._schedule.config.prediction_type
         if self.prediction_type not in PREDICTIONS:
             raise ModelError(
                 f"{self.base}: scheduler/scheduler_config.json has prediction_type "
                 f"{self.prediction_type!r}; supported are {', '.join(PREDICTIONS)}"
             )
-        config = source.config_of("unet", UNet2DConditionModel)
-        self._latents_shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+        self._latents_shape = self._shape_of(source.config_of("unet", UNet2DConditionModel))
+
+    def _shape_of(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """The latents' shape by the UNet's config. ModelError for a UNet that is given more than latents."""
+        where = f"{self.base}: unet/config.json"
+        size, channels = config.get("sample_size"), int(config.get("in_channels", 4))
+        if not isinstance(size, int):
+            raise ModelError(
+                f"{where} has sample_size {size!r}; expected one number, the side of the latents: 64 for "
+                "SD1.5, 128 for SDXL. Write it there"
+            )
+        if channels != config.get("out_channels", 4):
+            raise ModelError(
+                f"{where} has in_channels {channels} and out_channels {config.get('out_channels', 4)}: it is "
+                "also given a mask or an image, as for inpainting. Name a text-to-image model"
+            )
+        if config.get("time_cond_proj_dim") is not None:
+            raise ModelError(
+                f"{where} has time_cond_proj_dim {config['time_cond_proj_dim']}: the guidance scale is "
+                "embedded in this model (LCM and its kind), which no formula here covers. Name the model "
+                "that it was distilled from"
+            )
+        return channels, size, size
 
     @property
     def num_timesteps(self) -> int:
@@ -92,7 +158,9 @@ class StableDiffusion(DiffusionModel):
         """
         vae = self._vae()
         posterior = vae.encode(images.to(self.device, vae.dtype)).latent_dist
-        return cast(Tensor, (posterior.mode() * vae.config.scaling_factor).to(self.dtype))
+        mean, std = _normalisation(vae)
+        normalised = (posterior.mode() - mean) / std * vae.config.scaling_factor
+        return cast(Tensor, normalised.to(self.dtype))
 
     @torch.no_grad()
     def decode_latents(
@@ -100,7 +168,8 @@ class StableDiffusion(DiffusionModel):
     ) -> Float[Tensor, "image rgb height width"]:
         """Images in [0, 1], float32, on the CPU, of scaled latents."""
         vae = self._vae()
-        scaled = latents.to(self.device, vae.dtype) / vae.config.scaling_factor
+        mean, std = _normalisation(vae)
+        scaled = latents.to(self.device, vae.dtype) * std / vae.config.scaling_factor + mean
         decoded = vae.decode(scaled).sample
         return cast(Tensor, (decoded.float().cpu() / 2 + 0.5).clamp(0, 1))
 
@@ -144,7 +213,7 @@ class StableDiffusion(DiffusionModel):
         """A fresh sampler, on this model's noise schedule. ValueError for an unknown name."""
         if name not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, found {name!r}")
-        return self.source.read("scheduler", SAMPLERS[name])
+        return SAMPLERS[name].from_config(self._own_schedule)
 
     def step_arguments(
         self, scheduler: DDPMScheduler | DDIMScheduler, generators: list[torch.Generator]
