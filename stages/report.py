@@ -18,6 +18,7 @@ import tyro
 
 from stages.core.artifacts.files import write_text
 from stages.core.artifacts.fingerprint import code_version
+from stages.core.artifacts.provenance import BASE
 from stages.core.artifacts.schemas import (
     BREAKDOWN,
     HELD_OUT_CURVE,
@@ -34,7 +35,7 @@ from stages.core.errors import UserError
 from stages.core.evaluation.gates import last_good, read_gate
 from stages.core.evaluation.guards import GUARDS_TABLE, Limits
 from stages.core.evaluation.paper import read_paper_tables
-from stages.core.evaluation.verdicts import BASE, Evaluation
+from stages.core.evaluation.verdicts import Evaluation
 from stages.core.execution.runtime import Run, log, run_stage, stage
 from stages.core.report.figures import TrainingCurves
 from stages.core.report.page import (

@@ -7,9 +7,10 @@ from typing import Any
 from stages.core.evaluation.gates import Gate
 from stages.core.evaluation.guards import Limits
 from stages.core.evaluation.paper import read_paper_tables
+from stages.core.evaluation.statistics import ReliabilityBin
 from stages.core.evaluation.verdicts import Evaluation
 from stages.core.evaluation.wording import p_value
-from stages.core.report.figures import ReliabilityPoint, reliability_panel
+from stages.core.report.figures import reliability_panel
 from stages.core.report.page import (
     breakdown_view,
     gates_view,
@@ -102,7 +103,7 @@ def test_shared_prompts_are_marked() -> None:
 
 
 def test_a_reliability_panel_tells_its_numbers_in_words() -> None:
-    point = ReliabilityPoint(
+    point = ReliabilityBin(
         num_pairs=25, mean_probability=0.8, share_right=0.6, share_low=0.4, share_high=0.77
     )
     svg = reliability_panel("Reliability of iter01", [point])

@@ -12,15 +12,16 @@ from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.core.artifacts.provenance import BASE
 from stages.core.evaluation.gates import Gate, gate_sentences, last_good
 from stages.core.evaluation.guard import AnyLimits, Guard, Measured
 from stages.core.evaluation.guards import GUARDS, seed_row
 from stages.core.evaluation.paper import TOLERANCE, Column, PaperRow
+from stages.core.evaluation.statistics import ReliabilityBin
 from stages.core.evaluation.verdicts import (
-    BASE,
     LABELS,
-    Comparison,
     Evaluation,
+    SummaryRow,
     best_sentence,
     sides_sentence,
     steps_sentence,
@@ -29,7 +30,6 @@ from stages.core.evaluation.verdicts import (
 from stages.core.evaluation.wording import DASH, number, p_value, percent, significant
 from stages.core.report.figures import (
     LN_2,
-    ReliabilityPoint,
     Series,
     TrainingCurves,
     histogram,
@@ -143,7 +143,7 @@ def metric_row(evaluation: Evaluation, prompt_set: str, metric: str, policy: str
     }
 
 
-def wins_cell(row: Comparison | None) -> Row | None:
+def wins_cell(row: SummaryRow | None) -> Row | None:
     """A win rate with its interval; None where nothing was compared."""
     if row is None:
         return None
@@ -272,14 +272,14 @@ def reliability_panels(rows: Sequence[Row]) -> list[Panel]:
     for iteration in dict.fromkeys(row["iteration"] for row in rows):
         inside = [row for row in rows if row["iteration"] == iteration]
         names = ("num_pairs", "mean_probability", "share_right", "share_low", "share_high")
-        points = [ReliabilityPoint(**{name: row[name] for name in names}) for row in inside]
+        bins = [ReliabilityBin(**{name: row[name] for name in names}) for row in inside]
         title = f"Reliability of {inside[0]['policy']}"
-        caption = f"{sum(p.num_pairs for p in points)} held-out pairs in bins of equal size"
-        panels.append(Panel(title, reliability_panel(title, points), caption))
+        caption = f"{sum(part.num_pairs for part in bins)} held-out pairs in bins of equal size"
+        panels.append(Panel(title, reliability_panel(title, bins), caption))
     return panels
 
 
-def difference_cell(row: Comparison | None, decimals: int) -> Row | None:
+def difference_cell(row: SummaryRow | None, decimals: int) -> Row | None:
     """A difference with its interval and direction; None where nothing was compared."""
     if row is None:
         return None
@@ -467,5 +467,5 @@ def _certainty(row: Row) -> float:
     return float(row["winner_score"] - row["loser_score"])
 
 
-def _present(rows: Iterable[Comparison | None]) -> list[Comparison]:
+def _present(rows: Iterable[SummaryRow | None]) -> list[SummaryRow]:
     return [row for row in rows if row is not None]
