@@ -18,8 +18,9 @@ from typing import Any
 import tyro
 
 from stages.core.artifacts.files import write_text
-from stages.core.artifacts.schemas import GUARDS, SUMMARY
+from stages.core.artifacts.schemas import SUMMARY
 from stages.core.artifacts.tables import read_table
+from stages.core.evaluation.guards import GUARDS_TABLE
 
 Row = dict[str, Any]
 
@@ -63,7 +64,7 @@ def read_result(seed: int) -> tuple[list[Row], list[Row]]:
     folder = Path("results") / run_name(seed) / "evaluation"
     return (
         read_table(folder / "summary.parquet", SUMMARY).to_pylist(),
-        read_table(folder / "guards.parquet", GUARDS).to_pylist(),
+        read_table(folder / "guards.parquet", GUARDS_TABLE).to_pylist(),
     )
 
 

@@ -18,6 +18,7 @@ from stages.core.artifacts.provenance import write_manifest
 from stages.core.execution.runtime import run_stage, stage
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
+from stages.core.models.policy import Policy
 from stages.core.policies.saving import save_policy
 
 
@@ -37,7 +38,7 @@ def main(args: Args) -> None:
     """Read it as this base's policy, which checks that it fits, and write it as our own."""
     with stage("adopt_policy") as run:
         model = load_model(args.model, device=torch.device("cpu"))
-        denoiser = model.load_denoiser(args.policy, dtype=torch.float32)
+        denoiser = model.load_denoiser(Policy(Path(args.policy)), dtype=torch.float32)
         save_policy(denoiser, args.output, model.denoiser_part)
         kind = "full" if denoiser.adapter is None else "lora"
         facts = {"base": model.base, "kind": kind, "adopted_from": args.policy}

@@ -6,17 +6,15 @@ paste the line from logs/<run>/iter01/check_collapse.log
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from stages.core.artifacts.provenance import write_record
-from stages.core.artifacts.schemas import GUARDS
 from stages.core.evaluation.gates import OnCollapse, decide, facts_of, read_gate
-from stages.core.evaluation.guard_tables import GuardTables, guard_row
-from stages.core.evaluation.guards import Guard, Limits, blindness_warning
+from stages.core.evaluation.guard_tables import Evidence, GuardTables
+from stages.core.evaluation.guards import GUARDS, Limits, blindness_warning, measured, warnings_of
 from stages.core.execution.runtime import log, run_stage, stage
 
 
@@ -48,11 +46,13 @@ def main(args: Args) -> None:
         tables = GuardTables(
             holdout=dict(args.holdout), diversity=dict(args.diversity), pairs=dict(args.pairs)
         )
-        seed, guard = (as_guard(number, tables) for number in (0, args.iteration))
-        if blindness := blindness_warning((seed, guard)):
+        guards = [guard for guard in GUARDS if guard.is_of_training]
+        seed, row = (measured(Evidence(tables, number), guards) for number in (0, args.iteration))
+        if blindness := blindness_warning((seed, row)):
             log.warning("%s", blindness)
         previous = None if args.previous is None else read_gate(args.previous)
-        gate = decide(guard, seed, args.limits, args.on_collapse, previous)
+        findings = warnings_of(row, seed, args.limits, guards)
+        gate = decide(row, findings, asdict(args.limits), args.on_collapse, previous)
         for finding in gate.findings:
             log.warning("collapse: %s", finding)
         log.info(
@@ -67,12 +67,6 @@ def main(args: Args) -> None:
             args.output, facts_of(gate), stage="check_collapse", arguments=args, inputs=inputs
         )
         run.rows_in, run.rows_out = len(inputs), 1
-
-
-def as_guard(iteration: int, tables: GuardTables) -> Guard:
-    """The iteration's guards; the prompts that an encoder cuts are no matter of training."""
-    empty: dict[str, Any] = dict.fromkeys(GUARDS.arrow.names)
-    return Guard(**(empty | guard_row(iteration, tables) | {"truncated_share": 0.0}))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from stages.core.execution.runtime import log, run_stage, stage
 from stages.core.export.cards import model_card
 from stages.core.export.folders import check_replaceable, export_folder, finish_export
 from stages.core.export.lineage import card_facts
-from stages.core.export.policies import Dtype, Format, Policy, check_policy, write_policy
+from stages.core.export.policies import Dtype, ExportedPolicy, Format, check_policy, write_policy
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
-from stages.core.policies.loading import policy_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +57,8 @@ def main(args: Args) -> None:
     with stage("export_policy") as run:
         if not args.is_ours:
             check_replaceable(args.output)
-        folder = policy_path(str(args.policy)) or args.policy
         model = load_model(args.model, device=torch.device("cpu"))
-        policy = Policy(folder=folder, model=model, name=args.name)
+        policy = ExportedPolicy(folder=args.policy, model=model, name=args.name)
         check_policy(policy, args.format, is_same_base=args.is_same_base)
         facts = card_facts(policy, args.format)
         rows = [] if args.summary is None else read_table(args.summary, SUMMARY).to_pylist()
@@ -69,7 +67,7 @@ def main(args: Args) -> None:
             write_policy(policy, args.format, args.dtype, new)
             finish_export(
                 new, model_card(facts, metrics), stage="export_policy", arguments=args,
-                inputs=[folder / "manifest.json"], facts=facts,
+                inputs=[args.policy / "manifest.json"], facts=facts,
             )  # fmt: skip
             run.rows_in, run.rows_out = 1, len(list(new.rglob("*")))
         log.info("export_policy: %s (%s) is ready", args.output, args.format)

@@ -18,9 +18,9 @@ import tyro
 
 from stages.core.artifacts.files import write_text
 from stages.core.artifacts.fingerprint import code_version
+from stages.core.artifacts.provenance import BASE
 from stages.core.artifacts.schemas import (
     BREAKDOWN,
-    GUARDS,
     HELD_OUT_CURVE,
     IMAGES,
     LEAKAGE,
@@ -33,9 +33,9 @@ from stages.core.artifacts.schemas import (
 from stages.core.artifacts.tables import read_batches, read_metadata, read_table
 from stages.core.errors import UserError
 from stages.core.evaluation.gates import last_good, read_gate
-from stages.core.evaluation.guards import Guard, Limits
+from stages.core.evaluation.guards import GUARDS_TABLE, Limits
 from stages.core.evaluation.paper import read_paper_tables
-from stages.core.evaluation.verdicts import BASE, Evaluation
+from stages.core.evaluation.verdicts import Evaluation
 from stages.core.execution.runtime import Run, log, run_stage, stage
 from stages.core.report.figures import TrainingCurves
 from stages.core.report.page import (
@@ -116,7 +116,7 @@ def main(args: Args) -> None:
         evaluation = read_evaluation(run, args)
         gates = [read_gate(path) for path in args.gates]
         config = read_object(args.config)
-        guards = [Guard(**row) for row in read(run, args.guards, GUARDS).to_pylist()]
+        guards = read(run, args.guards, GUARDS_TABLE).to_pylist()
         breakdown = read(run, args.breakdown, BREAKDOWN).to_pylist()
         paper = [row for row in read_paper_tables() if row.model == args.paper_model]
         page = render(
@@ -131,7 +131,7 @@ def main(args: Args) -> None:
                 "others": others_view(evaluation),
                 "breakdown": breakdown_view(breakdown, evaluation),
                 "paper_tables": paper_view(paper, evaluation, breakdown),
-                **guards_view(sorted(guards, key=lambda guard: guard.iteration), args.limits),
+                **guards_view(sorted(guards, key=lambda row: int(row["iteration"])), args.limits),
                 "reliability_panels": reliability_panels(
                     read(run, args.reliability, RELIABILITY).to_pylist()
                 ),

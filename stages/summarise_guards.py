@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import tyro
 
-from stages.core.artifacts.schemas import GUARDS, HOLDOUT_REWARDS, PROMPTS, RELIABILITY
+from stages.core.artifacts.schemas import HOLDOUT_REWARDS, PROMPTS, RELIABILITY
 from stages.core.artifacts.tables import read_table, read_tables, write_table
-from stages.core.evaluation.guard_tables import GuardTables, floats, guard_row
-from stages.core.evaluation.guards import Guard, Limits, warnings
+from stages.core.evaluation.guard_tables import Evidence, GuardTables, floats
+from stages.core.evaluation.guards import GUARDS_TABLE, Limits, all_warnings, in_words, measured
 from stages.core.evaluation.statistics import reliability
 from stages.core.execution.runtime import log, run_stage, stage
 from stages.core.models.families import load_model
@@ -59,30 +59,17 @@ def main(args: Args) -> None:
     """Measure every iteration by itself."""
     with stage("summarise_guards") as run:
         torch.set_num_threads(args.threads)
-        cut, tables = truncated_share(args), guard_tables(args)
-        rows = [
-            {**guard_row(iteration, tables), "truncated_share": cut}
-            for iteration in range(len(args.holdout))
-        ]
+        tables = guard_tables(args)
+        rows = [measured(Evidence(tables, number)) for number in range(len(args.holdout))]
         for row in rows:
-            log.info(
-                "guards, %s: reward accuracy %.3f [%.3f, %.3f], diversity %.3f, of features %.4g (%s), "
-                "drift %.5f%s",
-                row["policy"], row["reward_accuracy"], row["reward_accuracy_low"],
-                row["reward_accuracy_high"], row["diversity"], row["feature_diversity"],
-                row["features"], row["drift"],
-                "".join(f", {name} {row[name]:.3f}" for name in
-                        ("rank_correlation", "best_beats_worst", "confident_share")
-                        if row.get(name) is not None),
-            )  # fmt: skip
-        empty: dict[str, Any] = dict.fromkeys(GUARDS.arrow.names)
-        for sentence in warnings([Guard(**(empty | row)) for row in rows], args.limits):
+            log.info("guards, %s: %s", row["policy"], in_words(row))
+        for sentence in all_warnings(rows, args.limits):
             log.warning("guards: %s", sentence)
         inputs = [*args.holdout, *args.diversity, *args.pairs, *args.prompts]
         for named in (args.rewards, args.candidate_scores):
             inputs += [path for _, path in named]
         write_table(
-            args.output, rows, GUARDS, stage="summarise_guards", arguments=args, inputs=inputs
+            args.output, rows, GUARDS_TABLE, stage="summarise_guards", arguments=args, inputs=inputs
         )
         write_table(
             args.reliability, reliability_rows(args.holdout), RELIABILITY,
@@ -92,13 +79,14 @@ def main(args: Args) -> None:
 
 
 def guard_tables(args: Args) -> GuardTables:
-    """The tables by iteration."""
+    """What guards are measured on, by iteration."""
     return GuardTables(
         holdout=dict(enumerate(args.holdout)),
         diversity=dict(enumerate(args.diversity)),
         pairs=dict(enumerate(args.pairs, start=1)),
         rewards=grouped(args.rewards),
         candidate_scores=grouped(args.candidate_scores),
+        truncated_share=truncated_share(args),
     )
 
 

@@ -25,6 +25,7 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LORA_FILE, Denoiser, LoraSettings
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelError
+from stages.core.models.policy import Policy
 from stages.core.models.stable_diffusion import StableDiffusion
 from stages.core.models.stable_diffusion_xl import StableDiffusionXL
 from stages.core.policies.encoding import EncodedPairs
@@ -230,12 +231,13 @@ def test_a_saved_policy_is_read_back_and_scores_as_it_was_trained(
     latents = torch.randn((2, *model.latents_shape), generator=generator(1))
     text = model.encode_text(PROMPTS[:1])
     expected = draw_errors(model, policy, reference, latents, text, draws)
-    again, base = family.load().load_denoisers(tmp_path / "policy", None)
+    saved = Policy(tmp_path / "policy")
+    again, base = family.load().load_denoisers(saved, None)
     found = draw_errors(model, again, base, latents, text, draws)
     torch.testing.assert_close(found.policy, expected.policy, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(found.reference, expected.reference, atol=1e-6, rtol=1e-6)
     assert (found.policy != found.reference).any()
-    same, itself = family.load().load_denoisers(tmp_path / "policy", tmp_path / "policy")
+    same, itself = family.load().load_denoisers(saved, saved)
     equal = draw_errors(model, same, itself, latents, text, draws)
     assert torch.equal(equal.policy, equal.reference)
 
@@ -246,7 +248,8 @@ def test_the_next_iteration_starts_from_the_policy_at_ln_2(
 ) -> None:
     model = family.load()
     trained(model, tmp_path / "work", lora)[0].save(tmp_path / "first", "unet")
-    policy, reference = model.load_for_training(tmp_path / "first", tmp_path / "first", lora, 1)
+    first = Policy(tmp_path / "first")
+    policy, reference = model.load_for_training(first, first, lora, 1)
     before = {name: value.clone() for name, value in reference.state_dict().items()}
     steps, _ = train_dpo(
         model, policy, reference, pairs_of(model), TRAINING, seed=4, work=tmp_path / "next",
@@ -255,7 +258,7 @@ def test_the_next_iteration_starts_from_the_policy_at_ln_2(
     assert steps[0].loss == pytest.approx(np.log(2), abs=1e-7)
     assert steps[0].logit == 0
     assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
-    against_base, base = model.load_for_training(tmp_path / "first", None, lora, 1)
+    against_base, base = model.load_for_training(first, None, lora, 1)
     steps, _ = train_dpo(
         model, against_base, base, pairs_of(model), TRAINING, seed=4, work=tmp_path / "base",
         identity="three", processes=Processes(CPU), execution=Execution(),
@@ -362,17 +365,17 @@ def test_a_lora_of_another_base_is_refused(family: Family, tmp_path: Path) -> No
     )  # fmt: skip
     unet.save_pretrained(other / "unet")
     with pytest.raises(ModelError, match="does not fit .*A LoRA belongs to the base"):
-        load_model(settings(other), device=CPU).load_denoiser(tmp_path / "policy")
+        load_model(settings(other), device=CPU).load_denoiser(Policy(tmp_path / "policy"))
 
 
 def test_a_run_keeps_one_kind_of_training(family: Family, tmp_path: Path) -> None:
     model = family.load()
     trained(model, tmp_path / "work", LORA)[0].save(tmp_path / "policy", "unet")
     with pytest.raises(ModelError, match="is a LoRA, but lora.rank is 0"):
-        model.load_for_training(tmp_path / "policy", None, FULL, 0)
+        model.load_for_training(Policy(tmp_path / "policy"), None, FULL, 0)
     trained(model, tmp_path / "work2", FULL)[0].save(tmp_path / "full", "unet")
     with pytest.raises(ModelError, match="is a full fine-tune, but lora.rank is 4"):
-        model.load_for_training(tmp_path / "full", None, LORA, 0)
+        model.load_for_training(Policy(tmp_path / "full"), None, LORA, 0)
 
 
 def test_lora_targets_that_fit_nothing_are_named(family: Family) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,37 +20,41 @@ from stages.core.evaluation.gates import (
     stopped_after,
     why_stopped,
 )
-from stages.core.evaluation.guards import Guard, Limits
+from stages.core.evaluation.guard import Measured
+from stages.core.evaluation.guards import GUARDS, Limits, warnings_of
 
 LIMITS = Limits(max_drift=0.1)
-SEED = Guard(
-    iteration=0,
-    policy="iter00",
-    reward_accuracy=0.7,
-    reward_accuracy_low=0.6,
-    reward_accuracy_high=0.8,
-    num_holdout_pairs=200,
-    diversity=0.2,
-    feature_diversity=0.3,
-    features="perceptual",
-    drift=0.01,
-    blank_share=0.0,
-    truncated_share=0.5,
-    rank_correlation=None,
-    best_beats_worst=None,
-    confident_share=None,
-)
+SEED: Measured = {
+    "iteration": 0,
+    "policy": "iter00",
+    "reward_accuracy": 0.7,
+    "reward_accuracy_low": 0.6,
+    "reward_accuracy_high": 0.8,
+    "num_holdout_pairs": 200,
+    "diversity": 0.2,
+    "feature_diversity": 0.3,
+    "features": "perceptual",
+    "drift": 0.01,
+    "blank_share": 0.0,
+    "truncated_share": 0.5,
+    "rank_correlation": None,
+    "best_beats_worst": None,
+    "confident_share": None,
+}
 
 
-def later(iteration: int, **changes: float) -> Guard:
+def later(iteration: int, **changes: float) -> Measured:
     values = {"iteration": iteration, "policy": f"iter{iteration:02d}", "confident_share": 0.2}
-    return replace(SEED, **(values | changes))
+    return SEED | values | changes
 
 
-def chain(guards: list[Guard], on_collapse: OnCollapse) -> list[Gate]:
+def chain(rows: list[Measured], on_collapse: OnCollapse) -> list[Gate]:
     gates: list[Gate] = []
-    for guard in guards:
-        gates.append(decide(guard, guards[0], LIMITS, on_collapse, gates[-1] if gates else None))
+    guards = [guard for guard in GUARDS if guard.is_of_training]
+    for row in rows:
+        findings = warnings_of(row, rows[0], LIMITS, guards)
+        previous = gates[-1] if gates else None
+        gates.append(decide(row, findings, asdict(LIMITS), on_collapse, previous))
     return gates
 
 
@@ -102,7 +106,7 @@ def test_a_rollback_goes_on_from_the_last_good_policy_however_often() -> None:
 
 def test_a_collapsed_iteration_0_ends_the_run_either_way() -> None:
     for on_collapse in ("stop", "rollback"):
-        (gate,) = chain([replace(SEED, drift=1.0)], on_collapse)  # type: ignore[arg-type]
+        (gate,) = chain([SEED | {"drift": 1.0}], on_collapse)  # type: ignore[arg-type]
         assert (gate.stops, gate.last_good) == (True, "base")
     assert "no policy before was good" in why_stopped(gate)
 

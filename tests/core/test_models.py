@@ -16,6 +16,7 @@ from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelError
+from stages.core.models.policy import Policy
 from stages.core.policies.loading import load_denoiser
 from tests.builders import CAPTIONS, picture, settings
 
@@ -77,7 +78,7 @@ def test_a_policy_of_another_base_is_refused(
 ) -> None:
     edit(copy / "unet" / "config.json", cross_attention_dim=32)
     with pytest.raises(ModelError, match="cross_attention_dim = 64.*has 32.*another base model"):
-        load_model(settings(copy), device=CPU).load_denoiser(other_policy)
+        load_model(settings(copy), device=CPU).load_denoiser(Policy(other_policy))
 
 
 def test_a_folder_without_a_part_is_named_with_what_it_holds(copy: Path) -> None:

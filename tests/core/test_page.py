@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from stages.core.evaluation.gates import Gate
-from stages.core.evaluation.guards import Guard, Limits
+from stages.core.evaluation.guards import Limits
 from stages.core.evaluation.paper import read_paper_tables
+from stages.core.evaluation.statistics import ReliabilityBin
 from stages.core.evaluation.verdicts import Evaluation
 from stages.core.evaluation.wording import p_value
-from stages.core.report.figures import ReliabilityPoint, reliability_panel
+from stages.core.report.figures import reliability_panel
 from stages.core.report.page import (
     breakdown_view,
     gates_view,
@@ -103,7 +103,7 @@ def test_shared_prompts_are_marked() -> None:
 
 
 def test_a_reliability_panel_tells_its_numbers_in_words() -> None:
-    point = ReliabilityPoint(
+    point = ReliabilityBin(
         num_pairs=25, mean_probability=0.8, share_right=0.6, share_low=0.4, share_high=0.77
     )
     svg = reliability_panel("Reliability of iter01", [point])
@@ -146,18 +146,19 @@ def test_gates_are_shown_only_where_there_are_any() -> None:
 
 
 def test_features_of_a_guard_are_named_beside_it() -> None:
-    guard = Guard(
-        iteration=0, policy="iter00", reward_accuracy=0.7, reward_accuracy_low=0.6,
-        reward_accuracy_high=0.8, num_holdout_pairs=200, diversity=0.2, feature_diversity=0.25,
-        features="clipscore", drift=0.01, blank_share=0.0, truncated_share=0.0,
-        rank_correlation=None, best_beats_worst=None, confident_share=None,
-    )  # fmt: skip
+    row = {
+        "iteration": 0, "policy": "iter00", "reward_accuracy": 0.7, "reward_accuracy_low": 0.6,
+        "reward_accuracy_high": 0.8, "num_holdout_pairs": 200, "diversity": 0.2,
+        "feature_diversity": 0.25, "features": "clipscore", "drift": 0.01, "blank_share": 0.0,
+        "truncated_share": 0.0, "rank_correlation": None, "best_beats_worst": None,
+        "confident_share": None,
+    }  # fmt: skip
     limits = Limits(
         min_reward_accuracy=0.5, max_confident_share=0.9, min_diversity_share=0.6,
         max_blank_share=0.01, max_truncated_share=0.05, max_drift=None,
     )  # fmt: skip
-    later = replace(guard, iteration=1, policy="iter01", feature_diversity=0.1)
-    view = guards_view([guard, later], limits)
+    later = row | {"iteration": 1, "policy": "iter01", "feature_diversity": 0.1}
+    view = guards_view([row, later], limits)
     place = view["guard_columns"].index("Diversity of features")
     first, second = (row["cells"][place] for row in view["guard_rows"])
     assert first == {"text": "0.25", "note": "clipscore", "turned": False}

@@ -78,8 +78,9 @@ def shown(text: str) -> str:
     return text.translate(PICTURES)
 
 
-def report(texts: list[str]) -> str:
-    """The report's page with these texts wherever one of a prompt, name, path or config goes."""
+def report_context(texts: list[str]) -> dict[str, Any]:
+    """What the report's template is given, with these texts wherever one of a prompt, name, path or
+    config goes."""
     image = thumbnail(encoded(picture(CAPTIONS[0])), "a test")
     text = texts[0]
     pair = {"pair_id": text, "winner": image, "loser": image, "winner_score": "1", "loser_score": "0",
@@ -90,7 +91,7 @@ def report(texts: list[str]) -> str:
     row = {"policy": text, "mean": text, "base": delta, "previous": delta, "wins": {"share": text, "interval": text},
            "effect_size": text, "p": text, "num_prompts": text}  # fmt: skip
     verdict = {"direction": "higher", "sentence": text}
-    context: dict[str, Any] = {
+    return {
         "run": text, "primary_set": text,
         "headline": {"overall": verdict, "steps": [verdict], "sentences": [text, text]},
         "warnings": [text],
@@ -116,7 +117,11 @@ def report(texts: list[str]) -> str:
         "files": [{"path": Path("x") / "y", "holds": text, "stage": text, "code": text}],
         "commands": text, "config": json.dumps({"run": texts}), "code": text,
     }  # fmt: skip
-    return render(context)
+
+
+def report(texts: list[str]) -> str:
+    """The report's page with these texts."""
+    return render(report_context(texts))
 
 
 @pytest.mark.parametrize("text", [*PAGE, PROMPTS[0]])

@@ -12,6 +12,7 @@ from stages import adopt_policy
 from stages.core.artifacts.provenance import policy_digest
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.loading import ModelError
+from stages.core.models.policy import Policy
 from tests import tiny_models
 from tests.builders import settings
 
@@ -29,7 +30,9 @@ def test_a_unet_from_elsewhere_is_adopted_bit_for_bit(
     policy_digest(args.output)
     manifest = json.loads((args.output / "manifest.json").read_text())
     assert (manifest["kind"], manifest["adopted_from"]) == ("full", str(elsewhere))
-    found, expected = (model.load_denoiser(p).state_dict() for p in (args.output, other_policy))
+    found, expected = (
+        model.load_denoiser(Policy(p)).state_dict() for p in (args.output, other_policy)
+    )
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 

@@ -26,6 +26,7 @@ from stages.core.method.noising import generator
 from stages.core.models.denoiser import LORA_FILE, LoraSettings
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelError
+from stages.core.models.policy import Policy
 from stages.core.policies.saving import save_policy
 from tests import single_file, tiny_models
 from tests.builders import FULL, settings, write_rows
@@ -103,7 +104,7 @@ def picture(pipeline: Any) -> np.ndarray:
 
 def policys_own_picture(base: Path, policy: Path) -> np.ndarray:
     pipeline = pipeline_class(base).from_pretrained(base)
-    denoiser = load_model(settings(base), device=CPU).load_denoiser(policy)
+    denoiser = load_model(settings(base), device=CPU).load_denoiser(Policy(policy))
     denoiser.select()
     pipeline.unet = denoiser.network
     found = picture(pipeline)
@@ -170,7 +171,7 @@ def test_diffusers_own_loader_reads_the_kohya_file_as_the_same_weights(
     assert {f"{first}.lora_down.weight", f"{first}.lora_up.weight", f"{first}.alpha"} <= keys
     pipeline = pipeline_class(base).from_pretrained(base)
     pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name="read")
-    own = load_model(settings(base), device=CPU).load_denoiser(policies["lora"])
+    own = load_model(settings(base), device=CPU).load_denoiser(Policy(policies["lora"]))
     found = dict(pipeline.unet.named_parameters())
     count = 0
     for name, value in own.named_weights():

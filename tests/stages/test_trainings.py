@@ -22,6 +22,7 @@ from stages import (
 from stages.core.artifacts.provenance import ArtifactError, policy_digest
 from stages.core.errors import UserError
 from stages.core.models.adapter import DiffusionModel
+from stages.core.models.policy import Policy
 from stages.core.training.loop import TrainingError
 from stages.core.training.settings import Execution
 from tests.builders import LORA, read_rows
@@ -47,7 +48,7 @@ def test_seed_training_writes_a_finished_policy_and_one_row_a_step(
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert rows[-1]["loss"] == pytest.approx(manifest["last_loss"])
     assert not seed_trained.work.exists()
-    trained, base = model.load_denoiser(seed_trained.output), model.load_denoiser()
+    trained, base = model.load_denoiser(Policy(seed_trained.output)), model.load_denoiser()
     changes = [
         (a - b).abs().max().item()
         for a, b in zip(trained.parameters(), base.parameters(), strict=True)

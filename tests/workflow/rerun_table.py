@@ -278,7 +278,7 @@ ROWS = [
     ),
     Row(
         section=CODE,
-        change="`core/evaluation/statistics.py`, which three stages import",
+        change="`core/evaluation/statistics.py`, which the stages of the evaluation import",
         begins=("summarise_evaluation", "summarise_guards", "measure_diversity"),
         edit=logic("stages/core/evaluation/statistics.py"),
     ),

@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from stages.core.artifacts import schemas
 from stages.core.artifacts.provenance import policy_digest
 from stages.core.artifacts.tables import read_table
+from stages.core.evaluation.guards import GUARDS_TABLE
 from stages.core.method.noising import generator
 from tests import tiny_models
 from tests.builders import encoded, write_rows
@@ -39,7 +40,7 @@ TABLES = {
     "evaluation/*/*/scores/*.parquet": schemas.METRIC_SCORES,
     "evaluation/holdout/*.parquet": schemas.HOLDOUT_REWARDS,
     "evaluation/summary.parquet": schemas.SUMMARY,
-    "evaluation/guards.parquet": schemas.GUARDS,
+    "evaluation/guards.parquet": GUARDS_TABLE,
 }
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from stages.core.artifacts.provenance import policy_digest
-from stages.core.artifacts.schemas import GUARDS, TRAINING_PAIRS
+from stages.core.artifacts.schemas import TRAINING_PAIRS
 from stages.core.artifacts.tables import read_table
 from stages.core.evaluation.gates import read_gate
+from stages.core.evaluation.guards import GUARDS_TABLE
 from tests.workflow.projects import Project
 
 pytestmark = pytest.mark.xdist_group("gates")  # one process makes its run for all
@@ -74,7 +75,7 @@ def test_the_same_call_again_reports_the_iterations_there_are(
     report = (project.results / "report.html").read_text()
     assert "The guards stopped this run: use iter00" in report
     assert "1 of 2 iterations were not made" in report
-    guards = read_table(project.results / "evaluation/guards.parquet", GUARDS).to_pylist()
+    guards = read_table(project.results / "evaluation/guards.parquet", GUARDS_TABLE).to_pylist()
     assert [row["iteration"] for row in guards] == [0, 1]
     assert not (project.results / "iter02/policy").exists()
     assert project.planned(config=config) == {}

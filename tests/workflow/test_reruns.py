@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.core.artifacts.provenance import policy_digest
-from stages.core.artifacts.schemas import GUARDS, SUMMARY, TRAINING_PAIRS
+from stages.core.artifacts.schemas import SUMMARY, TRAINING_PAIRS
 from stages.core.artifacts.tables import read_table
+from stages.core.evaluation.guards import GUARDS_TABLE
 from tests.builders import Row, read_rows
 from tests.workflow.projects import RUN, Project, environment
 
@@ -37,7 +38,7 @@ def test_the_run_leaves_what_the_design_promises(finished: Project) -> None:
     results = finished.results
     summary = read_table(results / "evaluation/summary.parquet", SUMMARY).to_pylist()
     assert {row["policy"] for row in summary} == {"base", "iter00", "iter01", "iter02"}
-    guards = read_table(results / "evaluation/guards.parquet", GUARDS).to_pylist()
+    guards = read_table(results / "evaluation/guards.parquet", GUARDS_TABLE).to_pylist()
     assert [row["iteration"] for row in guards] == [0, 1, 2]
     mix = read_table(results / "iter01/preferences.parquet", TRAINING_PAIRS).to_pylist()
     assert [row["source"] for row in mix].count("generated") == 4

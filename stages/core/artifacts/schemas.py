@@ -39,7 +39,8 @@ class Schema:
         return pa.schema(fields, metadata=metadata)
 
 
-def _field(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False) -> pa.Field:
+def column(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False) -> pa.Field:
+    """A column with its meaning, and its unit where it has one."""
     return pa.field(name, kind, nullable=nullable, metadata={"description": meaning})
 
 
@@ -58,8 +59,8 @@ def _features(schema: pa.Schema) -> dict[str, object]:
 
 
 _PROMPT = [
-    _field("prompt_id", pa.string(), "digest of the normalised prompt; the key of every table"),
-    _field("prompt", pa.string(), "text as it is given to the model"),
+    column("prompt_id", pa.string(), "digest of the normalised prompt; the key of every table"),
+    column("prompt", pa.string(), "text as it is given to the model"),
 ]
 
 PROMPTS = Schema("prompts", 1, pa.schema(_PROMPT))
@@ -69,13 +70,13 @@ EVALUATION_PROMPTS = Schema(
     1,
     pa.schema(
         [
-            _field(
+            column(
                 "prompt_id", pa.string(), "digest of the prompt, of category and item too if keyed"
             ),
             *_PROMPT[1:],
-            _field("category", pa.string(), "its file's category or style", nullable=True),
-            _field("challenge", pa.string(), "PartiPrompts' challenge", nullable=True),
-            _field("item", pa.int32(), "keyed sets: position within the category", nullable=True),
+            column("category", pa.string(), "its file's category or style", nullable=True),
+            column("challenge", pa.string(), "PartiPrompts' challenge", nullable=True),
+            column("item", pa.int32(), "keyed sets: position within the category", nullable=True),
         ]
     ),
 )
@@ -106,24 +107,24 @@ PICKAPIC = pa.schema(
 """The 19 columns of Pick-a-Pic v2, as its card lists them; its trainers read jpg_*, label_0, caption."""
 
 _PREFERENCE = [
-    _field("pair_id", pa.string(), "unique name of the pair"),
+    column("pair_id", pa.string(), "unique name of the pair"),
     *_PROMPT,
-    _field("winner", IMAGE, "the preferred image"),
-    _field("loser", IMAGE, "the other image"),
-    _field("source", pa.string(), "'human' or 'generated'"),
-    _field("iteration", pa.int32(), "iteration that made the pair; 0 for human pairs"),
-    _field("source_file", pa.string(), "human pairs: file it was read from", nullable=True),
-    _field("source_row", pa.int64(), "human pairs: row in that file, from 0", nullable=True),
-    _field("policy_digest", pa.string(), "generated pairs: policy that sampled", nullable=True),
-    _field("winner_candidate", pa.int32(), "generated pairs: candidate number", nullable=True),
-    _field("loser_candidate", pa.int32(), "generated pairs: candidate number", nullable=True),
-    _field("winner_seed", pa.int64(), "generated pairs: sampling seed", nullable=True),
-    _field("loser_seed", pa.int64(), "generated pairs: sampling seed", nullable=True),
-    _field("winner_score", pa.float32(), "generated pairs: what ranked it", nullable=True),
-    _field("loser_score", pa.float32(), "generated pairs: what ranked it", nullable=True),
-    _field("margin", pa.float32(), "implicit reward of winner minus loser", nullable=True),
-    _field("margin_standard_error", pa.float32(), "of the margin, over draws", nullable=True),
-    _field("probability", pa.float32(), "p(winner > loser), SAIL Eq. 9", nullable=True),
+    column("winner", IMAGE, "the preferred image"),
+    column("loser", IMAGE, "the other image"),
+    column("source", pa.string(), "'human' or 'generated'"),
+    column("iteration", pa.int32(), "iteration that made the pair; 0 for human pairs"),
+    column("source_file", pa.string(), "human pairs: file it was read from", nullable=True),
+    column("source_row", pa.int64(), "human pairs: row in that file, from 0", nullable=True),
+    column("policy_digest", pa.string(), "generated pairs: policy that sampled", nullable=True),
+    column("winner_candidate", pa.int32(), "generated pairs: candidate number", nullable=True),
+    column("loser_candidate", pa.int32(), "generated pairs: candidate number", nullable=True),
+    column("winner_seed", pa.int64(), "generated pairs: sampling seed", nullable=True),
+    column("loser_seed", pa.int64(), "generated pairs: sampling seed", nullable=True),
+    column("winner_score", pa.float32(), "generated pairs: what ranked it", nullable=True),
+    column("loser_score", pa.float32(), "generated pairs: what ranked it", nullable=True),
+    column("margin", pa.float32(), "implicit reward of winner minus loser", nullable=True),
+    column("margin_standard_error", pa.float32(), "of the margin, over draws", nullable=True),
+    column("probability", pa.float32(), "p(winner > loser), SAIL Eq. 9", nullable=True),
 ]
 
 PREFERENCES = Schema("preferences", 1, pa.schema(_PREFERENCE))
@@ -133,11 +134,11 @@ PAIR_LATENTS = Schema(
     2,
     pa.schema(
         [
-            _field("pair_id", pa.string(), "the pair"),
-            _field("winner_latents", LATENTS, "latents of the winner"),
-            _field("loser_latents", LATENTS, "latents of the loser"),
-            _field("winner_geometry", GEOMETRY, "sizes and crop of the winner, as SDXL is told"),
-            _field("loser_geometry", GEOMETRY, "sizes and crop of the loser, as SDXL is told"),
+            column("pair_id", pa.string(), "the pair"),
+            column("winner_latents", LATENTS, "latents of the winner"),
+            column("loser_latents", LATENTS, "latents of the loser"),
+            column("winner_geometry", GEOMETRY, "sizes and crop of the winner, as SDXL is told"),
+            column("loser_geometry", GEOMETRY, "sizes and crop of the loser, as SDXL is told"),
         ]
     ),
 )
@@ -154,9 +155,9 @@ IMAGES = Schema(
     pa.schema(
         [
             *_PROMPT,
-            _field("candidate", pa.int32(), "number of the image among its prompt's, from 0"),
-            _field("seed", pa.int64(), "torch.Generator('cpu') seed of the image's noise"),
-            _field("image", IMAGE, "the decoded image"),
+            column("candidate", pa.int32(), "number of the image among its prompt's, from 0"),
+            column("seed", pa.int64(), "torch.Generator('cpu') seed of the image's noise"),
+            column("image", IMAGE, "the decoded image"),
         ]
     ),
 )
@@ -164,7 +165,7 @@ IMAGES = Schema(
 CANDIDATES = Schema(
     "candidates",
     1,
-    pa.schema([*IMAGES.arrow, _field("latents", LATENTS, "the sampler's own latents")]),
+    pa.schema([*IMAGES.arrow, column("latents", LATENTS, "the sampler's own latents")]),
 )
 
 REWARDS = Schema(
@@ -173,13 +174,13 @@ REWARDS = Schema(
     pa.schema(
         [
             *_PROMPT[:1],
-            _field("candidate", pa.int32(), "the image"),
-            _field("reward", pa.float32(), "implicit reward in mean squared noise, SAIL Eq. 8"),
-            _field("standard_error", pa.float32(), "of the reward, over draws", nullable=True),
-            _field("policy_errors", pa.list_(pa.float32()), "denoising error of each draw"),
-            _field("reference_errors", pa.list_(pa.float32()), "denoising error of each draw"),
-            _field("timesteps", pa.list_(pa.int32()), "timestep of each draw"),
-            _field("draw_seed", pa.int64(), "seed of the prompt's draws"),
+            column("candidate", pa.int32(), "the image"),
+            column("reward", pa.float32(), "implicit reward in mean squared noise, SAIL Eq. 8"),
+            column("standard_error", pa.float32(), "of the reward, over draws", nullable=True),
+            column("policy_errors", pa.list_(pa.float32()), "denoising error of each draw"),
+            column("reference_errors", pa.list_(pa.float32()), "denoising error of each draw"),
+            column("timesteps", pa.list_(pa.int32()), "timestep of each draw"),
+            column("draw_seed", pa.int64(), "seed of the prompt's draws"),
         ]
     ),
 )
@@ -190,9 +191,9 @@ METRIC_SCORES = Schema(
     pa.schema(
         [
             *_PROMPT[:1],
-            _field("candidate", pa.int32(), "the image"),
-            _field("metric", pa.string(), "name of the metric"),
-            _field("score", pa.float32(), "in the metric's own unit; higher is better"),
+            column("candidate", pa.int32(), "the image"),
+            column("metric", pa.string(), "name of the metric"),
+            column("score", pa.float32(), "in the metric's own unit; higher is better"),
         ]
     ),
 )
@@ -202,11 +203,11 @@ HOLDOUT_REWARDS = Schema(
     1,
     pa.schema(
         [
-            _field("pair_id", pa.string(), "a human pair that no training saw"),
-            _field("winner_reward", pa.float32(), "implicit reward of the winner"),
-            _field("loser_reward", pa.float32(), "implicit reward of the loser"),
-            _field("probability", pa.float32(), "p(winner > loser), SAIL Eq. 9"),
-            _field("drift", pa.float32(), "mean squared change of the prediction from the base's"),
+            column("pair_id", pa.string(), "a human pair that no training saw"),
+            column("winner_reward", pa.float32(), "implicit reward of the winner"),
+            column("loser_reward", pa.float32(), "implicit reward of the loser"),
+            column("probability", pa.float32(), "p(winner > loser), SAIL Eq. 9"),
+            column("drift", pa.float32(), "mean squared change of the prediction from the base's"),
         ]
     ),
 )
@@ -216,15 +217,15 @@ TRAINING = Schema(
     1,
     pa.schema(
         [
-            _field("step", pa.int32(), "optimizer update, from 1"),
-            _field("loss", pa.float32(), "mean over the batch's pairs; ln 2 = no preference"),
-            _field("implicit_accuracy", pa.float32(), "share of pairs with a logit above 0"),
-            _field("logit", pa.float32(), "mean preference logit"),
-            _field("winner_error", pa.float32(), "policy minus reference error of the winners"),
-            _field("loser_error", pa.float32(), "policy minus reference error of the losers"),
-            _field("gradient_norm", pa.float32(), "before the clip"),
-            _field("learning_rate", pa.float64(), "of this step"),
-            _field("pairs_per_second", pa.float32(), "speed of this step"),
+            column("step", pa.int32(), "optimizer update, from 1"),
+            column("loss", pa.float32(), "mean over the batch's pairs; ln 2 = no preference"),
+            column("implicit_accuracy", pa.float32(), "share of pairs with a logit above 0"),
+            column("logit", pa.float32(), "mean preference logit"),
+            column("winner_error", pa.float32(), "policy minus reference error of the winners"),
+            column("loser_error", pa.float32(), "policy minus reference error of the losers"),
+            column("gradient_norm", pa.float32(), "before the clip"),
+            column("learning_rate", pa.float64(), "of this step"),
+            column("pairs_per_second", pa.float32(), "speed of this step"),
         ]
     ),
 )
@@ -234,36 +235,36 @@ HELD_OUT_CURVE = Schema(
     1,
     pa.schema(
         [
-            _field("step", pa.int32(), "optimizer updates so far; 0 is before the first"),
-            _field("accuracy", pa.float32(), "share of held-out pairs ranked as people do"),
-            _field("logit", pa.float32(), "mean preference logit of the held-out pairs"),
-            _field("winner_error", pa.float32(), "policy minus reference error of the winners"),
-            _field("loser_error", pa.float32(), "policy minus reference error of the losers"),
+            column("step", pa.int32(), "optimizer updates so far; 0 is before the first"),
+            column("accuracy", pa.float32(), "share of held-out pairs ranked as people do"),
+            column("logit", pa.float32(), "mean preference logit of the held-out pairs"),
+            column("winner_error", pa.float32(), "policy minus reference error of the winners"),
+            column("loser_error", pa.float32(), "policy minus reference error of the losers"),
         ]
     ),
 )
 
 _COMPARISON = [
-    _field("metric", pa.string(), "name of the metric"),
-    _field("policy", pa.string(), "'base', 'iter00', 'iter01' ..."),
-    _field(
+    column("metric", pa.string(), "name of the metric"),
+    column("policy", pa.string(), "'base', 'iter00', 'iter01' ..."),
+    column(
         "baseline", pa.string(), "the policy it is compared with; '<run>/<policy>' of another run"
     ),
-    _field("num_prompts", pa.int32(), "prompts both were scored on"),
-    _field("mean", pa.float64(), "mean score of the policy over prompts"),
-    _field("baseline_mean", pa.float64(), "mean score of the baseline over prompts"),
-    _field("difference", pa.float64(), "mean paired difference, policy minus baseline"),
-    _field("ci_low", pa.float64(), "95 % bootstrap interval over prompts, lower end"),
-    _field("ci_high", pa.float64(), "95 % bootstrap interval over prompts, upper end"),
-    _field("win_rate", pa.float64(), "share of prompts won; a draw counts one half"),
-    _field("win_low", pa.float64(), "95 % Wilson interval of the win rate, lower end"),
-    _field("win_high", pa.float64(), "95 % Wilson interval of the win rate, upper end"),
-    _field("num_wins", pa.int32(), "prompts won"),
-    _field("num_ties", pa.int32(), "prompts with equal scores"),
-    _field("num_losses", pa.int32(), "prompts lost"),
-    _field("sign_p", pa.float64(), "exact two-sided sign test, draws left out"),
-    _field("wilcoxon_p", pa.float64(), "two-sided Wilcoxon signed-rank test"),
-    _field("effect_size", pa.float64(), "d_z, mean over standard deviation of the differences"),
+    column("num_prompts", pa.int32(), "prompts both were scored on"),
+    column("mean", pa.float64(), "mean score of the policy over prompts"),
+    column("baseline_mean", pa.float64(), "mean score of the baseline over prompts"),
+    column("difference", pa.float64(), "mean paired difference, policy minus baseline"),
+    column("ci_low", pa.float64(), "95 % bootstrap interval over prompts, lower end"),
+    column("ci_high", pa.float64(), "95 % bootstrap interval over prompts, upper end"),
+    column("win_rate", pa.float64(), "share of prompts won; a draw counts one half"),
+    column("win_low", pa.float64(), "95 % Wilson interval of the win rate, lower end"),
+    column("win_high", pa.float64(), "95 % Wilson interval of the win rate, upper end"),
+    column("num_wins", pa.int32(), "prompts won"),
+    column("num_ties", pa.int32(), "prompts with equal scores"),
+    column("num_losses", pa.int32(), "prompts lost"),
+    column("sign_p", pa.float64(), "exact two-sided sign test, draws left out"),
+    column("wilcoxon_p", pa.float64(), "two-sided Wilcoxon signed-rank test"),
+    column("effect_size", pa.float64(), "d_z, mean over standard deviation of the differences"),
 ]
 
 SUMMARY = Schema(
@@ -271,10 +272,10 @@ SUMMARY = Schema(
     2,
     pa.schema(
         [
-            _field("prompt_set", pa.string(), "evaluation prompts"),
+            column("prompt_set", pa.string(), "evaluation prompts"),
             *_COMPARISON,
-            _field("sign_p_holm", pa.float64(), "sign_p adjusted for all rows of the prompt set"),
-            _field("wilcoxon_p_holm", pa.float64(), "wilcoxon_p, adjusted likewise"),
+            column("sign_p_holm", pa.float64(), "sign_p adjusted for all rows of the prompt set"),
+            column("wilcoxon_p_holm", pa.float64(), "wilcoxon_p, adjusted likewise"),
         ]
     ),
 )
@@ -284,9 +285,9 @@ BREAKDOWN = Schema(
     1,
     pa.schema(
         [
-            _field("prompt_set", pa.string(), "evaluation prompts"),
-            _field("axis", pa.string(), "'category' or 'challenge'"),
-            _field("group", pa.string(), "its value; the comparison is over its prompts alone"),
+            column("prompt_set", pa.string(), "evaluation prompts"),
+            column("axis", pa.string(), "'category' or 'challenge'"),
+            column("group", pa.string(), "its value; the comparison is over its prompts alone"),
             *_COMPARISON,
         ]
     ),
@@ -297,11 +298,11 @@ LEAKAGE = Schema(
     1,
     pa.schema(
         [
-            _field("prompt_set", pa.string(), "evaluation prompts"),
-            _field("source", pa.string(), "prompts that a training sees: 'seed', 'iter01' ..."),
-            _field("num_prompts", pa.int32(), "different prompts of the evaluation set"),
-            _field("num_shared", pa.int32(), "of them, those that the training sees too"),
-            _field("examples", pa.list_(pa.string()), "up to five of the shared ones"),
+            column("prompt_set", pa.string(), "evaluation prompts"),
+            column("source", pa.string(), "prompts that a training sees: 'seed', 'iter01' ..."),
+            column("num_prompts", pa.int32(), "different prompts of the evaluation set"),
+            column("num_shared", pa.int32(), "of them, those that the training sees too"),
+            column("examples", pa.list_(pa.string()), "up to five of the shared ones"),
         ]
     ),
 )
@@ -311,13 +312,13 @@ RELIABILITY = Schema(
     1,
     pa.schema(
         [
-            _field("iteration", pa.int32(), "0 is the seed training"),
-            _field("policy", pa.string(), "the judge"),
-            _field("num_pairs", pa.int32(), "held-out pairs of this bin"),
-            _field("mean_probability", pa.float64(), "mean certainty, max(p, 1 - p)"),
-            _field("share_right", pa.float64(), "share it ranks as people do; half for p = 0.5"),
-            _field("share_low", pa.float64(), "95 % Wilson interval, lower end"),
-            _field("share_high", pa.float64(), "95 % Wilson interval, upper end"),
+            column("iteration", pa.int32(), "0 is the seed training"),
+            column("policy", pa.string(), "the judge"),
+            column("num_pairs", pa.int32(), "held-out pairs of this bin"),
+            column("mean_probability", pa.float64(), "mean certainty, max(p, 1 - p)"),
+            column("share_right", pa.float64(), "share it ranks as people do; half for p = 0.5"),
+            column("share_low", pa.float64(), "95 % Wilson interval, lower end"),
+            column("share_high", pa.float64(), "95 % Wilson interval, upper end"),
         ]
     ),
 )
@@ -328,72 +329,22 @@ DIVERSITY = Schema(
     pa.schema(
         [
             *_PROMPT[:1],
-            _field("num_images", pa.int32(), "images of the prompt"),
-            _field("num_blank", pa.int32(), "of them, those that are of nearly one colour"),
-            _field(
+            column("num_images", pa.int32(), "images of the prompt"),
+            column("num_blank", pa.int32(), "of them, those that are of nearly one colour"),
+            column(
                 "pixel_distance",
                 pa.float64(),
                 "root mean squared difference of two of them, mean over pairs, in [0, 1]",
                 nullable=True,
             ),
-            _field(
+            column(
                 "feature_distance",
                 pa.float64(),
                 "difference of two of them in features or to the eye, mean over pairs",
                 nullable=True,
             ),
-            _field(
+            column(
                 "features", pa.string(), "what feature_distance is of: the metric, or perceptual"
-            ),
-        ]
-    ),
-)
-
-GUARDS = Schema(
-    "guards",
-    3,
-    pa.schema(
-        [
-            _field("iteration", pa.int32(), "0 is the seed training"),
-            _field("policy", pa.string(), "the policy this iteration left"),
-            _field("reward_accuracy", pa.float64(), "share of held-out pairs it ranks as people"),
-            _field("reward_accuracy_low", pa.float64(), "95 % Wilson interval, lower end"),
-            _field("reward_accuracy_high", pa.float64(), "95 % Wilson interval, upper end"),
-            _field("num_holdout_pairs", pa.int32(), "held-out human pairs"),
-            _field("diversity", pa.float64(), "mean distance of images of one prompt, in [0, 1]"),
-            _field(
-                "feature_diversity",
-                pa.float64(),
-                "mean distance of images of one prompt in the features named beside it",
-            ),
-            _field(
-                "features",
-                pa.string(),
-                "'perceptual' for colour differences, or the metric whose CLIP gives cosines",
-            ),
-            _field("drift", pa.float64(), "mean squared change of the prediction from the base's"),
-            _field("blank_share", pa.float64(), "share of images that are of nearly one colour"),
-            _field(
-                "truncated_share", pa.float64(), "share of evaluation prompts cut by an encoder"
-            ),
-            _field(
-                "rank_correlation",
-                pa.float64(),
-                "Spearman's, of reward and candidate metric within a prompt's candidates, mean "
-                "over prompts; of the judge that made this iteration's pairs",
-                nullable=True,
-            ),
-            _field(
-                "best_beats_worst",
-                pa.float64(),
-                "share of this iteration's pairs whose winner has the higher candidate metric",
-                nullable=True,
-            ),
-            _field(
-                "confident_share",
-                pa.float64(),
-                "share of this iteration's pairs with p(winner > loser) > 0.9",
-                nullable=True,
             ),
         ]
     ),

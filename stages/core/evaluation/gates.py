@@ -10,11 +10,8 @@ from typing import Any, Literal
 
 from stages.core.artifacts.provenance import BASE
 from stages.core.errors import UserError
-from stages.core.evaluation.guards import MEASURES, Guard, Limits, warning
 
 OnCollapse = Literal["stop", "rollback"]
-NOT_OF_TRAINING = ("truncated_share",)
-"""Guards that are the same for every policy, so that they say nothing of collapse."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,28 +43,27 @@ class Gate:
 
 
 def decide(
-    guard: Guard, seed: Guard, limits: Limits, on_collapse: OnCollapse, previous: Gate | None
+    row: Mapping[str, Any],
+    findings: Sequence[str],
+    limits: Mapping[str, Any],
+    on_collapse: OnCollapse,
+    previous: Gate | None,
 ) -> Gate:
-    """The gate after the guard's iteration; `previous` is that of the iteration before.
+    """The gate after a guards row's iteration, by what was found beyond the limits there.
 
-    A collapsed iteration 0 has no policy before it to go back to, so it ends the run either way.
+    `previous` is the gate of the iteration before. A collapsed iteration 0 has no policy before it
+    to go back to, so it ends the run either way.
     """
-    found = tuple(
-        sentence
-        for measure in MEASURES
-        if measure.field not in NOT_OF_TRAINING
-        and (sentence := warning(guard, measure.field, seed, limits))
-    )
-    last_good = guard.policy if not found else previous.last_good if previous else BASE
-    stops = bool(found) and (on_collapse == "stop" or last_good == BASE)
+    last_good = row["policy"] if not findings else previous.last_good if previous else BASE
+    stops = bool(findings) and (on_collapse == "stop" or last_good == BASE)
     return Gate(
-        iteration=guard.iteration,
-        policy=guard.policy,
+        iteration=row["iteration"],
+        policy=row["policy"],
         on_collapse=on_collapse,
-        findings=found,
+        findings=tuple(findings),
         last_good=last_good,
         go_on_from="" if stops else last_good,
-        limits=asdict(limits),
+        limits=limits,
     )
 
 

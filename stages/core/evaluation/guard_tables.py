@@ -1,10 +1,11 @@
-"""The guards of one iteration, from the tables that it left."""
+"""What the guards of an iteration are measured on: the tables that it left."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,10 @@ from stages.core.artifacts.schemas import (
     Schema,
 )
 from stages.core.artifacts.tables import read_table, read_tables
-from stages.core.evaluation.statistics import rank_correlation, share_interval
-
-CONFIDENT = 0.9
-"""p(winner > loser) above which a pair counts as confident (paper: Sec. 5.5)."""
 
 Row = dict[str, Any]
+ByPrompt = dict[str, Float[np.ndarray, " candidate"]]
+"""For each prompt, one value for each of its candidates, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,75 +42,52 @@ class GuardTables:
     """Rewards of its candidates (schema rewards)."""
     candidate_scores: Mapping[int, Sequence[Path]] = field(default_factory=dict)
     """A metric's scores of its candidates (schema metric_scores)."""
+    truncated_share: float | None = None
+    """Share of the evaluation prompts that the text encoder cuts, the same in every iteration."""
 
 
-def guard_row(iteration: int, tables: GuardTables) -> Row:
-    """One row of the guards table, save the share of truncated prompts."""
-    judged = read_table(tables.holdout[iteration], HOLDOUT_REWARDS)
-    agrees = floats(judged, "winner_reward") > floats(judged, "loser_reward")
-    low, high = share_interval(int(agrees.sum()), len(agrees))
-    row: Row = {
-        "iteration": iteration,
-        "policy": f"iter{iteration:02d}",
-        "reward_accuracy": float(agrees.mean()),
-        "reward_accuracy_low": low,
-        "reward_accuracy_high": high,
-        "num_holdout_pairs": len(agrees),
-        **of_images(tables.diversity[iteration]),
-        "drift": float(floats(judged, "drift").mean()),
-    }
-    if iteration > 0:
+class Evidence:
+    """What one iteration left. Each table is read when a guard first asks for it."""
+
+    def __init__(self, tables: GuardTables, iteration: int) -> None:
+        self.tables, self.iteration = tables, iteration
+
+    @cached_property
+    def held_out(self) -> pa.Table:
+        """Held-out pairs as its policy judges them (schema holdout_rewards)."""
+        return read_table(self.tables.holdout[self.iteration], HOLDOUT_REWARDS)
+
+    @cached_property
+    def diversity(self) -> list[Row]:
+        """How far its policy's images of each prompt differ (schema diversity)."""
+        return read_table(self.tables.diversity[self.iteration], DIVERSITY).to_pylist()
+
+    @cached_property
+    def pairs(self) -> list[Row]:
+        """The pairs that made its policy (schema training_pairs); none in iteration 0."""
+        if self.iteration == 0:
+            return []
         columns = ["prompt_id", "winner_candidate", "loser_candidate", "probability"]
-        pairs = read_table(tables.pairs[iteration], TRAINING_PAIRS, columns).to_pylist()
-        row["confident_share"] = float(np.mean([p["probability"] > CONFIDENT for p in pairs]))
-        if tables.candidate_scores.get(iteration):
-            row |= of_candidates(
-                pairs,
-                by_candidate(tables.rewards[iteration], REWARDS, "reward"),
-                by_candidate(tables.candidate_scores[iteration], METRIC_SCORES, "score"),
-            )
-    return row
+        path = self.tables.pairs[self.iteration]
+        return read_table(path, TRAINING_PAIRS, columns).to_pylist()
+
+    @property
+    def has_candidate_scores(self) -> bool:
+        """Whether an independent metric scored the candidates that its pairs were chosen from."""
+        return self.iteration > 0 and bool(self.tables.candidate_scores.get(self.iteration))
+
+    @cached_property
+    def rewards(self) -> ByPrompt:
+        """The judge's rewards of the candidates."""
+        return by_candidate(self.tables.rewards[self.iteration], REWARDS, "reward")
+
+    @cached_property
+    def candidate_scores(self) -> ByPrompt:
+        """The independent metric's scores of the candidates."""
+        return by_candidate(self.tables.candidate_scores[self.iteration], METRIC_SCORES, "score")
 
 
-def of_images(path: Path) -> Row:
-    """Diversity, mean over prompts, and the share of blank images; nan with one image a prompt."""
-    table = read_table(path, DIVERSITY)
-    rows = table.to_pylist()
-
-    def mean(column: str) -> float:
-        known = [row[column] for row in rows if row[column] is not None]
-        return float(np.mean(known)) if known else float("nan")
-
-    return {
-        "diversity": mean("pixel_distance"),
-        "feature_diversity": mean("feature_distance"),
-        "features": rows[0]["features"],
-        "blank_share": sum(row["num_blank"] for row in rows) / sum(r["num_images"] for r in rows),
-    }
-
-
-def of_candidates(
-    pairs: Sequence[Row],
-    rewards: Mapping[str, Float[np.ndarray, " candidate"]],
-    scores: Mapping[str, Float[np.ndarray, " candidate"]],
-) -> Row:
-    """How far the judge's order of the candidates is that of an independent metric."""
-    names = sorted(rewards)
-    gaps = [
-        scores[p["prompt_id"]][p["winner_candidate"]] - scores[p["prompt_id"]][p["loser_candidate"]]
-        for p in pairs
-    ]
-    return {
-        "rank_correlation": rank_correlation(
-            np.stack([rewards[name] for name in names]), np.stack([scores[name] for name in names])
-        ),
-        "best_beats_worst": float(np.mean(np.array(gaps) > 0)),
-    }
-
-
-def by_candidate(
-    paths: Sequence[Path], schema: Schema, column: str
-) -> dict[str, Float[np.ndarray, " candidate"]]:
+def by_candidate(paths: Sequence[Path], schema: Schema, column: str) -> ByPrompt:
     """For each prompt, a column in the order of its candidates."""
     rows = read_tables(paths, schema, ["prompt_id", "candidate", column]).to_pylist()
     groups: dict[str, list[tuple[int, float]]] = defaultdict(list)

@@ -19,7 +19,7 @@ NUM_RESAMPLES = 9999
 """Bootstrap resamples of an interval."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """A policy against a baseline on the same prompts and the same initial noise."""
 
@@ -237,8 +237,8 @@ def wilson(share: float, num_trials: int | float) -> tuple[float, float]:
     return float(max(0, (centre - half) / scale)), float(min(1, (centre + half) / scale))
 
 
-@dataclass(frozen=True)
-class Bin:
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
     """Pairs that a judge was about equally sure of, and how often it was right."""
 
     num_pairs: int
@@ -248,7 +248,9 @@ class Bin:
     share_high: float
 
 
-def reliability(probabilities: Float[np.ndarray, " pair"], num_bins: int = 8) -> list[Bin]:
+def reliability(
+    probabilities: Float[np.ndarray, " pair"], num_bins: int = 8
+) -> list[ReliabilityBin]:
     """How often a judge is right about pairs it is so sure of, in bins of equally many pairs.
 
     A probability is p(winner > loser) of a human pair. The judge's certainty is p or 1 - p,
@@ -258,15 +260,20 @@ def reliability(probabilities: Float[np.ndarray, " pair"], num_bins: int = 8) ->
     certainty = np.maximum(values, 1 - values)
     right = (values > 0.5) + 0.5 * (values == 0.5)
     parts = np.array_split(np.argsort(certainty, kind="stable"), min(num_bins, len(values)))
-    return [
-        Bin(
-            len(part),
-            float(certainty[part].mean()),
-            float(right[part].mean()),
-            *wilson(float(right[part].mean()), len(part)),
+    bins = []
+    for part in parts:
+        share_right = float(right[part].mean())
+        low, high = wilson(share_right, len(part))
+        bins.append(
+            ReliabilityBin(
+                num_pairs=len(part),
+                mean_probability=float(certainty[part].mean()),
+                share_right=share_right,
+                share_low=low,
+                share_high=high,
+            )
         )
-        for part in parts
-    ]
+    return bins
 
 
 def rank_correlation(

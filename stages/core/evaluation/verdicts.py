@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stages.core.artifacts.provenance import BASE
+from stages.core.evaluation.statistics import Comparison
 from stages.core.evaluation.wording import number, percent
 
 Direction = Literal["higher", "lower", "unclear"]
 
-BASE = "base"
 LABELS: Mapping[Direction, str] = {
     "higher": "higher",
     "lower": "lower",
@@ -20,28 +21,13 @@ LABELS: Mapping[Direction, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class SummaryRow(Comparison):
     """One row of an evaluation summary: a policy against a baseline, on one metric."""
 
     prompt_set: str
     metric: str
     policy: str
     baseline: str
-    num_prompts: int
-    mean: float
-    baseline_mean: float
-    difference: float
-    ci_low: float
-    ci_high: float
-    win_rate: float
-    win_low: float
-    win_high: float
-    num_wins: int
-    num_ties: int
-    num_losses: int
-    sign_p: float
-    wilcoxon_p: float
-    effect_size: float
     sign_p_holm: float
     wilcoxon_p_holm: float
 
@@ -65,7 +51,7 @@ class Evaluation:
     """An evaluation summary, by prompt set, metric, policy and baseline."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], order: Sequence[str]) -> None:
-        found = [Comparison(**row) for row in rows]
+        found = [SummaryRow(**row) for row in rows]
         self._rows = {(r.prompt_set, r.metric, r.policy, r.baseline): r for r in found}
         self.prompt_sets = list(dict.fromkeys(row.prompt_set for row in found))
         self.policies = sorted(
@@ -83,7 +69,7 @@ class Evaluation:
 
     def against(
         self, prompt_set: str, metric: str, policy: str, baseline: str
-    ) -> Comparison | None:
+    ) -> SummaryRow | None:
         """A policy against another one; None if they are the same or were not compared."""
         if policy == baseline:
             return None
@@ -115,13 +101,13 @@ class Evaluation:
         return min(6, max(0, 1 - math.floor(math.log10(widths[len(widths) // 2]))))
 
 
-def interval(row: Comparison, decimals: int) -> str:
+def interval(row: SummaryRow, decimals: int) -> str:
     """'+0.41 (95 % interval +0.33 to +0.49)'."""
     low, high = (number(end, decimals, sign=True) for end in (row.ci_low, row.ci_high))
     return f"{number(row.difference, decimals, sign=True)} (95 % interval {low} to {high})"
 
 
-def verdict(row: Comparison, decimals: int) -> Verdict:
+def verdict(row: SummaryRow, decimals: int) -> Verdict:
     """One comparison as a sentence that claims no more than its interval allows."""
     wins = f"wins {percent(row.win_rate)} of {row.num_prompts} prompts"
     if row.direction == "unclear":
@@ -137,7 +123,7 @@ def verdict(row: Comparison, decimals: int) -> Verdict:
     return Verdict(direction=row.direction, sentence=sentence)
 
 
-def steps_sentence(steps: Sequence[Comparison]) -> str:
+def steps_sentence(steps: Sequence[SummaryRow]) -> str:
     """How many updates rose, fell, or are undecided; empty for a single one."""
     if len(steps) < 2:
         return ""
@@ -148,7 +134,7 @@ def steps_sentence(steps: Sequence[Comparison]) -> str:
     )
 
 
-def sides_sentence(rows: Sequence[Comparison]) -> str:
+def sides_sentence(rows: Sequence[SummaryRow]) -> str:
     """The same two policies on several metrics: what is higher, what is lower; empty for none."""
     if not rows:
         return ""

@@ -12,11 +12,11 @@ from huggingface_hub import hf_hub_download
 
 from stages.core.artifacts.provenance import digest, policy_digest, read_manifest
 from stages.core.export.markdown import plain_settings, read_front_matter
-from stages.core.export.policies import Format, Policy, lora_file
+from stages.core.export.policies import ExportedPolicy, Format, lora_file
 from stages.core.models.loading import Source
 
 
-def card_facts(policy: Policy, kind: Format) -> dict[str, Any]:
+def card_facts(policy: ExportedPolicy, kind: Format) -> dict[str, Any]:
     """What the model card says besides metrics."""
     source = policy.model.source
     return {

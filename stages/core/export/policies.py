@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LORA_FILE, LORA_METADATA
 from stages.core.models.loading import DTYPES, ModelError, Source
 from stages.core.models.original_layout import checkpoint, unet_key
+from stages.core.models.policy import Policy
 
 Format = Literal["diffusers", "lora-diffusers", "lora-kohya", "single-file"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -38,18 +39,12 @@ UNTRANSLATED = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
-    """A finished policy folder and the base it fits."""
+class ExportedPolicy(Policy):
+    """A finished policy with the base it fits."""
 
-    folder: Path
     model: DiffusionModel
     name: str
     """What the exported file and the card's title are called."""
-
-    @property
-    def is_lora(self) -> bool:
-        """Whether it is a LoRA; else it is a full fine-tune."""
-        return (self.folder / LORA_FILE).is_file()
 
     @property
     def is_xl(self) -> bool:
@@ -62,7 +57,7 @@ class Policy:
         return read_manifest(self.folder)
 
 
-def check_policy(policy: Policy, kind: Format, *, is_same_base: bool) -> None:
+def check_policy(policy: ExportedPolicy, kind: Format, *, is_same_base: bool) -> None:
     """UserError unless the policy is finished, fits the base, and can be written as `kind`."""
     if not NAME.fullmatch(policy.name):
         raise UserError(
@@ -82,24 +77,13 @@ def check_policy(policy: Policy, kind: Format, *, is_same_base: bool) -> None:
             f"{policy.folder} is a full fine-tune; {kind} can only hold a LoRA (lora.rank above "
             "0). Export it as diffusers or single-file."
         )
-    (_check_lora if policy.is_lora else _check_full)(policy)
+    if policy.is_lora:
+        _check_lora(policy)
+    else:
+        policy.model.check_fits(policy)
 
 
-def _check_full(policy: Policy) -> None:
-    model = policy.model
-    own = Source(replace(model.source.settings, base=str(policy.folder)))
-    configs = [source.config_of(model.denoiser_part, model.denoiser_class)
-               for source in (own, model.source)]  # fmt: skip
-    for key in model.same_in_family:
-        ours, theirs = (json.dumps(config[key]) for config in configs)
-        if ours != theirs:
-            raise ModelError(
-                f"{policy.folder}/{model.denoiser_part} has {key} = {ours}, the base {model.base} "
-                f"has {theirs}; this policy belongs to another base model"
-            )
-
-
-def _check_lora(policy: Policy) -> None:
+def _check_lora(policy: ExportedPolicy) -> None:
     model = policy.model
     with torch.device("meta"):
         config = model.source.config_of(model.denoiser_part, model.denoiser_class)
@@ -116,7 +100,7 @@ def _check_lora(policy: Policy) -> None:
         )  # fmt: skip
         if not fits:
             raise ModelError(
-                f"{policy.folder / LORA_FILE} does not fit {model.base}: layer {layer!r} is "
+                f"{policy.lora_file} does not fit {model.base}: layer {layer!r} is "
                 f"{'not there' if shape is None else f'of shape {tuple(shape)}'}. A LoRA belongs "
                 "to the base it was trained on; use that base."
             )
@@ -126,19 +110,19 @@ def _public(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def read_lora(policy: Policy) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_lora(policy: ExportedPolicy) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(weights by layer, LoRA settings) of a policy, both without the part's prefix."""
     prefix = f"{policy.model.denoiser_part}."
-    path = policy.folder / LORA_FILE
+    path = policy.lora_file
     with safetensors.safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {}).get(LORA_METADATA, "{}"))
         weights = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return weights, {key.removeprefix(prefix): value for key, value in header.items()}
 
 
-def fused_network(policy: Policy) -> Any:
+def fused_network(policy: ExportedPolicy) -> Any:
     """The policy's whole denoiser in float32 on the CPU, its LoRA added into the weights."""
-    denoiser = policy.model.load_denoiser(policy.folder, dtype=torch.float32)
+    denoiser = policy.model.load_denoiser(policy, dtype=torch.float32)
     if denoiser.adapter is not None:
         denoiser.select()
         denoiser.network.fuse_lora()
@@ -146,7 +130,7 @@ def fused_network(policy: Policy) -> Any:
     return denoiser.network
 
 
-def write_diffusers(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
+def write_diffusers(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -> None:
     """A whole pipeline in diffusers' layout. All that is as in the base or the policy is linked."""
     model, source = policy.model, policy.model.source
     if source.is_file:
@@ -216,18 +200,18 @@ def _remove_files(folder: Path) -> None:
         file.unlink()  # a link goes; the base's own file stays
 
 
-def write_lora_diffusers(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
+def write_lora_diffusers(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -> None:
     """The LoRA as `load_lora_weights` finds it: the policy's own file, in its own precision."""
-    link_or_copy(policy.folder / LORA_FILE, folder / LORA_FILE)
+    link_or_copy(policy.lora_file, folder / LORA_FILE)
 
 
-def write_lora_kohya(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
+def write_lora_kohya(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -> None:
     """The LoRA in kohya's keys, in its own precision: a small update would be lost in float16."""
     weights, settings = read_lora(policy)
     untranslated = [name for name in UNTRANSLATED if settings.get(name)]
     if untranslated:
         raise UserError(
-            f"{policy.folder / LORA_FILE} was trained with {', '.join(untranslated)}, which the "
+            f"{policy.lora_file} was trained with {', '.join(untranslated)}, which the "
             "kohya layout cannot say. Export it as diffusers or single-file, which fuse it."
         )
     config = policy.model.source.config_of(policy.model.denoiser_part, policy.model.denoiser_class)
@@ -270,12 +254,12 @@ def kohya_weights(
     return found
 
 
-def lora_file(policy: Policy) -> str:
+def lora_file(policy: ExportedPolicy) -> str:
     """Name of a file as ComfyUI lists it."""
     return f"{policy.name}.safetensors"
 
 
-def write_single_file(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
+def write_single_file(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -> None:
     """One fused checkpoint in the original layout, every weight in `dtype`."""
     model, source = policy.model, policy.model.source
     network = fused_network(policy).to(dtype)
@@ -299,7 +283,7 @@ def write_single_file(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
     )
 
 
-WRITERS: dict[Format, Callable[[Policy, Path, torch.dtype], None]] = {
+WRITERS: dict[Format, Callable[[ExportedPolicy, Path, torch.dtype], None]] = {
     "diffusers": write_diffusers,
     "lora-diffusers": write_lora_diffusers,
     "lora-kohya": write_lora_kohya,
@@ -308,6 +292,6 @@ WRITERS: dict[Format, Callable[[Policy, Path, torch.dtype], None]] = {
 """How each format is written."""
 
 
-def write_policy(policy: Policy, kind: Format, dtype: Dtype, folder: Path) -> None:
+def write_policy(policy: ExportedPolicy, kind: Format, dtype: Dtype, folder: Path) -> None:
     """The policy as `kind`; weights that are written anew by fusing are in `dtype`."""
     WRITERS[kind](policy, folder, DTYPES[dtype])

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -18,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core.models.conditioning import Conditioning
-from stages.core.models.denoiser import LORA_FILE, LORA_METADATA, Denoiser, LoraSettings
+from stages.core.models.denoiser import LORA_METADATA, Denoiser, LoraSettings
 from stages.core.models.loading import ModelError, Source
+from stages.core.models.policy import Policy
 
 SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}
 
@@ -137,40 +137,31 @@ class DiffusionModel(ABC):
         return torch.tensor([[size, size, 0, 0, size, size]]).repeat(count, 1)
 
     def load_denoiser(
-        self, policy: Path | str | None = None, dtype: torch.dtype | None = None
+        self, policy: Policy | None = None, dtype: torch.dtype | None = None
     ) -> Denoiser:
-        """The base's denoiser, or that of a policy folder (full or LoRA); frozen, in eval mode.
-
-        A full policy may also be named by its hub id.
-        """
-        if policy is None:
-            return Denoiser(self._network(dtype))
-        if (Path(policy) / LORA_FILE).is_file():
-            network = self._network(dtype)
-            self.add_lora(network, Path(policy), "policy")
-            return Denoiser(network, "policy").freeze()
-        return Denoiser(self._policy_network(policy, dtype))
+        """The base's denoiser, or that of a policy; frozen, in evaluation mode."""
+        if policy is not None and policy.is_lora:
+            return self._adapted(self._network(dtype), policy, "policy").freeze()
+        return Denoiser(self._full_network(policy, dtype))
 
     def load_denoisers(
-        self, policy: Path | None, reference: Path | None
+        self, policy: Policy | None, reference: Policy | None
     ) -> tuple[Denoiser, Denoiser]:
         """(policy, reference), sharing one network wherever they differ by LoRA adapters at most."""
         if policy == reference:
             denoiser = self.load_denoiser(policy)
             return denoiser, denoiser
-        is_full = [p is not None and not (p / LORA_FILE).is_file() for p in (policy, reference)]
-        if any(is_full):
+        if any(each is not None and not each.is_lora for each in (policy, reference)):
             return self.load_denoiser(policy), self.load_denoiser(reference)
         network = self._network()
-        found = []
-        for name, folder in (("policy", policy), ("reference", reference)):
-            if folder is not None:
-                self.add_lora(network, folder, name)
-            found.append(Denoiser(network, name if folder is not None else None).freeze())
+        found = [
+            self._adapted(network, each, name).freeze()
+            for name, each in (("policy", policy), ("reference", reference))
+        ]
         return found[0], found[1]
 
     def load_for_training(
-        self, initial: Path | None, reference: Path | None, lora: LoraSettings, seed: int
+        self, initial: Policy | None, reference: Policy | None, lora: LoraSettings, seed: int
     ) -> tuple[Denoiser, Denoiser]:
         """(policy to train, frozen reference); with LoRA both share one copy of the base.
 
@@ -179,9 +170,8 @@ class DiffusionModel(ABC):
         are drawn from `seed`, its second ones are 0: it starts as the base.
         ModelError if `initial` is a full fine-tune and LoRA is asked for, or the other way round.
         """
-        is_lora = [p is not None and (p / LORA_FILE).is_file() for p in (initial, reference)]
-        if initial is not None and is_lora[0] != (lora.rank > 0):
-            found = "a LoRA" if is_lora[0] else "a full fine-tune"
+        if initial is not None and initial.is_lora != (lora.rank > 0):
+            found = "a LoRA" if initial.is_lora else "a full fine-tune"
             raise ModelError(
                 f"{initial} is {found}, but lora.rank is {lora.rank} (0 is a full fine-tune); a run "
                 "keeps one kind from its seed training on. Set lora.rank back or start another run."
@@ -191,40 +181,36 @@ class DiffusionModel(ABC):
             return policy, self._training_reference(reference)
         network = self._training_network(None, is_frozen=True)
         if initial is None:
-            self._new_lora(network, lora, seed)
+            policy = self._new_lora(network, lora, seed)
         else:
-            self.add_lora(network, initial, "policy")
-        policy = Denoiser(network, "policy")
-        for parameter in policy.parameters():
-            parameter.data = parameter.data.float()
+            policy = self._adapted(network, initial, "policy")
+        _to_float32(policy)
         if reference is None:
-            return policy.freeze(), Denoiser(network)
-        if not is_lora[1]:
-            return policy.freeze(), self._training_reference(reference)
-        self.add_lora(network, reference, "reference")
-        frozen = Denoiser(network, "reference")
-        for parameter in frozen.parameters():
-            parameter.data = parameter.data.float()
+            frozen = Denoiser(network)
+        elif reference.is_lora:
+            frozen = self._adapted(network, reference, "reference")
+            _to_float32(frozen)
+        else:
+            frozen = self._training_reference(reference)
         return policy.freeze(), frozen.freeze()
 
-    def _training_reference(self, folder: Path | None) -> Denoiser:
-        if folder is None or not (folder / LORA_FILE).is_file():
-            return Denoiser(self._training_network(folder, is_frozen=True))
+    def _training_reference(self, policy: Policy | None) -> Denoiser:
+        if policy is None or not policy.is_lora:
+            return Denoiser(self._training_network(policy, is_frozen=True))
         network = self._training_network(None, is_frozen=True)
-        self.add_lora(network, folder, "reference")
-        return Denoiser(network, "reference").freeze()
+        return self._adapted(network, policy, "reference").freeze()
 
-    def _training_network(self, folder: Path | None, *, is_frozen: bool) -> Any:
+    def _training_network(self, policy: Policy | None, *, is_frozen: bool) -> Any:
         """A full network with float32 weights; a frozen one's matrices in the model's dtype."""
-        network = self._network(torch.float32) if folder is None else self._policy_network(
-            folder, torch.float32)  # fmt: skip
+        network = self._full_network(policy, torch.float32)
         if is_frozen:
             for module in network.modules():
                 if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
                     module.to(self.dtype)
         return network
 
-    def _new_lora(self, network: Any, lora: LoraSettings, seed: int) -> None:
+    def _new_lora(self, network: Any, lora: LoraSettings, seed: int) -> Denoiser:
+        """The network seen through a fresh LoRA, the adapter "policy"."""
         from peft import LoraConfig
 
         config = LoraConfig(
@@ -242,10 +228,18 @@ class DiffusionModel(ABC):
                     f"lora.target_modules {', '.join(lora.target_modules)} fit no layer of "
                     f"{self.base}: {error}"
                 ) from error
+        return Denoiser(network, "policy")
 
-    def add_lora(self, network: Any, folder: Path, name: str) -> None:
-        """Load the LoRA of a policy folder as the adapter `name`. ModelError if it does not fit."""
-        path = folder / LORA_FILE
+    def _adapted(self, network: Any, policy: Policy | None, name: str) -> Denoiser:
+        """The network seen through a policy's LoRA, the adapter `name`; for the base through none."""
+        if policy is None:
+            return Denoiser(network)
+        self.add_lora(network, policy, name)
+        return Denoiser(network, name)
+
+    def add_lora(self, network: Any, policy: Policy, name: str) -> None:
+        """Load a policy's LoRA as the adapter `name`. ModelError if it does not fit."""
+        path = policy.lora_file
         try:
             weights = safetensors.torch.load_file(path)
             with safetensors.safe_open(path, framework="pt") as file:
@@ -292,19 +286,29 @@ class DiffusionModel(ABC):
     def _network(self, dtype: torch.dtype | None = None) -> Any:
         return self._frozen(self.source.read(self.denoiser_part, self.denoiser_class, dtype))
 
-    def _policy_network(self, policy: Path | str, dtype: torch.dtype | None = None) -> Any:
-        """A policy's full network, known to fit the base."""
-        folder = Source(replace(self.source.settings, base=str(policy)))
-        found = folder.read(self.denoiser_part, self.denoiser_class, dtype)
+    def _full_network(self, policy: Policy | None, dtype: torch.dtype | None = None) -> Any:
+        """The base's network, or that of a full policy, which is known to fit the base."""
+        if policy is None:
+            return self._network(dtype)
+        source = Source(replace(self.source.settings, base=str(policy)))
+        found = source.read(self.denoiser_part, self.denoiser_class, dtype)
+        self._check_family(policy, found.config)
+        return self._frozen(found)
+
+    def check_fits(self, policy: Policy) -> None:
+        """ModelError if a full policy belongs to another base; its weights are not read."""
+        source = Source(replace(self.source.settings, base=str(policy)))
+        self._check_family(policy, source.config_of(self.denoiser_part, self.denoiser_class))
+
+    def _check_family(self, policy: Policy, config: Mapping[str, Any]) -> None:
         expected = self.source.config_of(self.denoiser_part, self.denoiser_class)
         for key in self.same_in_family:
-            ours, theirs = _plain(expected[key]), _plain(found.config[key])
+            ours, theirs = _plain(expected[key]), _plain(config[key])
             if ours != theirs:
                 raise ModelError(
                     f"{policy}/{self.denoiser_part} has {key} = {theirs}, the base {self.base} has "
                     f"{ours}; this policy belongs to another base model"
                 )
-        return self._frozen(found)
 
     def _frozen(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
@@ -314,6 +318,12 @@ class DiffusionModel(ABC):
             part = self.source.read(name, kind, dtype)
             self._parts[name] = self._frozen(part) if isinstance(part, torch.nn.Module) else part
         return self._parts[name]
+
+
+def _to_float32(denoiser: Denoiser) -> None:
+    """Its own weights in float32."""
+    for parameter in denoiser.parameters():
+        parameter.data = parameter.data.float()
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from stages.core.evaluation.statistics import ReliabilityBin
+
 INK, MUTED, RULE, ACCENT, SOFT = "#010101", "#020202", "#030303", "#040404", "#050505"
 COLOURS: Mapping[str, str] = {
     INK: "var(--ink)",
@@ -119,28 +121,17 @@ def histogram(name: str, values: Float[np.ndarray, " pair"]) -> Markup:
     return _svg(draw, (3.4, 1.7), name, text)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReliabilityPoint:
-    """Pairs that a judge was about equally sure of."""
-
-    num_pairs: int
-    mean_probability: float
-    share_right: float
-    share_low: float
-    share_high: float
-
-
-def reliability_panel(name: str, points: Sequence[ReliabilityPoint]) -> Markup:
+def reliability_panel(name: str, bins: Sequence[ReliabilityBin]) -> Markup:
     """How often a judge is right against how sure it is; on the dashed line it is as right as sure."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
-        sure = [point.mean_probability for point in points]
-        for point in points:
-            ends = (point.share_low, point.share_high)
-            axes.vlines(point.mean_probability, *ends, color=ACCENT, linewidth=1.4)
-        right = [point.share_right for point in points]
+        sure = [part.mean_probability for part in bins]
+        for part in bins:
+            ends = (part.share_low, part.share_high)
+            axes.vlines(part.mean_probability, *ends, color=ACCENT, linewidth=1.4)
+        right = [part.share_right for part in bins]
         axes.plot(sure, right, color=ACCENT, linewidth=1.2, marker="o", markersize=4.5)
         axes.set_xlim(0.48, 1.02)
         axes.set_xlabel("how sure")
@@ -151,7 +142,7 @@ def reliability_panel(name: str, points: Sequence[ReliabilityPoint]) -> Markup:
 
     text = f"{name}: " + ", ".join(
         f"{100 * p.mean_probability:.0f} % sure, {100 * p.share_right:.0f} % right of {p.num_pairs}"
-        for p in points
+        for p in bins
     )
     return _svg(draw, (3.4, 2.4), name, text)
 

@@ -12,14 +12,16 @@ from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.core.artifacts.provenance import BASE
 from stages.core.evaluation.gates import Gate, gate_sentences, last_good
-from stages.core.evaluation.guards import MEASURES, Guard, Limits, Measure, seed_guard, warning
+from stages.core.evaluation.guard import AnyLimits, Guard, Measured
+from stages.core.evaluation.guards import GUARDS, seed_row
 from stages.core.evaluation.paper import TOLERANCE, Column, PaperRow
+from stages.core.evaluation.statistics import ReliabilityBin
 from stages.core.evaluation.verdicts import (
-    BASE,
     LABELS,
-    Comparison,
     Evaluation,
+    SummaryRow,
     best_sentence,
     sides_sentence,
     steps_sentence,
@@ -28,7 +30,6 @@ from stages.core.evaluation.verdicts import (
 from stages.core.evaluation.wording import DASH, number, p_value, percent, significant
 from stages.core.report.figures import (
     LN_2,
-    ReliabilityPoint,
     Series,
     TrainingCurves,
     histogram,
@@ -142,7 +143,7 @@ def metric_row(evaluation: Evaluation, prompt_set: str, metric: str, policy: str
     }
 
 
-def wins_cell(row: Comparison | None) -> Row | None:
+def wins_cell(row: SummaryRow | None) -> Row | None:
     """A win rate with its interval; None where nothing was compared."""
     if row is None:
         return None
@@ -271,14 +272,14 @@ def reliability_panels(rows: Sequence[Row]) -> list[Panel]:
     for iteration in dict.fromkeys(row["iteration"] for row in rows):
         inside = [row for row in rows if row["iteration"] == iteration]
         names = ("num_pairs", "mean_probability", "share_right", "share_low", "share_high")
-        points = [ReliabilityPoint(**{name: row[name] for name in names}) for row in inside]
+        bins = [ReliabilityBin(**{name: row[name] for name in names}) for row in inside]
         title = f"Reliability of {inside[0]['policy']}"
-        caption = f"{sum(p.num_pairs for p in points)} held-out pairs in bins of equal size"
-        panels.append(Panel(title, reliability_panel(title, points), caption))
+        caption = f"{sum(part.num_pairs for part in bins)} held-out pairs in bins of equal size"
+        panels.append(Panel(title, reliability_panel(title, bins), caption))
     return panels
 
 
-def difference_cell(row: Comparison | None, decimals: int) -> Row | None:
+def difference_cell(row: SummaryRow | None, decimals: int) -> Row | None:
     """A difference with its interval and direction; None where nothing was compared."""
     if row is None:
         return None
@@ -326,62 +327,53 @@ def gates_view(gates: Sequence[Gate], iterations: int) -> Row | None:
     }
 
 
-def guards_view(guards: Sequence[Guard], limits: Limits) -> Row:
-    """Warnings, a plot of each measure, and the table that marks what is beyond its limit."""
-    seed = seed_guard(guards)
+def guards_view(
+    rows: Sequence[Measured], limits: AnyLimits, guards: Sequence[Guard] = GUARDS
+) -> Row:
+    """Warnings, a figure of each guard, and the table that marks what is beyond its limit."""
+    seed = seed_row(rows)
     warned = {
-        (guard.iteration, measure.field): warning(guard, measure.field, seed, limits)
-        for measure in MEASURES
+        (row["iteration"], guard.name): guard.warning(row, seed, limits)
         for guard in guards
+        for row in rows
     }
     table = [
         {
-            "iteration": guard.iteration,
-            "policy": guard.policy,
+            "iteration": row["iteration"],
+            "policy": row["policy"],
             "cells": [
                 {
-                    **guard_cell(guard, measure),
-                    "turned": bool(warned[guard.iteration, measure.field]),
+                    "text": guard.text(row),
+                    "note": guard.note(row),
+                    "turned": bool(warned[row["iteration"], guard.name]),
                 }
-                for measure in MEASURES
+                for guard in guards
             ],
         }
-        for guard in guards
+        for row in rows
     ]
     return {
         "warnings": list(dict.fromkeys(text for text in warned.values() if text)),
-        "guard_panels": [guard_panel(guards, measure, limits) for measure in MEASURES],
-        "guard_columns": [measure.title for measure in MEASURES],
+        "guard_panels": [guard_panel(guard, rows, limits) for guard in guards],
+        "guard_columns": [guard.title for guard in guards],
         "guard_rows": table,
     }
 
 
-def guard_cell(guard: Guard, measure: Measure) -> Row:
-    """A guard's value as text, with its interval where it has one."""
-    value: float | None = getattr(guard, measure.field)
-    note = ""
-    if measure.field == "reward_accuracy":
-        low, high = (number(100 * end, 0) for end in _accuracy_interval(guard))
-        note = f"{low} to {high} %, n = {guard.num_holdout_pairs}"
-    if measure.field == "feature_diversity":
-        note = guard.features
-    return {"text": (percent if measure.is_share else significant)(value), "note": note}
-
-
-def guard_panel(guards: Sequence[Guard], measure: Measure, limits: Limits) -> Panel:
-    """The plot of a measure over iterations, with its limit, and what it means."""
-    accuracy = measure.field == "reward_accuracy"
-    line, label = _reference_line(measure, seed_guard(guards), limits)
+def guard_panel(guard: Guard, rows: Sequence[Measured], limits: AnyLimits) -> Panel:
+    """The figure of a guard over iterations, with its limit, and what it means."""
+    line = guard.line(seed_row(rows), limits)
+    low, high = guard.interval or ("", "")
     series = Series(
-        name=measure.title,
-        labels=[str(guard.iteration) for guard in guards],
-        values=[getattr(guard, measure.field) for guard in guards],
-        intervals=[_accuracy_interval(guard) for guard in guards] if accuracy else (),
-        line=line,
-        line_label=label,
-        is_share=measure.is_share,
+        name=guard.title,
+        labels=[str(row["iteration"]) for row in rows],
+        values=[row[guard.name] for row in rows],
+        intervals=[(row[low], row[high]) for row in rows] if guard.interval else (),
+        line=line.height if line else None,
+        line_label=line.label if line else "",
+        is_share=guard.is_share,
     )
-    return Panel(measure.title, series_panel(series), measure.meaning)
+    return Panel(guard.title, series_panel(series), guard.meaning)
 
 
 def training_panels(trainings: Sequence[TrainingCurves]) -> list[Panel]:
@@ -475,29 +467,5 @@ def _certainty(row: Row) -> float:
     return float(row["winner_score"] - row["loser_score"])
 
 
-def _accuracy_interval(guard: Guard) -> tuple[float, float]:
-    return guard.reward_accuracy_low, guard.reward_accuracy_high
-
-
-def _reference_line(measure: Measure, seed: Guard, limits: Limits) -> tuple[float | None, str]:
-    """Where a measure's dashed line goes, and what it says."""
-    lines: dict[str, tuple[float, str]] = {
-        "reward_accuracy": (
-            limits.min_reward_accuracy,
-            "chance" if limits.min_reward_accuracy == 0.5 else "limit",
-        ),
-        "confident_share": (limits.max_confident_share, "limit"),
-        "diversity": (limits.min_diversity_share * seed.diversity, "limit"),
-        "feature_diversity": (limits.min_diversity_share * seed.feature_diversity, "limit"),
-        "best_beats_worst": (0.5, "chance"),
-        "blank_share": (limits.max_blank_share, "limit"),
-        "truncated_share": (limits.max_truncated_share, "limit"),
-        "rank_correlation": (0.0, "no relation"),
-    }
-    if limits.max_drift is not None:
-        lines["drift"] = (limits.max_drift, "limit")
-    return lines.get(measure.field, (None, ""))
-
-
-def _present(rows: Iterable[Comparison | None]) -> list[Comparison]:
+def _present(rows: Iterable[SummaryRow | None]) -> list[SummaryRow]:
     return [row for row in rows if row is not None]

@@ -20,7 +20,7 @@ from stages.core.execution.stopping import STOP
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LoraSettings
 from stages.core.policies.encoding import EncodedPairs
-from stages.core.policies.loading import policy_path
+from stages.core.policies.loading import finished
 from stages.core.policies.saving import save_policy
 from stages.core.training.held_out import HeldOut, Progress, best_step
 from stages.core.training.loop import Step, train_dpo
@@ -90,7 +90,7 @@ def train_policy(
     with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
         processes.wait()  # for the main one, which may have to wait for another training
         policy, reference = model.load_for_training(
-            policy_path(task.initial), policy_path(task.reference), task.lora, task.seed
+            finished(task.initial), finished(task.reference), task.lora, task.seed
         )
         if processes.count > 1:
             log.info("training on %d processes", processes.count)

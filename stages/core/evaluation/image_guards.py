@@ -1,0 +1,148 @@
+"""Guards of what is drawn: whether the images of a prompt still differ, whether some are blank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from stages.core.artifacts.schemas import column
+from stages.core.evaluation.guard import Guard, Limit, Line, Measured
+from stages.core.evaluation.guard_tables import Evidence
+from stages.core.evaluation.wording import percent
+
+
+def mean_over_prompts(evidence: Evidence, column: str) -> float:
+    """Mean of a diversity over the prompts that have one; nan if none has."""
+    known = [row[column] for row in evidence.diversity if row[column] is not None]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def diversity_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
+    """Set when diversity has fallen below the limit's share of iteration 0's."""
+    if not row["diversity"] < limit * seed["diversity"]:
+        return None
+    return (
+        f"{row['policy']} has lost diversity: its images of one prompt differ "
+        f"{percent(row['diversity'] / seed['diversity'])} as much as those of {seed['policy']} "
+        f"(limit {percent(limit)})."
+    )
+
+
+MIN_DIVERSITY_SHARE = Limit(
+    key="min_diversity_share",
+    default=0.6,
+    meaning="Diversity, of pixels or of features, falls below this share of iteration 0's.",
+)
+
+DIVERSITY = Guard(
+    columns=(
+        column("diversity", pa.float64(), "mean distance of images of one prompt, in [0, 1]"),
+    ),
+    title="Diversity",
+    meaning="How much the images of one prompt differ from each other. A steep fall means "
+    "that the model draws the same picture again and again.",
+    measure=lambda evidence: {"diversity": mean_over_prompts(evidence, "pixel_distance")},
+    limit=MIN_DIVERSITY_SHARE,
+    sentence=diversity_sentence,
+    limit_line=lambda limit, seed: Line(limit * seed["diversity"]),
+)
+
+
+def feature_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
+    """Set when the features' diversity has fallen below the limit's share of iteration 0's."""
+    if not row["feature_diversity"] < limit * seed["feature_diversity"]:
+        return None
+    return (
+        f"{row['policy']} draws the same picture again and again: by features ({row['features']}) its "
+        f"images of one prompt differ {percent(row['feature_diversity'] / seed['feature_diversity'])} "
+        f"as much as those of {seed['policy']} (limit {percent(limit)})."
+    )
+
+
+FEATURE_DIVERSITY = Guard(
+    columns=(
+        column(
+            "feature_diversity",
+            pa.float64(),
+            "mean distance of images of one prompt in the features named beside it",
+        ),
+        column(
+            "features",
+            pa.string(),
+            "'perceptual' for colour differences, or the metric whose CLIP gives cosines",
+        ),
+    ),
+    title="Diversity of features",
+    meaning="The same as a viewer would see it: by the cosine of a CLIP's features, or by colour "
+    "from some steps away. Noise and grain do not count.",
+    measure=lambda evidence: {
+        "feature_diversity": mean_over_prompts(evidence, "feature_distance"),
+        "features": evidence.diversity[0]["features"],
+    },
+    limit=MIN_DIVERSITY_SHARE,
+    sentence=feature_sentence,
+    limit_line=lambda limit, seed: Line(limit * seed["feature_diversity"]),
+    note=lambda row: str(row["features"]),
+)
+
+
+def measure_blanks(evidence: Evidence) -> Measured:
+    """How many images are blank."""
+    rows = evidence.diversity
+    num_images = sum(row["num_images"] for row in rows)
+    return {"blank_share": sum(row["num_blank"] for row in rows) / num_images}
+
+
+def blank_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
+    """Set when more images than the limit's share are of nearly one colour."""
+    if not row["blank_share"] > limit:
+        return None
+    return (
+        f"{row['blank_share']:.1%} of the images of {row['policy']} are black or of nearly one "
+        f"colour (limit {limit:.1%}): look at them, and at whether a safety checker is on."
+    )
+
+
+BLANK_SHARE = Guard(
+    columns=(column("blank_share", pa.float64(), "share of images that are of nearly one colour"),),
+    title="Blank images",
+    meaning="How many images are black or of nearly one colour, as a safety checker leaves "
+    "them or a broken model draws them. Their scores mean nothing.",
+    measure=measure_blanks,
+    limit=Limit(
+        key="max_blank_share",
+        default=0.01,
+        meaning="More than this share of images is of nearly one colour.",
+    ),
+    sentence=blank_sentence,
+    is_share=True,
+)
+
+
+def truncated_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
+    """Set when a text encoder cuts more than the limit's share of the evaluation prompts."""
+    if not row["truncated_share"] > limit:
+        return None
+    return (
+        f"{row['truncated_share']:.1%} of the evaluation prompts are longer than the text encoder "
+        f"reads (limit {limit:.1%}): metrics see words that the model does not."
+    )
+
+
+TRUNCATED_SHARE = Guard(
+    columns=(
+        column("truncated_share", pa.float64(), "share of evaluation prompts cut by an encoder"),
+    ),
+    title="Truncated prompts",
+    meaning="How many evaluation prompts are longer than the text encoder reads, so that "
+    "their end has no influence. The same for every policy.",
+    measure=lambda evidence: {"truncated_share": evidence.tables.truncated_share},
+    limit=Limit(
+        key="max_truncated_share",
+        default=0.05,
+        meaning="A text encoder cuts more than this share of the evaluation prompts.",
+    ),
+    sentence=truncated_sentence,
+    is_share=True,
+    is_of_training=False,
+)

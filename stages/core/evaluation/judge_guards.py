@@ -1,0 +1,196 @@
+"""Guards of the policy as a judge: whether it is right, how sure it is, how far it has moved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from stages.core.artifacts.schemas import column
+from stages.core.evaluation.guard import Guard, Limit, Line, Measured
+from stages.core.evaluation.guard_tables import Evidence, floats
+from stages.core.evaluation.statistics import rank_correlation, share_interval
+from stages.core.evaluation.wording import number, percent
+
+CONFIDENT = 0.9
+"""p(winner > loser) above which a pair counts as confident (paper: Sec. 5.5)."""
+
+
+def measure_accuracy(evidence: Evidence) -> Measured:
+    """How often the reward ranks held-out pairs as people do, with its interval."""
+    judged = evidence.held_out
+    agrees = floats(judged, "winner_reward") > floats(judged, "loser_reward")
+    low, high = share_interval(int(agrees.sum()), len(agrees))
+    return {
+        "reward_accuracy": float(agrees.mean()),
+        "reward_accuracy_low": low,
+        "reward_accuracy_high": high,
+        "num_holdout_pairs": len(agrees),
+    }
+
+
+def accuracy_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
+    """Set when the judge is not clearly better than the limit: the interval reaches down to it."""
+    low, high = row["reward_accuracy_low"], row["reward_accuracy_high"]
+    if low > limit:
+        return None
+    bound = "chance (50 %)" if limit == 0.5 else f"the limit of {percent(limit)}"
+    return (
+        f"As a judge, {row['policy']} is {'worse than' if high < limit else 'not clearly better than'} "
+        f"{bound}: it ranks {percent(row['reward_accuracy'])} of {row['num_holdout_pairs']} held-out "
+        f"pairs as people do (95 % interval {percent(low)} to {percent(high)})."
+    )
+
+
+def accuracy_note(row: Measured) -> str:
+    """The interval, and of how many pairs."""
+    low, high = (number(100 * row[f"reward_accuracy_{end}"], 0) for end in ("low", "high"))
+    return f"{low} to {high} %, n = {row['num_holdout_pairs']}"
+
+
+REWARD_ACCURACY = Guard(
+    columns=(
+        column("reward_accuracy", pa.float64(), "share of held-out pairs it ranks as people"),
+        column("reward_accuracy_low", pa.float64(), "95 % Wilson interval, lower end"),
+        column("reward_accuracy_high", pa.float64(), "95 % Wilson interval, upper end"),
+        column("num_holdout_pairs", pa.int32(), "held-out human pairs"),
+    ),
+    title="Reward accuracy",
+    meaning="How often the policy, as a judge, prefers the image that people preferred, in pairs no "
+    "training saw. At 50 % it might as well toss a coin.",
+    measure=measure_accuracy,
+    limit=Limit(
+        key="min_reward_accuracy",
+        default=0.5,
+        meaning="The interval of the reward's accuracy reaches down to this; 0.5 is chance.",
+    ),
+    sentence=accuracy_sentence,
+    limit_line=lambda limit, seed: Line(limit, "chance" if limit == 0.5 else "limit"),
+    is_share=True,
+    interval=("reward_accuracy_low", "reward_accuracy_high"),
+    note=accuracy_note,
+)
+
+
+def measure_rank_correlation(evidence: Evidence) -> Measured:
+    """How far the judge's order of each prompt's candidates is the metric's."""
+    if not evidence.has_candidate_scores:
+        return {}
+    names = sorted(evidence.rewards)
+    rewards, scores = (
+        np.stack([values[name] for name in names])
+        for values in (evidence.rewards, evidence.candidate_scores)
+    )
+    return {"rank_correlation": rank_correlation(rewards, scores)}
+
+
+RANK_CORRELATION = Guard(
+    columns=(
+        column(
+            "rank_correlation",
+            pa.float64(),
+            "Spearman's, of reward and candidate metric within a prompt's candidates, mean "
+            "over prompts; of the judge that made this iteration's pairs",
+            nullable=True,
+        ),
+    ),
+    title="Rank correlation",
+    meaning="How far the judge orders the candidates of a prompt as the independent metric "
+    "does: 1 is the same order, 0 is no relation, below 0 is the opposite.",
+    measure=measure_rank_correlation,
+    fixed_line=Line(0.0, "no relation"),
+)
+
+
+def measure_best(evidence: Evidence) -> Measured:
+    """How often the metric prefers a pair's winner too."""
+    if not evidence.has_candidate_scores:
+        return {}
+    scores = evidence.candidate_scores
+    gaps = [
+        scores[p["prompt_id"]][p["winner_candidate"]] - scores[p["prompt_id"]][p["loser_candidate"]]
+        for p in evidence.pairs
+    ]
+    return {"best_beats_worst": float(np.mean(np.array(gaps) > 0))}
+
+
+BEST_BEATS_WORST = Guard(
+    columns=(
+        column(
+            "best_beats_worst",
+            pa.float64(),
+            "share of this iteration's pairs whose winner has the higher candidate metric",
+            nullable=True,
+        ),
+    ),
+    title="Best beats worst",
+    meaning="How often the image the judge called best is also better by the independent "
+    "metric. At 50 % the pairs teach nothing.",
+    measure=measure_best,
+    fixed_line=Line(0.5, "chance"),
+    is_share=True,
+)
+
+
+def measure_confidence(evidence: Evidence) -> Measured:
+    """How many of the new pairs the judge is confident of."""
+    if not evidence.pairs:
+        return {}
+    sure = [pair["probability"] > CONFIDENT for pair in evidence.pairs]
+    return {"confident_share": float(np.mean(sure))}
+
+
+def confidence_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
+    """Set when the judge is sure of more than the limit's share of its pairs."""
+    if row["confident_share"] is None or not row["confident_share"] > limit:
+        return None
+    return (
+        f"The reward looks inflated: {percent(row['confident_share'])} of the pairs of iteration "
+        f"{row['iteration']} have p(winner > loser) above {CONFIDENT} (limit {percent(limit)})."
+    )
+
+
+CONFIDENT_SHARE = Guard(
+    columns=(
+        column(
+            "confident_share",
+            pa.float64(),
+            "share of this iteration's pairs with p(winner > loser) > 0.9",
+            nullable=True,
+        ),
+    ),
+    title="Confident share",
+    meaning="How many pairs the judge is more than 90 % sure of. When it is sure of nearly "
+    "all of them, its reward has inflated.",
+    measure=measure_confidence,
+    limit=Limit(
+        key="max_confident_share",
+        default=0.9,
+        meaning="More than this share of an iteration's pairs has p(winner > loser) > 0.9.",
+    ),
+    sentence=confidence_sentence,
+    is_share=True,
+)
+
+
+def drift_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
+    """Set when the predictions are further from the base's than the limit."""
+    if not row["drift"] > limit:
+        return None
+    return f"{row['policy']} has drifted {row['drift']:.3g} from base (limit {limit:.3g})."
+
+
+DRIFT = Guard(
+    columns=(
+        column("drift", pa.float64(), "mean squared change of the prediction from the base's"),
+    ),
+    title="Drift",
+    meaning="How far the policy's predictions have moved from those of base. It grows with "
+    "training; a jump is a reason to look at the images.",
+    measure=lambda evidence: {"drift": float(floats(evidence.held_out, "drift").mean())},
+    limit=Limit(
+        key="max_drift",
+        default=None,
+        meaning="Predictions are further than this from the base's; None never warns.",
+    ),
+    sentence=drift_sentence,
+)
