@@ -91,7 +91,7 @@ class Pickapic(Layout):
 
 
 class RowLayout(Layout):
-    """Files of rows whose images have no names of their makers."""
+    """Files of rows whose images have no uid."""
 
     def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
         """The images."""
