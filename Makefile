@@ -2,9 +2,10 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CORES ?= all
+CHROMIUM ?= chromium
 BIN := .venv/bin
 
-.PHONY: help demo test lint doctor clean
+.PHONY: help demo test lint doctor picture clean
 help: ## say what can be done
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
@@ -25,6 +26,13 @@ lint: .venv/installed-test ## check style, types and rules
 
 doctor: .venv/installed ## say what is wrong with the installation, the processes and the results
 	$(BIN)/python -m stages.doctor
+
+# Chromium asks for --no-sandbox when root runs it, as in a container; the page is ours.
+picture: ## make the README's picture of the report, by headless Chromium, from the demo's run
+	@test -s results/shapes/report.html || { echo "no report yet: make demo"; exit 1; }
+	$(CHROMIUM) --headless=new --no-sandbox --hide-scrollbars --force-device-scale-factor=1.5 \
+		--window-size=1000,860 --screenshot="$(CURDIR)/docs/images/report.png" \
+		"file://$(CURDIR)/results/shapes/report.html"
 
 clean: ## remove the environment; results stay
 	rm -rf .venv

@@ -23,14 +23,15 @@ HEAD = """# Configuration
     snakemake --cores all --config run=mine seed=7 iterations=2       # top-level keys
     snakemake --cores all --configfile config/config.yaml my.yaml     # nested keys: an overlay
 
-An overlay names only what it changes, nested as in `config.yaml`, and gives the run a name of its
-own (`run: mine`), or its results replace those of the run it was copied from. `--config` changes
-top-level keys only. YAML reads `1e-5` as text: write `1.0e-5`. An unknown key, a missing key or a
-value of another type is refused before anything runs.
+An overlay names only what it changes, nested as in `config.yaml`. Give it a run name of its own
+(`run: mine`); otherwise its results replace those of the run below it. `--config` changes top-level keys
+only. YAML reads `1e-5` as text: write `1.0e-5`. An unknown key, a missing key or a value of another type is
+refused before anything runs.
 
-Everything here changes what is computed, save the blocks `execution` and `export`. How Snakemake runs
-(cores, GPUs, retries) is in `profiles/`.
-This page is written by `python config/describe.py` from the schema and `config.yaml`.
+Everything here changes what is computed, except the blocks `execution` and `export`. How Snakemake runs
+(cores, GPUs, retries) is in `profiles/`. A value in brackets is a default that `config.yaml` leaves out.
+
+`python config/describe.py` writes this page from the schema and `config.yaml`.
 """
 
 

@@ -48,8 +48,8 @@ class Args:
     is_same_base: bool = False
     """--model.base is the policy's base in another place than where it was trained."""
     is_ours: bool = False
-    """Replace what is at --output even without the card that tells an export: Snakemake takes the
-    card away before it is written anew, and may be killed then."""
+    """Replace what is at --output even without the card that marks an export: Snakemake removes the
+    card before it is written again, and may be killed then."""
 
 
 def main(args: Args) -> None:

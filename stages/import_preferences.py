@@ -92,7 +92,7 @@ def main(args: Args) -> None:
 
 
 def read_labels(layout: Layout, ledger: Ledger, args: Args) -> ByPrompt:
-    """The usable labels by prompt, each prompt's in an order that no file decides."""
+    """The usable labels by prompt, each prompt's in an order that does not depend on the files."""
     excluded = {prompt_id(prompt) for prompt in read_prompts(*args.exclude)}
     names: dict[str, str] = {}
     by_prompt: ByPrompt = defaultdict(list)
@@ -137,7 +137,7 @@ def count_votes(labels: Sequence[Label], ledger: Ledger) -> list[Label]:
 def choose(
     labels: ByPrompt, layout: Layout, ledger: Ledger, spool: ImageSpool, args: Args
 ) -> tuple[list[Label], list[Label]]:
-    """(seed pairs, held-out pairs) whose images are in the spool; others take bad ones' places."""
+    """(seed pairs, held-out pairs) with images in the spool; others replace those with bad images."""
     while True:
         chosen, holdout = split(labels, ledger, args)
         missing = missing_images((*chosen, *holdout), spool)
@@ -206,7 +206,7 @@ def missing_images(labels: Iterable[Label], spool: ImageSpool) -> dict[Path, set
 def fetch(
     missing: Mapping[Path, set[Cell]], layout: Layout, ledger: Ledger, spool: ImageSpool
 ) -> Iterator[Place]:
-    """Bring images into the spool; where those stand that cannot be used."""
+    """Bring images into the spool; the places of those that cannot be used."""
     for file in progress(sorted(missing), "reading images", "files"):
         for found in layout.images(file, missing[file]):
             try:

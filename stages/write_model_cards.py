@@ -36,7 +36,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Write each card anew; the weights beside it stay as they are."""
+    """Write each card again; the weights beside it stay as they are."""
     with stage("write_model_cards") as run:
         rows = read_table(args.summary, SUMMARY).to_pylist()
         set_aside = {gate.policy: gate.findings for gate in map(read_gate, args.gates)}

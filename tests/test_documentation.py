@@ -1,4 +1,4 @@
-"""The audit snippets of docs/export.md run as they are written; the modules that pages name exist."""
+"""The audit snippets of docs/export.md run as they are written; what pages name and link to exists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ PAGE = ROOT / "docs" / "export.md"
 PAGES = [
     *(
         ROOT / name
-        for name in ("README.md", "CHANGELOG.md", "stages/README.md", "config/README.md")
+        for name in (
+            "README.md",
+            "CHANGELOG.md",
+            "CONTRIBUTING.md",
+            "stages/README.md",
+            "config/README.md",
+        )
     ),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
@@ -27,6 +33,7 @@ NAMED_PATH = re.compile(r"(?<![\w/.-])(?:stages|core|tests)(?:/[\w.-]+)+")
 """As stages/launch.py, core/method or tests/core/test_locks.py; other folders lead to no module."""
 NAMED_MODULE = re.compile(r"(?<![\w/.])stages(?:\.[a-z]\w*)+")
 NAMED_IMPORT = re.compile(r"from (stages[\w.]*) import (\w+(?:, \w+)*)")
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 
 def snippets(heading: str) -> list[str]:
@@ -91,6 +98,20 @@ def missing(text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_module_that_a_page_names_exists(page: Path) -> None:
     assert missing(page.read_text(encoding="utf-8")) == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What a page's headings are called in links, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for name, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        assert not anchor or anchor in anchors(target), f"{name}#{anchor}"
 
 
 @pytest.mark.parametrize(

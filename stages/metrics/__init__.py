@@ -1,6 +1,6 @@
 """Scorers of images, one file each, behind one small interface.
 
-A package of anybody's adds a metric through the entry point group `sail.metrics`; docs/metrics.md.
+Any package can add a metric through the entry point group `sail.metrics`; see docs/metrics.md.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def check_weights(metric: str, options: Options) -> str:
     if metric in SCORERS:
         return "needs no weights"
     if metric not in NETWORKS:
-        return "is another package's; its weights are its own matter"
+        return "is another package's; its weights are not checked"
     if "weights" not in options:
         raise UserError(
             f"metric {metric!r} needs metrics.{metric}.weights, a path or a hub id (docs/metrics.md)"

@@ -32,7 +32,7 @@ LAST = ("write_report", "write_model_cards", "export_preferences")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: a change, and the jobs that it makes begin anew."""
+    """One line of the table: a change, and the jobs that it reruns."""
 
     section: str
     change: str
@@ -308,9 +308,9 @@ ROWS = [
     ),
     Row(
         section=CODE,
-        change="one scorer, as `stages/metrics/hpsv2.py`",
+        change="one scorer, for example `stages/metrics/hpsv2.py`",
         begins=("score_metric", "score_candidates_by_metric", "measure_diversity"),
-        note="the scores of all metrics, for one stage computes them",
+        note="the scores of all metrics, because one stage computes them",
         edit=logic("stages/metrics/hpsv2.py"),
     ),
     Row(
@@ -610,7 +610,7 @@ ROWS = [
         section=EVALUATION,
         change="`evaluation.prompt_sets`: one more",
         begins=("import_preferences", "select_evaluation_prompts (garden)", "select_prompts"),
-        note="for no training may see its prompts",
+        note="because no training may see its prompts",
         config={"evaluation": {"prompt_sets": {"garden": "data/garden.txt"}}},
         edit=files(another_set),
         is_own=True,
@@ -635,7 +635,7 @@ ROWS = [
         section=EVALUATION,
         change="`evaluation.exclude_from_training`: one set less",
         begins=("import_preferences", "select_prompts"),
-        note="so does one less of `prompt_sets`: more may be trained on",
+        note="one set less in `prompt_sets` does the same: more may be trained on",
         config={"evaluation": {"exclude_from_training": ["shapes"]}},
         is_own=True,
     ),
@@ -663,7 +663,7 @@ ROWS = [
     ),
     Row(
         section=EVALUATION,
-        change="`guards.*` but `on_collapse`",
+        change="`guards.*`, except `on_collapse`",
         begins=("summarise_guards",),
         note="seconds; nothing is trained or sampled",
         config={"guards": {"max_confident_share": 0.8, "max_drift": 0.1}},

@@ -1,4 +1,4 @@
-"""Parquet files and Arrow streams of anybody's making: what pyarrow raises, told with the file's name."""
+"""Parquet files and Arrow streams that anybody may have made: pyarrow's errors, with the file's name."""
 
 from __future__ import annotations
 

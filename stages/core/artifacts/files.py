@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes have left half-written beside `path`, to be renamed to it."""
+    """Remove half-written files of killed processes, which were to be renamed to `path`."""
     for leftover in path.parent.glob(f".{escape(path.name)}.*.*"):
         writer, _, kind = leftover.name.removeprefix(f".{path.name}.").partition(".")
         if kind not in ("part", "old") or not writer.isdecimal():

@@ -103,7 +103,7 @@ def _opened(data: bytes | None) -> Iterator[Image.Image]:
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"the image is too large: {error}") from error
-    except Exception as error:  # whatever a reader of damaged bytes stumbles over
+    except Exception as error:  # damaged bytes may raise anything
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ImageError(f"the bytes are no readable image ({reason})") from error
 

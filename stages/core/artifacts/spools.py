@@ -32,7 +32,7 @@ class SpoolFile:
         value: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        with suppress(OSError):  # a full disk's, of what is still to be written; nobody reads it
+        with suppress(OSError):  # the disk is full; nobody reads what was still to be written
             self._file.close()
 
 

@@ -208,17 +208,17 @@ def _wanted(
         if field.name not in found.names:
             raise ArtifactError(
                 f"{path} has no column {field.name!r} (found: {', '.join(found.names)}); a "
-                f"{schema.name} table needs it. Make the file anew with the stage that writes it."
+                f"{schema.name} table needs it. Make the file again with the stage that writes it."
             )
         if found.names.count(field.name) > 1:
             raise ArtifactError(
                 f"{path} has {found.names.count(field.name)} columns {field.name!r}. Make the file "
-                "anew with the stage that writes it."
+                "again with the stage that writes it."
             )
         if found.field(field.name).type != field.type:
             raise ArtifactError(
                 f"{path}: column {field.name!r} is {found.field(field.name).type}, expected "
-                f"{field.type}. Make the file anew with the stage that writes it."
+                f"{field.type}. Make the file again with the stage that writes it."
             )
     return fields
 

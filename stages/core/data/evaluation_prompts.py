@@ -1,4 +1,4 @@
-"""Evaluation prompts where they stand in their file: with category, challenge, and a key of their own."""
+"""Evaluation prompts by their place in the file: with category, challenge, and a key of their own."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class ImageSpool(SpoolFile):
         return place in self._digests
 
     def store(self, found: FoundImage) -> None:
-        """Keep an image. ImageError if it has none, is broken, or is another of the same uid."""
+        """Keep an image. ImageError if it has no bytes, is broken, or differs from one of the same uid."""
         if found.problem is not None or not found.data:
             raise ImageError(found.problem or "the image has no bytes")
         digest = blake2b(found.data, digest_size=16).digest()

@@ -31,7 +31,7 @@ PROMPT_COLUMNS = ("prompt", "caption", "text")
 STYLE_COLUMNS = ("style", "category")
 
 MAX_PROMPT_LETTERS = 10_000
-"""No caption of an image is longer; what is, is another file's content in the wrong column."""
+"""No caption of an image is longer: a longer text is a file's content in the wrong column."""
 
 
 def normalise(prompt: str) -> str:

@@ -1,10 +1,9 @@
 """Which GPUs a stage takes: free ones, held by file locks that the kernel releases with the process.
 
-Snakemake counts GPUs and never says which one (snakemake issue 281), so that eight jobs would all take
-the first. A scheduler such as Slurm says it, but to an allocation and not to a stage: a Snakemake that runs
-its jobs inside one (a Slurm job or a pod with eight GPUs) starts stages that all see the same devices.
-So leases are taken everywhere, among the devices that this process can see; where a scheduler has shown it
-only its own, the lease is had at once.
+Snakemake counts GPUs and never says which one (snakemake issue 281), so eight jobs would all take the first.
+A scheduler such as Slurm gives GPUs to an allocation, not to a stage: inside one (a Slurm job or a pod with
+eight GPUs) all stages that Snakemake starts see the same devices. So a stage leases everywhere, among the
+devices that it can see. Where a scheduler has shown it only its own, it has the lease at once.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ _held: list[IO[str]] = []
 
 
 def lease_visible(num_devices: int = 1, *, jobs_per_device: int = 1) -> list[int]:
-    """Places among torch's CUDA devices of as many that no other stage of ours holds, until the end.
+    """Places among torch's CUDA devices of so many that no other stage of ours holds.
 
-    With more than one job per device it is one, shared, as `lease` says.
+    They are held until this process ends. With more than one job per device it is a slot of one
+    device; see `lease`.
     """
     import torch
 
@@ -59,23 +59,24 @@ def visible_words(num_devices: int, environment: Mapping[str, str]) -> list[str]
 
 
 def promised_devices(environment: Mapping[str, str]) -> list[str]:
-    """The devices that somebody has shown to this process; none where nobody spoke of any."""
+    """The devices in CUDA_VISIBLE_DEVICES; none where it is not set or hides all of them."""
     words = [word.strip() for word in environment.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return words if all(word not in ("", "-1", "NoDevFiles") for word in words) else []
 
 
 def lock_name(word: str, uuid: str) -> str:
-    """A device's name in all processes of this machine: numbers differ, as where cgroups hide others.
+    """A device's name, the same in all processes of this machine.
 
-    The parts of a GPU split by MIG have its UUID, but names of their own.
+    Its number is not the same in all of them, because cgroups may hide other devices. The parts of a
+    GPU that is split by MIG have its UUID, but names of their own.
     """
     return word if word.startswith("MIG-") else uuid
 
 
 def lock_folder(environment: Mapping[str, str]) -> Path:
-    """Where this user's locks lie: on a local disk, where flock can be relied on.
+    """Where this user's locks lie: on a local disk, because flock is reliable there.
 
-    Each Slurm job has its own folder: two jobs to which Slurm has given one GPU are meant to share it.
+    Each Slurm job has its own folder: if Slurm has given one GPU to two jobs, they are meant to share it.
     Pods have file systems of their own.
     """
     folder = Path(tempfile.gettempdir()) / f"sail-devices-{os.getuid()}"
@@ -93,12 +94,12 @@ def lease(
 ) -> list[int]:
     """Places among `names` of devices that nobody else holds, until this process ends.
 
-    With more than one job per device it is one device, the least loaded, beside at most so many less
-    one others that share as well, and never beside one that does not.
+    With jobs_per_device = n above 1 it leases one slot of the least loaded device. At most n jobs
+    share a device, and never with a job that holds it alone.
 
-    Waits until there are enough. Who waits for several is not overtaken by those who want one: all
-    queue at one lock, and only the first in the queue looks for devices. It takes all or none, so
-    that two who wait for each other's devices cannot be. ValueError if there never can be enough.
+    Waits until there are enough. All wait in one queue, and only the first in it looks for devices,
+    so a job that wants several is not overtaken by jobs that want one. It takes all or none, so two
+    jobs never wait for each other's devices. ValueError if there never can be enough.
     """
     if num_devices > len(names):
         raise ValueError(f"{num_devices} devices wanted, {len(names)} there")
@@ -127,7 +128,7 @@ def lease(
 
 
 def _take(names: list[str], folder: Path, num_devices: int) -> list[int] | None:
-    """Places of free devices, now held; None, and none held, if too few are free."""
+    """Places of free devices, which are now held; None if too few are free, and then none is held."""
     files: dict[int, IO[str]] = {}
     for index, name in enumerate(names):
         if len(files) < num_devices:

@@ -20,7 +20,7 @@ REMEDIES = {
 
 
 WORDY = ("pyarrow", "safetensors")
-"""Libraries whose own errors keep of the system's number only the words."""
+"""Libraries whose errors hold the system's message, but not its number."""
 
 ROOM = 10**5
 """Bytes that Snakemake needs for its log, locks and records before the first job."""
@@ -42,9 +42,9 @@ class DiskError(UserError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within the block `path` is written; DiskError if the disk is what hinders it.
+    """Within the block `path` is written; DiskError if the disk prevents that.
 
-    What another file hinders, such as one that is read meanwhile, passes unchanged.
+    An error about another file, for example one that is read meanwhile, is not changed.
     """
     try:
         yield
@@ -61,7 +61,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def refuse_unwritable(folders: list[Path]) -> None:
-    """DiskError for a folder in which, or in whose place, nothing can be written."""
+    """DiskError for a folder that cannot be written to, or that cannot be made."""
     for folder in folders:
         place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not os.access(place, os.W_OK | os.X_OK):
@@ -71,7 +71,7 @@ def refuse_unwritable(folders: list[Path]) -> None:
 
 
 def refuse_full(folder: Path) -> None:
-    """DiskError if there is no room even for Snakemake's own records, which fails with a traceback."""
+    """DiskError if there is no room even for Snakemake's own records: Snakemake shows a traceback."""
     free = shutil.disk_usage(folder).free
     if free < ROOM:
         raise DiskError(
@@ -81,8 +81,8 @@ def refuse_full(folder: Path) -> None:
 
 
 def _number(error: BaseException | None, path: Path) -> int | None:
-    """The system's number of what hinders the writing of `path`: an error, or one that led to it."""
-    is_told = False  # by a UserError, which knows better than we what was being done
+    """The system's error number if `error`, or an error that led to it, is about writing `path`."""
+    is_told = False  # by a UserError, whose message is better than ours
     while error is not None:
         is_told = is_told or isinstance(error, UserError)
         filename, number = getattr(error, "filename", None), getattr(error, "errno", None)
@@ -97,7 +97,7 @@ def _number(error: BaseException | None, path: Path) -> int | None:
 
 
 def _belongs(file: Path, path: Path) -> bool:
-    """Whether a file is `path`, inside it, what will be renamed to it, or a folder that it is in."""
+    """Whether a file is `path`, lies in it, will be renamed to it, or is a folder above it."""
     file, path = file.absolute(), path.absolute()
     if path.parent.is_relative_to(file):
         return True

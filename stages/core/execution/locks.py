@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 def try_lock(path: Path, *, leave_name: bool = False, shared: bool = False) -> IO[str] | None:
     """The file, locked until it is closed; None if another process holds it.
 
-    A shared lock is held beside other shared ones. The file says which process holds it, unless that
-    is left as it is by one that only looks. OSError on a file system without flock.
+    Several processes can hold it shared. The file then names this process, except with `leave_name`,
+    for a process that only looks. OSError on a file system without flock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
@@ -36,7 +36,7 @@ def try_lock(path: Path, *, leave_name: bool = False, shared: bool = False) -> I
 
 @contextmanager
 def held(path: Path, what: str, *, poll_seconds: float = 0.5) -> Iterator[None]:
-    """Hold the lock within the block; while another process does, say so once and wait."""
+    """Hold the lock within the block; while another process holds it, say so once and wait."""
     has_waited = False
     while (file := try_lock(path)) is None:
         if not has_waited:

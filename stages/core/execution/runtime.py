@@ -114,7 +114,7 @@ def progress(items: Sequence[Item], what: str, unit: str, per_item: int = 1) -> 
 def choose_device(threads: int, jobs_per_gpu: int = 1) -> torch.device:
     """A CUDA device that no other stage of this machine holds, else the CPU with that many threads.
 
-    With more than one job per GPU it is shared with so many that ask for the same.
+    With jobs_per_gpu above 1, up to so many stages that ask for the same number share the device.
     """
     import torch
 
@@ -130,7 +130,7 @@ def choose_device(threads: int, jobs_per_gpu: int = 1) -> torch.device:
 
 
 def warn_of_unseen_devices() -> None:
-    """Say so where a process was given GPUs and torch sees none: it will be slow, not wrong."""
+    """Warn if this process was given GPUs and torch sees none: it will be slow, not wrong."""
     promised = promised_devices(os.environ)
     if promised:
         log.warning(
@@ -153,7 +153,7 @@ def _bar(items: Iterable[Item], what: str) -> Iterator[Item]:
 
 
 def set_up_log() -> None:
-    """Log to stderr; of several processes only the main one speaks."""
+    """Log to stderr; of several processes only the main one logs more than warnings."""
     logging.basicConfig(
         level=logging.INFO if _is_main() else logging.WARNING,
         format="%(asctime)s %(message)s",

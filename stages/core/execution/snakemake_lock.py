@@ -1,4 +1,4 @@
-"""Snakemake's lock on the folder that it runs in, freed when the one that took it was killed."""
+"""Snakemake's lock on the folder that it runs in: freed if the Snakemake that took it was killed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ HEADS = "heads"
 def free_stale_lock(folder: Path) -> tuple[IO[str] | None, int]:
     """(a file to keep open while this Snakemake lives, how many stale locks were removed).
 
-    Snakemake's own locks are plain files, which a killed Snakemake leaves behind. Here every
-    Snakemake of the folder also holds a shared lock, which the kernel releases with it; if nobody
-    holds one, the plain files are stale. They stay unless this host is the only one that has run
-    here: whether a Snakemake on another lives cannot be known. None on a file system without flock.
+    Snakemake's own locks are plain files, which a killed Snakemake leaves behind. So every Snakemake
+    of the folder also holds a shared lock, which the kernel releases when it ends. If nobody holds
+    one, the plain files are stale, and are removed. They stay if another host has run here too,
+    because nobody can know whether its Snakemake lives. None on a file system without flock.
     """
     mine = lock_of_this_host(folder)
     removed = 0
@@ -28,7 +28,7 @@ def free_stale_lock(folder: Path) -> tuple[IO[str] | None, int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pass  # another one is at work: its locks are meant
+            pass  # another Snakemake is at work: its locks are not stale
         else:
             if is_ours:
                 removed = _remove_locks(folder)

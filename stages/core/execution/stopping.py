@@ -24,7 +24,7 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Whether SIGTERM has come, for work that chooses itself where to end."""
+    """Whether SIGTERM has come: for work that decides itself where to end."""
 
     def __init__(self) -> None:
         self.is_asked = False
@@ -40,7 +40,7 @@ class Stop:
             self.is_deferred = False
 
     def ask(self, *_: object) -> None:
-        """Handle SIGTERM: end here, or leave the moment to the one who deferred it."""
+        """Handle SIGTERM: end here, or, where it is deferred, let that block decide when."""
         self.is_asked = True
         if not self.is_deferred:
             raise Stopped("nothing half-written was left")
@@ -51,7 +51,7 @@ STOP = Stop()
 
 
 def heed_signals() -> None:
-    """End on SIGTERM, and when the Snakemake that started this process is gone, however it ended.
+    """End on SIGTERM, and when the Snakemake that started this process has ended, however it did.
 
     Otherwise a stage whose Snakemake was killed would work on beside its own replacement.
     """
@@ -60,9 +60,9 @@ def heed_signals() -> None:
 
 
 def end_with_snakemake() -> None:
-    """Send SIGTERM to this process when the Snakemake that started it, if one did, is gone.
+    """Send SIGTERM to this process when the Snakemake that started it has ended, if one did.
 
-    Or the shell between the two: without it Snakemake takes the stage for ended.
+    The same when the shell between the two has ended: Snakemake then thinks that the stage has.
     """
     snakemake = os.environ.get(SNAKEMAKE, "")
     if not snakemake.isdecimal():

@@ -62,7 +62,7 @@ def check_policies(results: Path) -> Iterator[Finding]:
         if any(folder.iterdir()) and not (folder / "manifest.json").is_file():
             yield Finding(
                 level="note",
-                what=f"{folder} is unfinished: snakemake makes it anew or continues its training",
+                what=f"{folder} is unfinished: snakemake makes it again, or continues its training",
                 remedy="snakemake --cores all",
             )
 

@@ -67,7 +67,7 @@ def check_torch() -> Iterator[Finding]:
 
 
 def check_torchvision() -> Iterator[Finding]:
-    """A torchvision of another torch breaks every import of transformers' image parts."""
+    """A torchvision that belongs to another torch breaks the imports of transformers' image parts."""
     version = _version("torchvision")
     if version is None:
         return

@@ -78,10 +78,10 @@ def check_snakemake_lock(folder: Path) -> Iterator[Finding]:
 
 
 def check_locks(paths: Iterable[Path], what: str) -> Iterator[Finding]:
-    """Who holds which of our locks; a lock without a holder is free and needs nothing."""
+    """Which process holds which of our locks; a lock that nobody holds is left out."""
     for path in sorted(paths):
         holder = path.read_text().strip()
-        # What is shared is held by those whose slots are: only the slots say whom.
+        # Of a shared device only its slots say which processes hold it.
         file = try_lock(path, leave_name=True, shared=True)
         if file is not None:
             file.close()

@@ -19,7 +19,7 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """The optimizer; its learning rate is set anew at every step.
+    """The optimizer; its learning rate is set again at every step.
 
     adamw is torch's, fused on CUDA; adamw8bit is bitsandbytes's (UserError if it is not installed);
     adafactor is as in Diffusion-DPO's SDXL recipe: no relative step, no scaling by the parameters.

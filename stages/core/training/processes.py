@@ -26,8 +26,8 @@ PR_SET_PDEATHSIG = 1
 def end_with_launcher() -> None:
     """Have the kernel end this process when the one that launched it ends, however that ends.
 
-    Otherwise a killed `torchrun` leaves its workers training on. Does nothing for a process that no
-    launcher started, nor outside Linux.
+    Otherwise the workers of a killed `torchrun` train on. Does nothing for a process that no launcher
+    started, and nothing outside Linux.
     """
     if "LOCAL_RANK" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -48,7 +48,7 @@ WINNER = ("winner", "better", "preferred", "preferred_image", "choice")
 
 
 class RowLayout(Layout):
-    """Files of rows whose images have no names of their makers."""
+    """Files of rows whose images have no uid."""
 
     def images(self, file: Path, cells: Collection[Cell]) -> Iterator[FoundImage]:
         """The images, with the uids of the makers where there are such."""
