@@ -29,18 +29,18 @@ def describe_pairs(
         (prompt_id(label.prompt), *pair) for label, pair in zip(labels, digests, strict=True)
     )
     images = {digest for pair in digests for digest in pair}
+    contradictions = sum((name, loser, winner) in judged for name, winner, loser in judged)
     in_seed = {digest for pair in digests[: len(seed)] for digest in pair}
     in_holdout = {digest for pair in digests[len(seed) :] for digest in pair}
     return {
         "repeated_pairs": len(labels) - len(judged),
-        "contradictory_pairs": sum((name, loser, winner) in judged
-                                   for name, winner, loser in judged) // 2,
+        "contradictory_pairs": contradictions // 2,  # each is met from both sides
         "identical_images_in_a_pair": sum(winner == loser for winner, loser in digests),
         "repeated_images": 2 * len(labels) - len(images),
         "images_in_both_sets": len(in_seed & in_holdout),
         **_near_duplicates(seed, holdout, spool),
         "resolutions": _resolutions(labels, spool),
-    }  # fmt: skip
+    }
 
 
 def describe_captions(prompts: Sequence[str], tokenizer: Path | None) -> dict[str, Any] | None:

@@ -121,9 +121,10 @@ def _in_folder(folder: Path) -> list[Path]:
         found = sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix in suffixes and path.name not in NOT_LABELS
+            if path.suffix in suffixes
+            and path.name not in NOT_LABELS
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )  # fmt: skip
+        )
         if found:
             return found
     raise UserError(
