@@ -132,10 +132,14 @@ def test_defaults_are_filled_in(config: Config) -> None:
     del config["evaluation"]["candidate_metric"]
     found = check_config(config)
     assert found["guards"] == {
-        "min_reward_accuracy": 0.5, "max_confident_share": 0.9, "min_diversity_share": 0.6,
-        "max_blank_share": 0.01, "max_truncated_share": 0.05, "max_drift": None,
+        "min_reward_accuracy": 0.5,
+        "max_confident_share": 0.9,
+        "min_diversity_share": 0.6,
+        "max_blank_share": 0.01,
+        "max_truncated_share": 0.05,
+        "max_drift": None,
         "on_collapse": "warn",
-    }  # fmt: skip
+    }
     assert found["evaluation"]["candidate_metric"] is None
     assert "guards" not in config
 

@@ -72,8 +72,13 @@ def test_hours_and_bytes_of_hand_numbers(sd15: dict[str, Any]) -> None:
 
 
 def test_exports_are_counted_by_what_they_write(sd15: dict[str, Any]) -> None:
-    sd15 |= {"iterations": 1, "export": {"policies": ["diffusers", "single-file", "lora-kohya"],
-                                         "preferences": ["pickapic", "webdataset"]}}  # fmt: skip
+    sd15 |= {
+        "iterations": 1,
+        "export": {
+            "policies": ["diffusers", "single-file", "lora-kohya"],
+            "preferences": ["pickapic", "webdataset"],
+        },
+    }
     sd15["prompts"]["per_iteration"] = [9]
     rates = replace(RATES, denoiser_bytes=2000, others_bytes=300)
     # two policies, and 12 pairs in two layouts; a full fine-tune's folder is linked

@@ -29,8 +29,10 @@ def hold(
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder), str(num_devices), str(jobs_per_device), *names],
-        stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -231,9 +233,11 @@ def see(
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "CUDA_"))}
     return subprocess.Popen(
         [sys.executable, "-c", script, ",".join(devices)],
-        stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
         env={**mine, "TMPDIR": str(folder), **environment},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("environment", [{}, IN_ONE, POD], ids=["bare", "slurm", "pod"])

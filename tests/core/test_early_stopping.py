@@ -23,9 +23,16 @@ from tests.failing_model import Interrupted, failing
 
 CPU = torch.device("cpu")
 SETTINGS = TrainingSettings(
-    dpo_beta=100.0, learning_rate=3e-4, batch_pairs=2, passes=7.0, warmup_share=0.0,
-    gradient_clip=1.0, weight_decay=0.01, caption_dropout=0.0, stop_after_no_gain=3,
-)  # fmt: skip
+    dpo_beta=100.0,
+    learning_rate=3e-4,
+    batch_pairs=2,
+    passes=7.0,
+    warmup_share=0.0,
+    gradient_clip=1.0,
+    weight_decay=0.01,
+    caption_dropout=0.0,
+    stop_after_no_gain=3,
+)
 
 
 def test_the_first_of_equal_scores_is_the_best_and_the_logit_decides_equal_accuracies() -> None:
@@ -37,8 +44,12 @@ def test_patience_counts_the_scores_since_the_best() -> None:
     scores = [(0.5, 0.0), (0.7, 0.0), (0.6, 0.0), (0.7, 0.0), (0.7, -1.0)]
     weights = BestWeights([], patience=3)
     assert [weights.is_over(scores[:count]) for count in (1, 2, 3, 4, 5)] == [
-        False, False, False, False, True,
-    ]  # fmt: skip
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
     assert not BestWeights([], patience=0).is_over([(0.9, 0.0), *[(0.1, 0.0)] * 50])
 
 
@@ -57,10 +68,13 @@ def test_the_weights_of_the_best_score_are_put_back() -> None:
 def random_pairs(model: DiffusionModel, count: int, seed: int) -> EncodedPairs:
     both = torch.randn((2, count, *model.latents_shape), generator=generator(seed))
     return EncodedPairs(
-        winner=both[0], loser=both[1], caption=torch.arange(count) % 3,
+        winner=both[0],
+        loser=both[1],
+        caption=torch.arange(count) % 3,
         text=model.encode_text([*CAPTIONS[:3], ""]),
-        winner_geometry=model.native_geometry(count), loser_geometry=model.native_geometry(count),
-    )  # fmt: skip
+        winner_geometry=model.native_geometry(count),
+        loser_geometry=model.native_geometry(count),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +90,26 @@ def held_out(model: DiffusionModel) -> HeldOut:
 
 
 def train(
-    model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut | None, work: Path,
+    model: DiffusionModel,
+    pairs: EncodedPairs,
+    held_out: HeldOut | None,
+    work: Path,
     **changes: object,
-) -> tuple[list[Step], list[Progress], dict[str, Tensor]]:  # fmt: skip
+) -> tuple[list[Step], list[Progress], dict[str, Tensor]]:
     policy = model.load_denoiser()
     steps, curve = train_dpo(
-        model, policy, model.load_denoiser(), pairs, replace(SETTINGS, **changes),
-        seed=3, work=work, identity="one", processes=Processes(CPU),
-        execution=Execution(save_every=2), held_out=held_out,
-    )  # fmt: skip
+        model,
+        policy,
+        model.load_denoiser(),
+        pairs,
+        replace(SETTINGS, **changes),
+        seed=3,
+        work=work,
+        identity="one",
+        processes=Processes(CPU),
+        execution=Execution(save_every=2),
+        held_out=held_out,
+    )
     return steps, curve, policy.state_dict()
 
 

@@ -105,14 +105,26 @@ def pairs_of(model: DiffusionModel, count: int = 4) -> EncodedPairs:
 
 
 def trained(
-    model: DiffusionModel, work: Path, lora: LoraSettings, *, how: Execution | None = None,
+    model: DiffusionModel,
+    work: Path,
+    lora: LoraSettings,
+    *,
+    how: Execution | None = None,
     **changes: Any,
-) -> tuple[Denoiser, Denoiser, list[Any]]:  # fmt: skip
+) -> tuple[Denoiser, Denoiser, list[Any]]:
     policy, reference = model.load_for_training(None, None, lora, seed=1)
     steps, _ = train_dpo(
-        model, policy, reference, pairs_of(model), replace(TRAINING, **changes), seed=3,
-        work=work, identity="one", processes=Processes(CPU), execution=how or Execution(),
-    )  # fmt: skip
+        model,
+        policy,
+        reference,
+        pairs_of(model),
+        replace(TRAINING, **changes),
+        seed=3,
+        work=work,
+        identity="one",
+        processes=Processes(CPU),
+        execution=how or Execution(),
+    )
     return policy, reference, steps
 
 
@@ -138,9 +150,14 @@ def test_latents_and_images_equal_those_of_diffusers_own_pipeline(
     asked = {"generator": [generator(seed) for seed in (5, 6)], "output_type": "latent"}
     expected = pipeline(PROMPTS[:2], **common, **asked).images
     found = sample_latents(
-        model, model.load_denoiser(), text=model.encode_text(PROMPTS[:2]),
-        unconditional=model.unconditional(), seeds=[5, 6], sampler=sampler, **common,
-    )  # fmt: skip
+        model,
+        model.load_denoiser(),
+        text=model.encode_text(PROMPTS[:2]),
+        unconditional=model.unconditional(),
+        seeds=[5, 6],
+        sampler=sampler,
+        **common,
+    )
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     decoded = pipeline.vae.decode(expected / pipeline.vae.config.scaling_factor).sample
     images = (decoded / 2 + 0.5).clamp(0, 1)
@@ -252,17 +269,33 @@ def test_the_next_iteration_starts_from_the_policy_at_ln_2(
     policy, reference = model.load_for_training(first, first, lora, 1)
     before = {name: value.clone() for name, value in reference.state_dict().items()}
     steps, _ = train_dpo(
-        model, policy, reference, pairs_of(model), TRAINING, seed=4, work=tmp_path / "next",
-        identity="two", processes=Processes(CPU), execution=Execution(),
-    )  # fmt: skip
+        model,
+        policy,
+        reference,
+        pairs_of(model),
+        TRAINING,
+        seed=4,
+        work=tmp_path / "next",
+        identity="two",
+        processes=Processes(CPU),
+        execution=Execution(),
+    )
     assert steps[0].loss == pytest.approx(np.log(2), abs=1e-7)
     assert steps[0].logit == 0
     assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
     against_base, base = model.load_for_training(first, None, lora, 1)
     steps, _ = train_dpo(
-        model, against_base, base, pairs_of(model), TRAINING, seed=4, work=tmp_path / "base",
-        identity="three", processes=Processes(CPU), execution=Execution(),
-    )  # fmt: skip
+        model,
+        against_base,
+        base,
+        pairs_of(model),
+        TRAINING,
+        seed=4,
+        work=tmp_path / "base",
+        identity="three",
+        processes=Processes(CPU),
+        execution=Execution(),
+    )
     assert steps[0].logit != 0
 
 
@@ -314,9 +347,15 @@ def test_every_optimizer_lowers_every_loss_of_a_fixed_batch(
     losses = []
     for _ in range(6):
         measures = batch_loss(
-            model, policy, reference, pairs_of(model), torch.arange(4), draws, settings,
+            model,
+            policy,
+            reference,
+            pairs_of(model),
+            torch.arange(4),
+            draws,
+            settings,
             torch.zeros(4).bool(),
-        )  # fmt: skip
+        )
         losses.append(measures["loss"].item())
         step.zero_grad()
         measures["loss"].backward()  # type: ignore[no-untyped-call]
@@ -342,9 +381,17 @@ def test_float16_that_overflows_stops_with_what_to_do(family: Family, tmp_path: 
         policy.network.conv_out.weight.mul_(1e6)  # past 65504
     with pytest.raises(TrainingError, match="loss nan.*No policy was written.*dtype float32"):
         train_dpo(
-            model, policy, reference, pairs_of(model), TRAINING, seed=3, work=tmp_path / "work",
-            identity="one", processes=Processes(CPU), execution=Execution(),
-        )  # fmt: skip
+            model,
+            policy,
+            reference,
+            pairs_of(model),
+            TRAINING,
+            seed=3,
+            work=tmp_path / "work",
+            identity="one",
+            processes=Processes(CPU),
+            execution=Execution(),
+        )
 
 
 def test_an_average_of_the_weights_is_not_the_last_weights(family: Family, tmp_path: Path) -> None:
@@ -360,9 +407,12 @@ def test_a_lora_of_another_base_is_refused(family: Family, tmp_path: Path) -> No
     trained(family.load(), tmp_path / "work", LORA)[0].save(tmp_path / "policy", "unet")
     other = tiny_models.sd15(tmp_path / "other")
     unet = UNet2DConditionModel.from_config(
-        {**UNet2DConditionModel.load_config(other / "unet"), "cross_attention_dim": 40,
-         "block_out_channels": (8, 16, 16, 16)}
-    )  # fmt: skip
+        {
+            **UNet2DConditionModel.load_config(other / "unet"),
+            "cross_attention_dim": 40,
+            "block_out_channels": (8, 16, 16, 16),
+        }
+    )
     unet.save_pretrained(other / "unet")
     with pytest.raises(ModelError, match="does not fit .*A LoRA belongs to the base"):
         load_model(settings(other), device=CPU).load_denoiser(Policy(tmp_path / "policy"))

@@ -58,9 +58,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     for cached in (
-        fingerprint.code_version, fingerprint._tree, fingerprint._imports, fingerprint._module_digest,
+        fingerprint.code_version,
+        fingerprint._tree,
+        fingerprint._imports,
+        fingerprint._module_digest,
         fingerprint._files_in,
-    ):  # fmt: skip
+    ):
         cached.cache_clear()
 
 
@@ -142,9 +145,15 @@ def test_how_a_stage_runs_is_no_part_of_the_code(package: Path) -> None:
 
 @pytest.mark.parametrize(
     "stage",
-    ["sample_candidates", "score_candidates", "generate_evaluation", "score_holdout",
-     "export_policy", "adopt_policy"],
-)  # fmt: skip
+    [
+        "sample_candidates",
+        "score_candidates",
+        "generate_evaluation",
+        "score_holdout",
+        "export_policy",
+        "adopt_policy",
+    ],
+)
 def test_a_stage_that_only_loads_a_policy_has_no_training_in_its_version(stage: str) -> None:
     found = fingerprint._closure(f"stages.{stage}")
     assert "stages.core.artifacts.provenance" in found
@@ -173,8 +182,10 @@ def test_every_python_gives_the_same_version_and_needs_no_package_for_it(version
     stage = "stages.update_policy"
     done = subprocess.run(
         [python, "-I", "-S", "-B", "-c", READ_TWO, str(ROOT), str(EVERY_SYNTAX), stage],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == [EVERY_DIGEST, fingerprint.code_version(stage)]
 
 
@@ -182,17 +193,35 @@ def test_the_text_with_every_syntax_has_it_all() -> None:
     tree = ast.parse(EVERY_SYNTAX.read_text(encoding="utf-8"))
     found = {type(node) for node in ast.walk(tree)}
     abstract_or_old = {
-        "Expression", "FunctionType", "Interactive", "Suite", "TypeIgnore",  # of other modes
-        "AugLoad", "AugStore", "Param", "Bytes", "Ellipsis", "ExtSlice", "Index", "NameConstant",
-        "Num", "Str", "_ast_Ellipsis",  # of old versions
-        "ParamSpec", "TypeAlias", "TypeVar", "TypeVarTuple",  # of versions after 3.11
-    }  # fmt: skip
+        "Expression",
+        "FunctionType",
+        "Interactive",
+        "Suite",
+        "TypeIgnore",  # of other modes
+        "AugLoad",
+        "AugStore",
+        "Param",
+        "Bytes",
+        "Ellipsis",
+        "ExtSlice",
+        "Index",
+        "NameConstant",
+        "Num",
+        "Str",
+        "_ast_Ellipsis",  # of old versions
+        "ParamSpec",
+        "TypeAlias",
+        "TypeVar",
+        "TypeVarTuple",  # of versions after 3.11
+    }
     missing = {
         name
         for name, kind in vars(ast).items()
-        if isinstance(kind, type) and issubclass(kind, ast.AST)
-        and not kind.__subclasses__() and kind not in found
-    }  # fmt: skip
+        if isinstance(kind, type)
+        and issubclass(kind, ast.AST)
+        and not kind.__subclasses__()
+        and kind not in found
+    }
     assert missing <= abstract_or_old
 
 

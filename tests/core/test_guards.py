@@ -83,8 +83,15 @@ def tables(tmp_path: Path) -> GuardTables:
     geometry = {f"{side}_geometry": [64, 64, 0, 0, 64, 64] for side in ("winner", "loser")}
     pair = {"pair_id": "p", "prompt_id": "a", "prompt": "a", "source": "generated", "iteration": 1}
     image = image_value(b"")
-    pair |= {"winner": image, "loser": image, "probability": 0.95, "winner_candidate": 0,
-             "loser_candidate": 1, **latents, **geometry}  # fmt: skip
+    pair |= {
+        "winner": image,
+        "loser": image,
+        "probability": 0.95,
+        "winner_candidate": 0,
+        "loser_candidate": 1,
+        **latents,
+        **geometry,
+    }
     write("pairs", 1, [pair], TRAINING_PAIRS)
     return GuardTables(**paths, truncated_share=0.0)
 
@@ -127,8 +134,12 @@ def test_a_planted_guard_warns_closes_the_gate_and_stands_in_the_log(
     limits = limits_of(WITH_PLANTED)(max_confident_share=1.0)
     sentence = "iter01 is 0.20 surer than iter00, with 0.90 (limit 0.8)."
     assert all_warnings(rows, limits, WITH_PLANTED) == [sentence]
-    assert all_warnings(rows, limits_of(WITH_PLANTED)(max_certainty=0.95, max_confident_share=1.0),
-                        WITH_PLANTED) == []  # fmt: skip
+    assert (
+        all_warnings(
+            rows, limits_of(WITH_PLANTED)(max_certainty=0.95, max_confident_share=1.0), WITH_PLANTED
+        )
+        == []
+    )
     findings = warnings_of(rows[1], rows[0], limits, WITH_PLANTED)
     gate = decide(rows[1], findings, asdict(limits), "stop", None)
     path = tmp_path / "gate.json"

@@ -118,8 +118,10 @@ def test_a_preview_shows_the_image_and_knows_its_size(kind: str, orientation: in
     assert (preview.width, preview.height) == whole.size
     sides = (preview.image.width / preview.width, preview.image.height / preview.height)
     assert sides == ((1 / 8, 1 / 8) if kind == "JPEG" else (1, 1))
-    found, expected = (np.asarray(i.resize((8, 8), Image.Resampling.BOX)).astype(int)
-                       for i in (preview.image, whole))  # fmt: skip
+    found, expected = (
+        np.asarray(i.resize((8, 8), Image.Resampling.BOX)).astype(int)
+        for i in (preview.image, whole)
+    )
     assert np.abs(found - expected).max() <= 4
 
 

@@ -52,9 +52,13 @@ def test_a_single_file_checkpoint_is_the_same_model(base: Path, tmp_path: Path) 
     latents = torch.randn((2, *folder.latents_shape), generator=generator(0))
     steps = torch.tensor([10, 900])
     torch.testing.assert_close(
-        *(m.predict(m.load_denoiser(), latents, steps, t) for m, t in zip((folder, single), texts, strict=True)),
-        atol=1e-5, rtol=1e-5,
-    )  # fmt: skip
+        *(
+            m.predict(m.load_denoiser(), latents, steps, t)
+            for m, t in zip((folder, single), texts, strict=True)
+        ),
+        atol=1e-5,
+        rtol=1e-5,
+    )
     torch.testing.assert_close(
         *(m.decode_latents(latents) for m in (folder, single)), atol=1e-5, rtol=0
     )
@@ -151,8 +155,11 @@ def test_a_folder_that_is_no_model_says_what_it_holds(tmp_path: Path) -> None:
 
 def test_a_family_without_an_adapter_is_named(copy: Path) -> None:
     index = copy / "model_index.json"
-    index.write_text(index.read_text().replace("StableDiffusionXLPipeline", "FluxPipeline").replace(
-        "StableDiffusionPipeline", "FluxPipeline"))  # fmt: skip
+    index.write_text(
+        index.read_text()
+        .replace("StableDiffusionXLPipeline", "FluxPipeline")
+        .replace("StableDiffusionPipeline", "FluxPipeline")
+    )
     with pytest.raises(
         ModelError, match="is a FluxPipeline; supported are StableDiffusionPipeline"
     ):

@@ -18,8 +18,12 @@ def test_the_hash_says_where_it_becomes_brighter_to_the_right() -> None:
 
 def test_a_larger_and_recompressed_image_has_nearly_the_same_hash_and_another_has_not() -> None:
     rng = np.random.default_rng(0)
-    first, other = (Image.fromarray(rng.integers(0, 256, (9, 9, 3)).astype(np.uint8)).resize(
-        (256, 256), Image.Resampling.BICUBIC) for _ in range(2))  # fmt: skip
+    first, other = (
+        Image.fromarray(rng.integers(0, 256, (9, 9, 3)).astype(np.uint8)).resize(
+            (256, 256), Image.Resampling.BICUBIC
+        )
+        for _ in range(2)
+    )
     small = first.resize((128, 128))
     hashes = np.array([difference_hash(image) for image in (first, small, other)], np.uint64)
     assert distance(hashes[:1], hashes[1:2])[0] <= 3

@@ -21,13 +21,19 @@ VAE: dict[str, Any] = {
     "latent_channels": 4,
 }
 CLIP_L = CLIPTextConfig(
-    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
     projection_dim=768,
-)  # fmt: skip
+)
 CLIP_BIG_G = CLIPTextConfig(
-    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
     projection_dim=1280,
-)  # fmt: skip
+)
 
 NAMES = {
     "sd15": {

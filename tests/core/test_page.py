@@ -29,13 +29,29 @@ def comparison(policy: str, mean: float, baseline: str, baseline_mean: float, **
     """A row of a summary; its interval is 0.1 wide on each side."""
     difference = mean - baseline_mean
     return {
-        "prompt_set": "pickapic", "metric": "pickscore", "policy": policy, "baseline": baseline,
-        "num_prompts": 500, "mean": mean, "baseline_mean": baseline_mean,
-        "difference": difference, "ci_low": difference - 0.1, "ci_high": difference + 0.1,
-        "win_rate": 0.6, "win_low": 0.56, "win_high": 0.64, "num_wins": 300, "num_ties": 0,
-        "num_losses": 200, "sign_p": 0.0001, "wilcoxon_p": 0.002, "effect_size": 0.3,
-        "sign_p_holm": 0.0004, "wilcoxon_p_holm": 0.008, **more,
-    }  # fmt: skip
+        "prompt_set": "pickapic",
+        "metric": "pickscore",
+        "policy": policy,
+        "baseline": baseline,
+        "num_prompts": 500,
+        "mean": mean,
+        "baseline_mean": baseline_mean,
+        "difference": difference,
+        "ci_low": difference - 0.1,
+        "ci_high": difference + 0.1,
+        "win_rate": 0.6,
+        "win_low": 0.56,
+        "win_high": 0.64,
+        "num_wins": 300,
+        "num_ties": 0,
+        "num_losses": 200,
+        "sign_p": 0.0001,
+        "wilcoxon_p": 0.002,
+        "effect_size": 0.3,
+        "sign_p_holm": 0.0004,
+        "wilcoxon_p_holm": 0.008,
+        **more,
+    }
 
 
 def evaluation(base: float, last: float, **more: Any) -> Evaluation:
@@ -86,8 +102,11 @@ def test_styles_come_from_the_breakdown() -> None:
     assert (table["table"], other["table"]) == (1, 3)
     assert table["columns"] == ["hpsv2 anime hpsv2"]
     assert [row["cells"] for row in table["rows"][:4]] == [
-        ["27.20"], ["−0.03"], ["27.50"], ["27.23"]
-    ]  # fmt: skip
+        ["27.20"],
+        ["−0.03"],
+        ["27.50"],
+        ["27.23"],
+    ]
     (view,) = breakdown_view(parts, evaluation(27.0, 27.3, **whole))
     assert (view["axis"], view["metric"], view["policy"]) == ("category", "hpsv2", "iter00")
     assert [(row["group"], row["difference"]) for row in view["rows"]] == [("anime", "+0.30")]
@@ -118,10 +137,12 @@ def test_the_headline_is_of_the_last_good_policy() -> None:
     rows = [
         comparison(policy, mean, base, 20.6)
         for policy, mean, base in (
-            ("base", 20.6, "base"), ("iter00", 21.0, "base"), ("iter01", 19.0, "base"),
+            ("base", 20.6, "base"),
+            ("iter00", 21.0, "base"),
+            ("iter01", 19.0, "base"),
             ("iter01", 19.0, "iter00"),
         )
-    ]  # fmt: skip
+    ]
     found = Evaluation(rows, ["base", "iter00", "iter01"])
     said = {
         good: headline(found, "pickapic", "pickscore", good)["overall"].sentence
@@ -136,9 +157,14 @@ def test_the_headline_is_of_the_last_good_policy() -> None:
 def test_gates_are_shown_only_where_there_are_any() -> None:
     assert gates_view([], 3) is None
     gate = Gate(
-        iteration=1, policy="iter01", on_collapse="stop", findings=("It drew black.",),
-        last_good="iter00", go_on_from="", limits={},
-    )  # fmt: skip
+        iteration=1,
+        policy="iter01",
+        on_collapse="stop",
+        findings=("It drew black.",),
+        last_good="iter00",
+        go_on_from="",
+        limits={},
+    )
     view = gates_view([gate], 3)
     assert view is not None
     assert (view["is_stopped"], view["last_good"]) == (True, "iter00")
@@ -147,16 +173,30 @@ def test_gates_are_shown_only_where_there_are_any() -> None:
 
 def test_features_of_a_guard_are_named_beside_it() -> None:
     row = {
-        "iteration": 0, "policy": "iter00", "reward_accuracy": 0.7, "reward_accuracy_low": 0.6,
-        "reward_accuracy_high": 0.8, "num_holdout_pairs": 200, "diversity": 0.2,
-        "feature_diversity": 0.25, "features": "clipscore", "drift": 0.01, "blank_share": 0.0,
-        "truncated_share": 0.0, "rank_correlation": None, "best_beats_worst": None,
+        "iteration": 0,
+        "policy": "iter00",
+        "reward_accuracy": 0.7,
+        "reward_accuracy_low": 0.6,
+        "reward_accuracy_high": 0.8,
+        "num_holdout_pairs": 200,
+        "diversity": 0.2,
+        "feature_diversity": 0.25,
+        "features": "clipscore",
+        "drift": 0.01,
+        "blank_share": 0.0,
+        "truncated_share": 0.0,
+        "rank_correlation": None,
+        "best_beats_worst": None,
         "confident_share": None,
-    }  # fmt: skip
+    }
     limits = Limits(
-        min_reward_accuracy=0.5, max_confident_share=0.9, min_diversity_share=0.6,
-        max_blank_share=0.01, max_truncated_share=0.05, max_drift=None,
-    )  # fmt: skip
+        min_reward_accuracy=0.5,
+        max_confident_share=0.9,
+        min_diversity_share=0.6,
+        max_blank_share=0.01,
+        max_truncated_share=0.05,
+        max_drift=None,
+    )
     later = row | {"iteration": 1, "policy": "iter01", "feature_diversity": 0.1}
     view = guards_view([row, later], limits)
     place = view["guard_columns"].index("Diversity of features")

@@ -52,8 +52,12 @@ def test_table_2_is_numbered_by_iteration_and_keeps_its_printed_labels() -> None
     rows = [row for row in read_paper_tables() if row.table == 2]
     assert [row.policy for row in rows] == ["base", "iter00", "iter01", "iter02", "iter03"]
     assert [row.printed_as for row in rows] == [
-        "", "", "SAIL (Iter2)", "SAIL (Iter3)", "SAIL (Iter4)"
-    ]  # fmt: skip
+        "",
+        "",
+        "SAIL (Iter2)",
+        "SAIL (Iter3)",
+        "SAIL (Iter4)",
+    ]
 
 
 def test_the_gains_that_table_1_prints_are_those_of_its_rows() -> None:

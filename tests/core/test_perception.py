@@ -90,8 +90,11 @@ def by_loops(image: Pixels) -> list[list[list[tuple[float, ...]]]]:
         return place if place < size else 2 * (size - 1) - place
 
     def colour(rgb: tuple[float, ...]) -> tuple[float, ...]:
-        rows = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750),
-                (0.0193339, 0.1191920, 0.9503041))  # fmt: skip
+        rows = (
+            (0.4124564, 0.3575761, 0.1804375),
+            (0.2126729, 0.7151522, 0.0721750),
+            (0.0193339, 0.1191920, 0.9503041),
+        )
         xyz = [sum(a * b for a, b in zip(row, rgb, strict=True)) / sum(row) for row in rows]
         f = [t ** (1 / 3) if t > 216 / 24389 else (24389 / 27 * t + 16) / 116 for t in xyz]
         return (116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2]))
@@ -105,14 +108,15 @@ def by_loops(image: Pixels) -> list[list[list[tuple[float, ...]]]]:
                 tuple(
                     sum(
                         a * b * rows[mirrored(y + i, height)][mirrored(x + j, width)][channel]
-                        for i, a in kernel.items() for j, b in kernel.items()
+                        for i, a in kernel.items()
+                        for j, b in kernel.items()
                     )
                     for channel in range(3)
                 )
                 for x in range(0, width, 2)
             ]
             for y in range(0, height, 2)
-        ]  # fmt: skip
+        ]
         levels.append([[colour(pixel) for pixel in row] for row in rows])
     return levels
 
@@ -123,8 +127,9 @@ def test_the_distance_equals_plain_loops() -> None:
     for one, other in zip(by_loops(first), by_loops(second), strict=True):
         pixels = [
             math.dist(a, b)
-            for rows in zip(one, other, strict=True) for a, b in zip(*rows, strict=True)
-        ]  # fmt: skip
+            for rows in zip(one, other, strict=True)
+            for a, b in zip(*rows, strict=True)
+        ]
         means.append(sum(pixels) / len(pixels))
     assert len(means) == 2
     assert distance(first, second) == pytest.approx(sum(means) / 2, rel=1e-9)

@@ -73,9 +73,12 @@ def test_decoded_images_equal_those_of_diffusers_pipeline(
 ) -> None:
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     expected = pipeline(
-        PROMPTS[:1], num_inference_steps=3, guidance_scale=3.0, generator=generator(11),
+        PROMPTS[:1],
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        generator=generator(11),
         output_type="pt",
-    ).images  # fmt: skip
+    ).images
     found = model.decode_latents(ours(model, base_denoiser, CASES[0], [0]))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 

@@ -53,9 +53,13 @@ def test_policy_equal_to_reference_has_reward_exactly_0(
 
 
 def test_errors_do_not_depend_on_which_candidates_are_scored_together(
-    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
-    latents: torch.Tensor, text: Conditioning, draws: Draws,
-) -> None:  # fmt: skip
+    model: DiffusionModel,
+    base_denoiser: Denoiser,
+    other_denoiser: Denoiser,
+    latents: torch.Tensor,
+    text: Conditioning,
+    draws: Draws,
+) -> None:
     together = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
     for rows in ([0], [2], [1, 0]):
         found = draw_errors(model, other_denoiser, base_denoiser, latents[rows], text, draws)
@@ -67,9 +71,14 @@ def test_errors_do_not_depend_on_which_candidates_are_scored_together(
 
 @pytest.mark.parametrize("rows_per_batch", [1, 5, 12, 100])
 def test_errors_do_not_depend_on_how_many_rows_go_through_the_network_at_once(
-    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
-    latents: torch.Tensor, text: Conditioning, draws: Draws, rows_per_batch: int,
-) -> None:  # fmt: skip
+    model: DiffusionModel,
+    base_denoiser: Denoiser,
+    other_denoiser: Denoiser,
+    latents: torch.Tensor,
+    text: Conditioning,
+    draws: Draws,
+    rows_per_batch: int,
+) -> None:
     models = (model, other_denoiser, base_denoiser)
     whole = draw_errors(*models, latents, text, draws)
     found = draw_errors(*models, latents, text, draws, rows_per_batch=rows_per_batch)
@@ -78,9 +87,13 @@ def test_errors_do_not_depend_on_how_many_rows_go_through_the_network_at_once(
 
 
 def test_both_models_see_the_same_draws(
-    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
-    latents: torch.Tensor, text: Conditioning, draws: Draws,
-) -> None:  # fmt: skip
+    model: DiffusionModel,
+    base_denoiser: Denoiser,
+    other_denoiser: Denoiser,
+    latents: torch.Tensor,
+    text: Conditioning,
+    draws: Draws,
+) -> None:
     one = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
     turned = draw_errors(model, base_denoiser, other_denoiser, latents, text, draws)
     assert torch.equal(one.policy, turned.reference)
@@ -90,9 +103,13 @@ def test_both_models_see_the_same_draws(
 
 
 def test_errors_and_drift_equal_a_loop_over_images_and_draws(
-    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
-    latents: torch.Tensor, text: Conditioning, draws: Draws,
-) -> None:  # fmt: skip
+    model: DiffusionModel,
+    base_denoiser: Denoiser,
+    other_denoiser: Denoiser,
+    latents: torch.Tensor,
+    text: Conditioning,
+    draws: Draws,
+) -> None:
     found = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
     alphas = model.sampler("ddpm").alphas_cumprod.double().numpy()
     for image in range(3):

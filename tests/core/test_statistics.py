@@ -63,8 +63,16 @@ def test_prompts_of_one_cluster_count_as_one_observation() -> None:
     clusters = np.repeat(np.arange(30), 5)
     repeated = compare(np.repeat(scores, 5), np.repeat(baseline, 5), clusters=clusters)
     assert repeated.num_prompts == 150
-    for name in ("mean", "difference", "win_rate", "sign_p", "wilcoxon_p", "effect_size",
-                 "win_low", "win_high"):  # fmt: skip
+    for name in (
+        "mean",
+        "difference",
+        "win_rate",
+        "sign_p",
+        "wilcoxon_p",
+        "effect_size",
+        "win_low",
+        "win_high",
+    ):
         assert getattr(repeated, name) == pytest.approx(getattr(single, name), rel=1e-12), name
     width = single.ci_high - single.ci_low
     assert repeated.ci_low == pytest.approx(single.ci_low, abs=0.02 * width)

@@ -34,9 +34,12 @@ def write_slowly(path: Path, snakemake: int | str = "") -> subprocess.Popen[str]
     """A stage that is at work; its Snakemake is the process of that id."""
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE_SLOWLY, str(path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env={**os.environ, SNAKEMAKE: str(snakemake)},
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "at work\n"
     return process
@@ -68,9 +71,12 @@ def test_a_stage_ends_with_the_shell_that_snakemake_started_it_in(tmp_path: Path
     command = [sys.executable, "-c", WRITE_SLOWLY, str(tmp_path / "table.parquet")]
     shell = subprocess.Popen(
         ["bash", "-c", f"{shlex.join(command)}; true"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env={**os.environ, SNAKEMAKE: str(os.getpid())},
-    )  # fmt: skip
+    )
     assert shell.stdout is not None
     assert shell.stdout.readline() == "at work\n"
     shell.kill()
@@ -84,8 +90,11 @@ def test_a_stage_started_after_its_snakemake_s_end_ends_too(tmp_path: Path) -> N
     snakemake.wait()
     process = subprocess.run(
         [sys.executable, "-c", WRITE_SLOWLY, str(tmp_path / "table.parquet")],
-        cwd=ROOT, env={**os.environ, SNAKEMAKE: str(snakemake.pid)}, timeout=30, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, SNAKEMAKE: str(snakemake.pid)},
+        timeout=30,
+        check=False,
+    )
     assert process.returncode == EXIT_CODE
 
 

@@ -90,10 +90,17 @@ def train(
 ) -> tuple[list[Step], dict[str, Tensor]]:
     policy = policy or model.load_denoiser()
     steps, _ = train_dpo(
-        model, policy, reference or model.load_denoiser(), pairs, settings,
-        seed=3, work=work, identity=identity, processes=Processes(CPU),
+        model,
+        policy,
+        reference or model.load_denoiser(),
+        pairs,
+        settings,
+        seed=3,
+        work=work,
+        identity=identity,
+        processes=Processes(CPU),
         execution=Execution(save_every=save_every),
-    )  # fmt: skip
+    )
     return steps, policy.state_dict()
 
 
@@ -220,19 +227,28 @@ def test_every_pair_is_seen_once_a_pass_with_one_noise_for_winner_and_loser(
 
 @pytest.mark.parametrize("is_dropped", [True, False])
 def test_a_dropped_caption_trains_on_the_empty_one(
-    model: DiffusionModel, base_denoiser: Denoiser, other_denoiser: Denoiser,
-    pairs: EncodedPairs, is_dropped: bool,
-) -> None:  # fmt: skip
+    model: DiffusionModel,
+    base_denoiser: Denoiser,
+    other_denoiser: Denoiser,
+    pairs: EncodedPairs,
+    is_dropped: bool,
+) -> None:
     rows = torch.tensor([0, 1])
     draws = training_draws(8, num_pairs=2, num_timesteps=1000, latents_shape=model.latents_shape)
     empty = replace(pairs, caption=torch.full((NUM_PAIRS,), 3))
     losses = [
         batch_loss(
-            model, other_denoiser, base_denoiser, which, rows, draws, SETTINGS,
+            model,
+            other_denoiser,
+            base_denoiser,
+            which,
+            rows,
+            draws,
+            SETTINGS,
             torch.tensor([dropped, dropped]),
         )["loss"].item()
         for which, dropped in ((pairs, is_dropped), (empty, False))
-    ]  # fmt: skip
+    ]
     assert (losses[0] == losses[1]) is is_dropped
 
 
@@ -260,9 +276,13 @@ def test_two_trainings_with_the_same_seed_end_with_the_same_weights(
 
 @pytest.mark.parametrize(("stop_at", "saved"), [(6, 4), (4, 2), (2, 0)])
 def test_an_interrupted_training_continues_and_ends_bit_identical_to_an_unbroken_one(
-    tiny_base: str, model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path,
-    stop_at: int, saved: int,
-) -> None:  # fmt: skip
+    tiny_base: str,
+    model: DiffusionModel,
+    pairs: EncodedPairs,
+    tmp_path: Path,
+    stop_at: int,
+    saved: int,
+) -> None:
     unbroken, expected = train(model, pairs, tmp_path / "unbroken")
     work = tmp_path / "work"
     with pytest.raises(Interrupted):
@@ -279,9 +299,13 @@ def test_an_interrupted_training_continues_and_ends_bit_identical_to_an_unbroken
 
 @pytest.mark.parametrize(("stop_at", "saved"), [(1, 0), (5, 2), (6, 3)])
 def test_a_training_that_is_asked_to_stop_saves_its_last_whole_step_and_continues_from_it(
-    tiny_base: str, pairs: EncodedPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    stop_at: int, saved: int,
-) -> None:  # fmt: skip
+    tiny_base: str,
+    pairs: EncodedPairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+    saved: int,
+) -> None:
     """Two micro-batches a step: SIGTERM in the fifth leaves out the sixth, and the third step."""
 
     def run(work: Path, stop_at: int) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
@@ -289,9 +313,17 @@ def test_a_training_that_is_asked_to_stop_saves_its_last_whole_step_and_continue
         model.stop_at = stop_at
         policy, reference = model.load_denoiser(), model.load_denoiser()
         steps, _ = train_dpo(
-            model, policy, reference, pairs, SETTINGS, seed=3, work=work, identity="one",
-            processes=Processes(CPU), execution=Execution(save_every=100, micro_batch_pairs=1),
-        )  # fmt: skip
+            model,
+            policy,
+            reference,
+            pairs,
+            SETTINGS,
+            seed=3,
+            work=work,
+            identity="one",
+            processes=Processes(CPU),
+            execution=Execution(save_every=100, micro_batch_pairs=1),
+        )
         return without_speed(steps), policy.state_dict()
 
     unbroken, expected = run(tmp_path / "unbroken", -1)
@@ -317,9 +349,13 @@ def test_a_training_that_is_asked_to_stop_saves_its_last_whole_step_and_continue
     ids=["adafactor", "average and dropout", "LoRA", "LoRA, adafactor, average, micro-batches"],
 )
 def test_every_kind_of_training_continues_bit_identically(
-    tiny_base: str, pairs: EncodedPairs, tmp_path: Path,
-    lora: LoraSettings, changed: dict[str, Any], micro_batch_pairs: int | None,
-) -> None:  # fmt: skip
+    tiny_base: str,
+    pairs: EncodedPairs,
+    tmp_path: Path,
+    lora: LoraSettings,
+    changed: dict[str, Any],
+    micro_batch_pairs: int | None,
+) -> None:
     settings = replace(SETTINGS, learning_rate=1e-3, **changed)
     execution = Execution(save_every=2, micro_batch_pairs=micro_batch_pairs)
 
@@ -327,9 +363,17 @@ def test_every_kind_of_training_continues_bit_identically(
         model = failing(tiny_base, stop_at)
         policy, reference = model.load_for_training(None, None, lora, seed=5)
         steps, _ = train_dpo(
-            model, policy, reference, pairs, settings, seed=3, work=work, identity="one",
-            processes=Processes(CPU), execution=execution,
-        )  # fmt: skip
+            model,
+            policy,
+            reference,
+            pairs,
+            settings,
+            seed=3,
+            work=work,
+            identity="one",
+            processes=Processes(CPU),
+            execution=execution,
+        )
         return without_speed(steps), policy.state_dict()
 
     unbroken, expected = run(-1, tmp_path / "unbroken")

@@ -118,15 +118,24 @@ def clip_folder(folder: Path, *, activation: str, projection: int = 48, seed: in
     torch.manual_seed(seed)
     shared = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": activation}
     config = CLIPConfig(
-        text_config=shared | {
-            "hidden_size": 32, "intermediate_size": 64, "vocab_size": num_words, "eos_token_id": 2,
-            "bos_token_id": 0, "pad_token_id": 1,
+        text_config=shared
+        | {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "vocab_size": num_words,
+            "eos_token_id": 2,
+            "bos_token_id": 0,
+            "pad_token_id": 1,
         },
-        vision_config=shared | {
-            "hidden_size": 40, "intermediate_size": 80, "image_size": SIZE, "patch_size": 14,
+        vision_config=shared
+        | {
+            "hidden_size": 40,
+            "intermediate_size": 80,
+            "image_size": SIZE,
+            "patch_size": 14,
         },
         projection_dim=projection,
-    )  # fmt: skip
+    )
     model = CLIPModel(config)
     with torch.no_grad():
         for weight in model.parameters():

@@ -196,7 +196,12 @@ def test_weights_that_are_not_there_are_asked_for(metric: str, tmp_path: Path) -
     with pytest.raises(
         UserError, match=rf"metrics\.{metric}\.weights is .*absent.*Get it from http"
     ):
-        load_scorer(metric, {"weights": absent, "tokenizer": absent} if metric not in ("aesthetics",) else {"weights": absent})  # fmt: skip
+        load_scorer(
+            metric,
+            {"weights": absent, "tokenizer": absent}
+            if metric not in ("aesthetics",)
+            else {"weights": absent},
+        )
     with pytest.raises(UserError, match=rf"no option 'wieghts' \(metrics\.{metric}\.wieghts"):
         load_scorer(metric, {"wieghts": absent})
 
@@ -252,8 +257,9 @@ def without_last(weights: dict[str, torch.Tensor], prefix: str, layers: int) -> 
     first = {n: v for n, v in weights.items() if n.startswith(f"{prefix}0.")}
     copies = {
         f"{prefix}{number}.{name.removeprefix(f'{prefix}0.')}": value
-        for number in range(layers) for name, value in first.items()
-    }  # fmt: skip
+        for number in range(layers)
+        for name, value in first.items()
+    }
     return kept | copies
 
 
@@ -269,10 +275,15 @@ def test_hpsv2s_file_without_its_last_layer_is_refused_by_name(
     stored = torch.load(published.weights_file("hpsv2"), weights_only=True)["state_dict"]
     weights = without_last(stored, "visual.transformer.resblocks.", vision)
     weights = without_last(weights, "transformer.resblocks.", text)
-    weights = as_wide(weights, {
-        "visual.conv1.weight": (1280, 3, 14, 14), "visual.positional_embedding": (257, 1280),
-        "token_embedding.weight": (600, 1024), "positional_embedding": (77, 1024),
-    })  # fmt: skip
+    weights = as_wide(
+        weights,
+        {
+            "visual.conv1.weight": (1280, 3, 14, 14),
+            "visual.positional_embedding": (257, 1280),
+            "token_embedding.weight": (600, 1024),
+            "positional_embedding": (77, 1024),
+        },
+    )
     path = tmp_path / "HPS_v2_compressed.pt"
     torch.save({"state_dict": weights}, path)
     gone = "visual.transformer.resblocks.31" if vision == 31 else "transformer.resblocks.23"
@@ -291,11 +302,14 @@ def test_imagerewards_file_without_its_last_layer_is_refused_by_name(
     weights = without_last(stored, "blip.visual_encoder.blocks.", vision)
     weights = without_last(weights, "blip.text_encoder.encoder.layer.", text)
     words = "blip.text_encoder.embeddings"
-    weights = as_wide(weights, {
-        "blip.visual_encoder.patch_embed.proj.weight": (1024, 3, 16, 16),
-        f"{words}.word_embeddings.weight": (600, 768),
-        f"{words}.position_embeddings.weight": (512, 768),
-    })  # fmt: skip
+    weights = as_wide(
+        weights,
+        {
+            "blip.visual_encoder.patch_embed.proj.weight": (1024, 3, 16, 16),
+            f"{words}.word_embeddings.weight": (600, 768),
+            f"{words}.position_embeddings.weight": (512, 768),
+        },
+    )
     path = tmp_path / "ImageReward.pt"
     torch.save(weights, path)
     gone = "visual_encoder.blocks.23" if vision == 23 else "text_encoder.encoder.layer.11"

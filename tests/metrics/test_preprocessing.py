@@ -12,9 +12,16 @@ from stages.metrics.preprocessing import clip_input, hpsv2_input, imagereward_in
 from tests.metrics import independent
 
 SHAPES = {
-    "square": (300, 300), "tall": (451, 200), "wide": (130, 333), "small": (40, 57), "exact": (224, 224),
-    "one pixel": (1, 1), "line": (3, 700), "odd": (225, 228), "exact wide": (224, 231),
-}  # fmt: skip
+    "square": (300, 300),
+    "tall": (451, 200),
+    "wide": (130, 333),
+    "small": (40, 57),
+    "exact": (224, 224),
+    "one pixel": (1, 1),
+    "line": (3, 700),
+    "odd": (225, 228),
+    "exact wide": (224, 231),
+}
 MODES = ("RGB", "RGBA", "L", "P", "LA", "1", "CMYK")
 LEVEL = 1 / 255 / 0.2613
 """One of 256 steps of the channel whose unit is smallest; rounding in half may go either way."""
@@ -50,7 +57,9 @@ def test_imagereward_input_is_that_of_torchvision(image: Image.Image) -> None:
     pixels = rgb(image)
     height, width = pixels.shape[:2]
     # torchvision: Resize(224) cuts the long side's fraction off; CenterCrop rounds half to even
-    tall, wide = (224, int(224 * width / height)) if height <= width else (int(224 * height / width), 224)  # fmt: skip
+    tall, wide = (
+        (224, int(224 * width / height)) if height <= width else (int(224 * height / width), 224)
+    )
     resized = independent.resized_as_picture(pixels, tall, wide)
     top, left = round((tall - 224) / 2.0), round((wide - 224) / 2.0)
     wanted = independent.normalised(resized[top : top + 224, left : left + 224] / 255)

@@ -73,9 +73,13 @@ BOMBS = {
 OTHERS = {
     "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
     "HTML": b"<html><body onload=alert(1)>",
-    "PDF": saved("PDF"), "EPS": EPS, "TGA": saved("TGA"), "PCX": saved("PCX"),
-    "ELF": b"\x7fELF" + bytes(60), "zip": b"PK\x03\x04" + bytes(60),
-}  # fmt: skip
+    "PDF": saved("PDF"),
+    "EPS": EPS,
+    "TGA": saved("TGA"),
+    "PCX": saved("PCX"),
+    "ELF": b"\x7fELF" + bytes(60),
+    "zip": b"PK\x03\x04" + bytes(60),
+}
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -109,7 +113,9 @@ def test_other_files_are_named_by_their_first_bytes_and_no_other_program_is_call
             print(error)
     """
     if name in ("EPS", "PDF"):  # what Pillow itself would give to Ghostscript
-        done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code], input=data, capture_output=True, check=True
+        )
         message = done.stdout.decode()
     else:
         with pytest.raises(ImageError) as caught:
@@ -170,8 +176,9 @@ def test_a_file_too_large_to_be_an_image_is_not_read(
     with (tmp_path / "a.png").open("wb") as file:
         file.truncate(20_000)
     assert sources.read_file(sources.Folder(tmp_path), "a.png") == (
-        None, "'a.png' has 20,000 bytes; at most 10,000 are read"
-    )  # fmt: skip
+        None,
+        "'a.png' has 20,000 bytes; at most 10,000 are read",
+    )
     with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
         entry = tarfile.TarInfo("000.chosen.png")
         entry.size = 50_000_000

@@ -22,14 +22,61 @@ from stages.core.report.thumbnails import thumbnail
 from tests.builders import CAPTIONS, encoded, picture
 from tests.security.hostile import MARKDOWN, PAGE, PROMPTS, PWNED
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")  # fmt: skip
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 ELEMENTS = {
-    "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "h4", "p", "nav", "ul",
-    "li", "a", "main", "section", "strong", "span", "div", "figure", "figcaption", "table", "thead",
-    "tbody", "tr", "th", "td", "abbr", "sub", "code", "details", "summary", "pre", "img", "dl", "dt", "dd",
-    "footer", "svg", "g", "path", "defs", "clippath", "rect", "use", "text", "tspan",
-}  # fmt: skip
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "header",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "p",
+    "nav",
+    "ul",
+    "li",
+    "a",
+    "main",
+    "section",
+    "strong",
+    "span",
+    "div",
+    "figure",
+    "figcaption",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "abbr",
+    "sub",
+    "code",
+    "details",
+    "summary",
+    "pre",
+    "img",
+    "dl",
+    "dt",
+    "dd",
+    "footer",
+    "svg",
+    "g",
+    "path",
+    "defs",
+    "clippath",
+    "rect",
+    "use",
+    "text",
+    "tspan",
+}
 """What our pages consist of; a script is none of it."""
 
 
@@ -83,40 +130,122 @@ def report_context(texts: list[str]) -> dict[str, Any]:
     config goes."""
     image = thumbnail(encoded(picture(CAPTIONS[0])), "a test")
     text = texts[0]
-    pair = {"pair_id": text, "winner": image, "loser": image, "winner_score": "1", "loser_score": "0",
-            "probability": "1", "margin": "1", "standard_error": "0", "is_for_audit": True}  # fmt: skip
-    figure = {"title": text, "caption": text,
-              "svg": series_panel(Series(name=text, labels=["base", "iter00"], values=[0.0, 1.0]))}  # fmt: skip
+    pair = {
+        "pair_id": text,
+        "winner": image,
+        "loser": image,
+        "winner_score": "1",
+        "loser_score": "0",
+        "probability": "1",
+        "margin": "1",
+        "standard_error": "0",
+        "is_for_audit": True,
+    }
+    figure = {
+        "title": text,
+        "caption": text,
+        "svg": series_panel(Series(name=text, labels=["base", "iter00"], values=[0.0, 1.0])),
+    }
     delta = {"direction": "higher", "difference": text, "low": text, "high": text}
-    row = {"policy": text, "mean": text, "base": delta, "previous": delta, "wins": {"share": text, "interval": text},
-           "effect_size": text, "p": text, "num_prompts": text}  # fmt: skip
+    row = {
+        "policy": text,
+        "mean": text,
+        "base": delta,
+        "previous": delta,
+        "wins": {"share": text, "interval": text},
+        "effect_size": text,
+        "p": text,
+        "num_prompts": text,
+    }
     verdict = {"direction": "higher", "sentence": text}
     return {
-        "run": text, "primary_set": text,
+        "run": text,
+        "primary_set": text,
         "headline": {"overall": verdict, "steps": [verdict], "sentences": [text, text]},
         "warnings": [text],
-        "metric_groups": [{"prompt_set": text, "curves": [figure],
-                           "metrics": [{"metric": text, "policies": [row]}]}] * 2,
-        "others": [{"prompt_set": text, "metric": text, "policy": text, "other": text,
-                    "difference": delta, "wins": None, "p": text}],
-        "breakdown": [{"prompt_set": text, "axis": text, "metric": text, "policy": text,
-                       "rows": [dict.fromkeys(("group", "num_prompts", "base", "last", "difference",
-                                                         "interval", "win_rate"), text)]}],
-        "paper_tables": [{"table": 1, "columns": [text], "rows": [{"name": text, "cells": [text]}]}],
-        "guard_panels": [figure], "guard_columns": [text],
-        "guard_rows": [{"iteration": 0, "policy": text,
-                        "cells": [{"text": text, "note": text, "turned": True}]}],
-        "reliability_panels": [figure], "training_panels": [figure],
-        "leakage": [{"prompt_set": text, "source": text, "num_shared": 1, "num_prompts": 2,
-                     "is_shared": True, "examples": texts}],
-        "image_policies": [text], "image_rows": [{"prompt": t, "images": [image]} for t in texts],
-        "iteration_pairs": [{"iteration": 1, "num_pairs": len(texts), "sentence": text, "histogram": figure,
-                             "pairs": [{**pair, "prompt": t} for t in texts]}],
+        "metric_groups": [
+            {
+                "prompt_set": text,
+                "curves": [figure],
+                "metrics": [{"metric": text, "policies": [row]}],
+            }
+        ]
+        * 2,
+        "others": [
+            {
+                "prompt_set": text,
+                "metric": text,
+                "policy": text,
+                "other": text,
+                "difference": delta,
+                "wins": None,
+                "p": text,
+            }
+        ],
+        "breakdown": [
+            {
+                "prompt_set": text,
+                "axis": text,
+                "metric": text,
+                "policy": text,
+                "rows": [
+                    dict.fromkeys(
+                        (
+                            "group",
+                            "num_prompts",
+                            "base",
+                            "last",
+                            "difference",
+                            "interval",
+                            "win_rate",
+                        ),
+                        text,
+                    )
+                ],
+            }
+        ],
+        "paper_tables": [
+            {"table": 1, "columns": [text], "rows": [{"name": text, "cells": [text]}]}
+        ],
+        "guard_panels": [figure],
+        "guard_columns": [text],
+        "guard_rows": [
+            {
+                "iteration": 0,
+                "policy": text,
+                "cells": [{"text": text, "note": text, "turned": True}],
+            }
+        ],
+        "reliability_panels": [figure],
+        "training_panels": [figure],
+        "leakage": [
+            {
+                "prompt_set": text,
+                "source": text,
+                "num_shared": 1,
+                "num_prompts": 2,
+                "is_shared": True,
+                "examples": texts,
+            }
+        ],
+        "image_policies": [text],
+        "image_rows": [{"prompt": t, "images": [image]} for t in texts],
+        "iteration_pairs": [
+            {
+                "iteration": 1,
+                "num_pairs": len(texts),
+                "sentence": text,
+                "histogram": figure,
+                "pairs": [{**pair, "prompt": t} for t in texts],
+            }
+        ],
         "gates": {"on_collapse": text, "is_stopped": True, "sentences": texts, "last_good": text},
         "import_summary": {text: text},
         "files": [{"path": Path("x") / "y", "holds": text, "stage": text, "code": text}],
-        "commands": text, "config": json.dumps({"run": texts}), "code": text,
-    }  # fmt: skip
+        "commands": text,
+        "config": json.dumps({"run": texts}),
+        "code": text,
+    }
 
 
 def report(texts: list[str]) -> str:
@@ -149,10 +278,22 @@ def in_chromium(page: Path, tmp_path: Path) -> str:
     """The page's elements after a browser has read it and waited."""
     assert CHROMIUM is not None
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     return done.stdout
 
 
@@ -183,25 +324,61 @@ def rendered(card: str) -> Page:
 
 def hostile_facts(text: str) -> dict[str, Any]:
     return {
-        "title": text, "file": "mine.safetensors", "format": "single-file", "policy": "0" * 16,
-        "pipeline": "StableDiffusionPipeline", "family": "stable-diffusion", "base_model": text,
+        "title": text,
+        "file": "mine.safetensors",
+        "format": "single-file",
+        "policy": "0" * 16,
+        "pipeline": "StableDiffusionPipeline",
+        "family": "stable-diffusion",
+        "base_model": text,
         "license": {"license": text, "license_name": text, "license_link": text},
-        "lineage": [{"name": text, "stage": text, "policy": text, "human": 1, "generated": 1,
-                     "prompts": 1, "steps": 1}],
+        "lineage": [
+            {
+                "name": text,
+                "stage": text,
+                "policy": text,
+                "human": 1,
+                "generated": 1,
+                "prompts": 1,
+                "steps": 1,
+            }
+        ],
         "settings": {text: text},
-    }  # fmt: skip
+    }
 
 
-ELEMENTS_OF_CARDS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code", "em", "pre",
-                     "a", "strong"}  # fmt: skip
+ELEMENTS_OF_CARDS = {
+    "h1",
+    "h2",
+    "p",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "code",
+    "em",
+    "pre",
+    "a",
+    "strong",
+}
 
 
 @pytest.mark.parametrize(
     "text", [*PAGE, *MARKDOWN, 'x"); import os; os.system("touch pwned")', "a`b`c"]
 )
 def test_a_text_is_only_a_text_in_a_model_card(text: str) -> None:
-    row = {"prompt_set": text, "metric": text, "mean": 1.0, "baseline": text, "difference": 0.1,
-           "ci_low": 0.0, "ci_high": 0.2, "win_rate": 0.5}  # fmt: skip
+    row = {
+        "prompt_set": text,
+        "metric": text,
+        "mean": 1.0,
+        "baseline": text,
+        "difference": 0.1,
+        "ci_low": 0.0,
+        "ci_high": 0.2,
+        "win_rate": 0.5,
+    }
     for kind in ("single-file", "diffusers", "lora-diffusers", "lora-kohya"):
         card = model_card({**hostile_facts(text), "format": kind}, [row])
         page = rendered(card)
@@ -218,8 +395,16 @@ def test_the_head_of_a_card_is_data_whatever_is_in_it(text: str, tmp_path: Path)
     (tmp_path / "README.md").write_text(model_card(hostile_facts(text), []), encoding="utf-8")
     head = read_front_matter(tmp_path / "README.md")
     assert (head["license"], head["license_name"], head["base_model"]) == (text, text, text)
-    assert set(head) == {"base_model", "base_model_relation", "library_name", "pipeline_tag", "license",
-                         "license_name", "license_link", "tags"}  # fmt: skip
+    assert set(head) == {
+        "base_model",
+        "base_model_relation",
+        "library_name",
+        "pipeline_tag",
+        "license",
+        "license_name",
+        "license_link",
+        "tags",
+    }
 
 
 @pytest.mark.parametrize("text", [*PAGE, *MARKDOWN])

@@ -30,8 +30,18 @@ from tests.builders import CAPTIONS, encoded, human_row, image_value, picture, s
 from tests.conftest import perturbed
 from tests.label_files import WRITERS, args_for, some_pairs
 
-NAMES = ["../../pwned", "/tmp/pwned", "..", "a/../../pwned", "$(touch pwned)", "pwned\x00.png", "x" * 300,
-         "\u202egnp.exe", "CON", "a\\..\\..\\pwned"]  # fmt: skip
+NAMES = [
+    "../../pwned",
+    "/tmp/pwned",
+    "..",
+    "a/../../pwned",
+    "$(touch pwned)",
+    "pwned\x00.png",
+    "x" * 300,
+    "\u202egnp.exe",
+    "CON",
+    "a\\..\\..\\pwned",
+]
 
 
 def snapshot(folder: Path) -> set[str]:
@@ -45,12 +55,19 @@ def test_hostile_ids_of_a_table_become_no_names_of_an_exports_files(
     image = image_value(encoded(picture(CAPTIONS[0])))
     rows = [
         {
-            "pair_id": name, "prompt_id": name, "prompt": name, "winner": image, "loser": image,
-            "source": name if number % 2 else "human", "iteration": 0, "source_file": name,
-            "source_row": number, "policy_digest": name,
+            "pair_id": name,
+            "prompt_id": name,
+            "prompt": name,
+            "winner": image,
+            "loser": image,
+            "source": name if number % 2 else "human",
+            "iteration": 0,
+            "source_file": name,
+            "source_row": number,
+            "policy_digest": name,
         }
         for number, name in enumerate(NAMES)
-    ]  # fmt: skip
+    ]
     table = tmp_path / "in" / "preferences.parquet"
     write_table(table, rows, PREFERENCES, stage="mix_preferences", arguments={})
     before = snapshot(tmp_path)
@@ -77,9 +94,10 @@ def test_the_members_of_a_webdataset_are_never_extracted(tmp_path: Path) -> None
     with tarfile.open(tmp_path / "data" / "labels.tar", "w") as archive:
         for number in range(4):
             for name, content in (
-                (f"../../pwned{number}.chosen.png", data), (f"../../pwned{number}.rejected.png", other),
+                (f"../../pwned{number}.chosen.png", data),
+                (f"../../pwned{number}.rejected.png", other),
                 (f"../../pwned{number}.json", json.dumps({"prompt": CAPTIONS[number]}).encode()),
-            ):  # fmt: skip
+            ):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
@@ -94,8 +112,20 @@ def test_the_members_of_a_webdataset_are_never_extracted(tmp_path: Path) -> None
     assert not list(tmp_path.parent.glob("pwned*"))
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "x" * 5000, "a\x00b", "loop.png", "pipe.png",
-                                  "images/../../secret.png", "outside.png", "/dev/zero"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.png",
+        "/etc/hostname",
+        "x" * 5000,
+        "a\x00b",
+        "loop.png",
+        "pipe.png",
+        "images/../../secret.png",
+        "outside.png",
+        "/dev/zero",
+    ],
+)
 def test_an_image_path_of_a_table_reads_only_its_own_folder(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     rows = [human_row(caption) for caption, *_ in some_pairs(4)]
@@ -107,7 +137,9 @@ def test_an_image_path_of_a_table_reads_only_its_own_folder(name: str, tmp_path:
     (folder / "outside.png").symlink_to(tmp_path / "secret.png")
     (folder / "loop.png").symlink_to("loop.png")
     os.mkfifo(folder / "pipe.png")
-    with pytest.raises(UserError, match="leaves the data folder|cannot be read|does not exist") as caught:  # fmt: skip
+    with pytest.raises(
+        UserError, match="leaves the data folder|cannot be read|does not exist"
+    ) as caught:
         main(args_for(folder))
     assert f"{path}, row 1, column 'jpg_0'" in str(caught.value)
 
@@ -146,8 +178,14 @@ def test_an_exported_policy_is_called_by_a_files_name_only(
 
 
 def policy_args(base: str | Path, policy: Path, output: Path, **changes: object) -> PolicyArgs:
-    args = PolicyArgs(policy=policy, model=settings(base), format="diffusers", dtype="float32",
-                      name="mine", output=output)  # fmt: skip
+    args = PolicyArgs(
+        policy=policy,
+        model=settings(base),
+        format="diffusers",
+        dtype="float32",
+        name="mine",
+        output=output,
+    )
     return replace(args, **changes)  # type: ignore[arg-type]
 
 
@@ -187,7 +225,10 @@ def test_a_link_in_the_results_is_replaced_and_not_followed(
     assert (results / "policy" / "unet" / "config.json").is_file()
     assert not (results / "policy" / "unet").is_symlink()
     (results / "export").symlink_to(precious)
-    with pytest.raises(UserError, match="a folder that no export wrote"), export_folder(results / "export"):  # fmt: skip
+    with (
+        pytest.raises(UserError, match="a folder that no export wrote"),
+        export_folder(results / "export"),
+    ):
         pass
     assert (precious / "file").read_text() == "mine"
 

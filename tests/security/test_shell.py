@@ -27,8 +27,11 @@ def test_a_shell_passes_every_text_on_as_it_is(texts: list[str], tmp_path: Path)
     show = "import json, sys; print(json.dumps(sys.argv[1:]))"
     done = subprocess.run(
         ["bash", "-c", f'{sys.executable} -c "{show}" {command}'],
-        capture_output=True, text=True, cwd=tmp_path, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
     words = json.loads(done.stdout)
     assert words[1 : 1 + len(texts)] == texts
     assert [words[words.index(f"--x{n}") + 1] for n in range(9)] == texts[:9]
@@ -36,10 +39,19 @@ def test_a_shell_passes_every_text_on_as_it_is(texts: list[str], tmp_path: Path)
 
 
 KEYS = [
-    "model.base", "model.vae", "model.config", "preferences.files", "prompts.pool",
-    "evaluation.prompt_sets.mine", "evaluation.compare_with", "train_seed.policy",
-    "lora.target_modules", "metrics.mine.weights", "evaluation.metrics", "select_pairs.ranker",
-]  # fmt: skip
+    "model.base",
+    "model.vae",
+    "model.config",
+    "preferences.files",
+    "prompts.pool",
+    "evaluation.prompt_sets.mine",
+    "evaluation.compare_with",
+    "train_seed.policy",
+    "lora.target_modules",
+    "metrics.mine.weights",
+    "evaluation.metrics",
+    "select_pairs.ranker",
+]
 
 
 def laid_over(config: dict[str, Any], key: str, value: object) -> dict[str, Any]:
@@ -82,14 +94,34 @@ def test_a_text_that_a_shell_would_only_need_to_quote_is_taken(text: str) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["../../etc", "/tmp/x", "..", ".", "", "a/b", "a b", "$(touch pwned)", "run\n", "run\x00",
-     "{run}", "~", "-run", "%s", "\u202erun", "r\u200bun", "x" * 101],
-)  # fmt: skip
+    [
+        "../../etc",
+        "/tmp/x",
+        "..",
+        ".",
+        "",
+        "a/b",
+        "a b",
+        "$(touch pwned)",
+        "run\n",
+        "run\x00",
+        "{run}",
+        "~",
+        "-run",
+        "%s",
+        "\u202erun",
+        "r\u200bun",
+        "x" * 101,
+    ],
+)
 def test_a_run_or_a_prompt_set_cannot_leave_its_folder_by_its_name(name: str) -> None:
     for key, value in (("run", name), ("evaluation.prompt_sets", {name: "evaluation.txt"})):
         with pytest.raises(ConfigError, match=key.rpartition(".")[2]):
-            check_config({**own_config(), key: value} if key == "run" else
-                         laid_over(own_config(), key, value))  # fmt: skip
+            check_config(
+                {**own_config(), key: value}
+                if key == "run"
+                else laid_over(own_config(), key, value)
+            )
 
 
 @pytest.mark.parametrize("key", ["--output", "a\nb", "{run}", 3, None, True])
@@ -115,7 +147,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     data.mkdir()
     for number in range(len(SHELL)):
         (data / f"{hostile_name(number)}.txt").write_text(CAPTIONS[number] + "\n")
-    pairs = [(prompt, *images) for prompt, (_, *images) in zip(CAPTIONS[20:26], some_pairs(), strict=False)]  # fmt: skip
+    pairs = [
+        (prompt, *images)
+        for prompt, (_, *images) in zip(CAPTIONS[20:26], some_pairs(), strict=False)
+    ]
     WRITERS["suffixes"][1](folder / "la`bels`'", pairs)
     (folder / "la`bels`'" / "prompts.json").unlink()
     for path in list((folder / "la`bels`'").iterdir()):
@@ -133,24 +168,33 @@ def hostile_config(project: Project) -> dict[str, Any]:
         "prompts": {"pool": "da ta's; $(touch pwned)/*[02468].txt", "per_iteration": [2, 2]},
         "evaluation": {
             "prompt_sets": {"mine": "da ta's; $(touch pwned)/[[]1-9[]] 13.txt"},
-            "metrics": ["sharpness"], "primary_metric": "sharpness", "candidate_metric": None,
+            "metrics": ["sharpness"],
+            "primary_metric": "sharpness",
+            "candidate_metric": None,
         },
         "iterations": 1,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.slow
 def test_files_and_folders_of_any_name_go_through_snakemake_and_its_shells(
     project: Project,
 ) -> None:
-    targets = [f"results/test/{name}" for name in
-               ("seed/import.json", "prompts/iter01.parquet", "evaluation/mine/prompts.parquet")]  # fmt: skip
+    targets = [
+        f"results/test/{name}"
+        for name in (
+            "seed/import.json",
+            "prompts/iter01.parquet",
+            "evaluation/mine/prompts.parquet",
+        )
+    ]
     command = project.command("--quiet", "rules", "--", *targets, config=hostile_config(project))
     command[command.index("--snakefile") + 1] = str(project.folder / "work ~ & flow's/Snakefile")
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=project.folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [row["prompt"] for row in read_rows(project.results / "evaluation/mine/prompts.parquet")
-            ] == [CAPTIONS[13]]  # fmt: skip
+    assert [
+        row["prompt"] for row in read_rows(project.results / "evaluation/mine/prompts.parquet")
+    ] == [CAPTIONS[13]]
     assert len(read_rows(project.results / "seed/preferences.parquet")) == 3
     assert len(read_rows(project.results / "prompts/iter01.parquet")) == 2
     places = (project.folder, project.folder.parent, ROOT, Path.home())
@@ -176,8 +220,11 @@ def test_a_file_that_snakemake_cannot_name_is_refused_by_name(name: str, tmp_pat
     config["evaluation"] = {**config["evaluation"], "prompt_sets": {"mine": "data"}}
     done = subprocess.run(
         project.command("--quiet", "rules", "--dry-run", config=config),
-        capture_output=True, text=True, check=False, errors="replace",
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        errors="replace",
+    )
     assert done.returncode != 0
     text = done.stdout + done.stderr
     assert f"the file {f'data/{name}.txt'!r} cannot be used: it holds" in text

@@ -30,10 +30,24 @@ TEMPLATES = sorted((ROOT / "stages").rglob("*.jinja*"))
 
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 CALLS = {
-    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",
-    "yaml.full_load", "yaml.load_all", "pandas.read_pickle", "pd.read_pickle", "torch.hub.load",
-    "pickle.load", "pickle.loads", "builtins.eval", "builtins.exec",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "yaml.load_all",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+    "torch.hub.load",
+    "pickle.load",
+    "pickle.loads",
+    "builtins.eval",
+    "builtins.exec",
+}
 MAY_IMPORT_PICKLE = {
     "stages/metrics/weights.py": "names the error that torch's safe reader raises",
     "tests/security/test_sources.py": "writes the malicious files that are refused",
@@ -105,10 +119,20 @@ def test_no_source_unpickles_evaluates_or_calls_a_shell() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["import pickle", "from joblib import load", "torch.load(p)", "torch.load(p, weights_only=False)",
-     "np.load(p, allow_pickle=True)", "yaml.load(t)", "eval(t)", "subprocess.run(t, shell=True)",
-     "AutoModel.from_pretrained(n, trust_remote_code=True)", "os.system(t)", "Environment()"],
-)  # fmt: skip
+    [
+        "import pickle",
+        "from joblib import load",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p, allow_pickle=True)",
+        "yaml.load(t)",
+        "eval(t)",
+        "subprocess.run(t, shell=True)",
+        "AutoModel.from_pretrained(n, trust_remote_code=True)",
+        "os.system(t)",
+        "Environment()",
+    ],
+)
 def test_the_search_finds_what_it_looks_for(source: str) -> None:
     assert list(problems(source, "stages/bad.py"))
 
@@ -135,7 +159,15 @@ def test_no_source_fetches_from_an_address() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             roots = {name.split(".")[0] for name in names}
-            assert not roots & {"requests", "httpx", "urllib", "urllib3", "socket", "aiohttp", "http"}, path  # fmt: skip
+            assert not roots & {
+                "requests",
+                "httpx",
+                "urllib",
+                "urllib3",
+                "socket",
+                "aiohttp",
+                "http",
+            }, path
 
 
 class Attack:
@@ -197,6 +229,9 @@ def test_a_pickle_in_a_models_folder_is_refused_by_name(
         (base / part / name).write_bytes(buffer.getvalue())
     model = load_model(replace(settings(base)), device=torch.device("cpu"))
     with pytest.raises(ModelError, match="a pickle, which is refused"):
-        {"unet": model.load_denoiser, "vae": lambda: model.decode_latents(torch.zeros(1, *model.latents_shape)),
-         "text_encoder": lambda: model.encode_text(["a cat"])}[part]()  # fmt: skip
+        {
+            "unet": model.load_denoiser,
+            "vae": lambda: model.decode_latents(torch.zeros(1, *model.latents_shape)),
+            "text_encoder": lambda: model.encode_text(["a cat"]),
+        }[part]()
     assert not (tmp_path / "pwned").exists()

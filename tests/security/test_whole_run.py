@@ -72,12 +72,21 @@ def no_network(tmp_path_factory: pytest.TempPathFactory) -> NoNetwork:
         f'#!/bin/sh\nexport PYTHONPATH="{place}:$PYTHONPATH"\nexec "{sys.executable}" "$@"\n'
     )
     (place / "bin" / "python").chmod(0o755)
-    before = {k: v for k, v in environment().items() if not k.startswith(("HF_", "WANDB", "DISABLE_TELEMETRY"))}  # fmt: skip
+    before = {
+        k: v
+        for k, v in environment().items()
+        if not k.startswith(("HF_", "WANDB", "DISABLE_TELEMETRY"))
+    }
     return NoNetwork(
-        {**before, "PATH": f"{place / 'bin'}{os.pathsep}{before['PATH']}", "PYTHONPATH": str(place),
-         "SAIL_NETWORK_LOG": str(place / "log"), "HF_HOME": str(place / "hub")},
+        {
+            **before,
+            "PATH": f"{place / 'bin'}{os.pathsep}{before['PATH']}",
+            "PYTHONPATH": str(place),
+            "SAIL_NETWORK_LOG": str(place / "log"),
+            "HF_HOME": str(place / "hub"),
+        },
         place / "log",
-    )  # fmt: skip
+    )
 
 
 def write_data(folder: Path) -> dict[str, Any]:
@@ -94,16 +103,24 @@ def write_data(folder: Path) -> dict[str, Any]:
     (folder / "data" / "pool.jsonl").write_text("\n".join(lines))
     (folder / "data" / "evaluation.json").write_text(json.dumps(EVALUATION))
     return {
-        "shapes": None, "iterations": 1,
+        "shapes": None,
+        "iterations": 1,
         "preferences": {"files": ["data/labels.parquet"], "num_pairs": None, "num_holdout": 4},
         "prompts": {"pool": "data/pool.jsonl", "per_iteration": [len(POOL)]},
         "train_seed": {"passes": 1.0},
         "execution": {"save_every": 50},
-        "evaluation": {"prompt_sets": {"mine": "data/evaluation.json"}, "metrics": ["sharpness"],
-                       "primary_metric": "sharpness", "candidate_metric": None, "shards": 1},
-        "export": {"policies": ["diffusers", "single-file"],
-                   "preferences": ["pickapic", "imagefolder", "webdataset"]},
-    }  # fmt: skip
+        "evaluation": {
+            "prompt_sets": {"mine": "data/evaluation.json"},
+            "metrics": ["sharpness"],
+            "primary_metric": "sharpness",
+            "candidate_metric": None,
+            "shards": 1,
+        },
+        "export": {
+            "policies": ["diffusers", "single-file"],
+            "preferences": ["pickapic", "imagefolder", "webdataset"],
+        },
+    }
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +131,14 @@ def project(no_network: NoNetwork, tmp_path_factory: pytest.TempPathFactory) -> 
     found = Project(folder)
     done = subprocess.run(
         found.command("--quiet", "rules", config=write_data(folder)),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, cwd=folder,
-        env=no_network.environment, timeout=900,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=no_network.environment,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stdout[-6000:]
     return found
 
@@ -133,8 +155,11 @@ def test_the_prompts_are_many_and_stay_apart() -> None:
 @pytest.mark.slow
 def test_every_table_holds_the_texts_as_they_were(project: Project) -> None:
     results = project.results
-    seed = [row["prompt"] for name in ("preferences", "holdout")
-            for row in read_rows(results / "seed" / f"{name}.parquet")]  # fmt: skip
+    seed = [
+        row["prompt"]
+        for name in ("preferences", "holdout")
+        for row in read_rows(results / "seed" / f"{name}.parquet")
+    ]
     assert sorted(seed) == sorted(LABELS)
     chosen = [row["prompt"] for row in read_rows(results / "prompts" / "iter01.parquet")]
     assert sorted(chosen) == sorted(POOL)
@@ -210,9 +235,13 @@ def test_the_watch_sees_what_a_process_tries_and_a_hub_id_is_tried_and_named(
     """
     for offline in ("0", "1"):
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True,
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
             env={**environment, "HF_HUB_OFFLINE": offline},
-        )  # fmt: skip
+        )
         assert "nobody/nothing: model_index.json cannot be read" in done.stdout
         tried = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
         assert ("huggingface.co" in tried) == (offline == "0"), tried

@@ -93,9 +93,12 @@ def held_out(
 
 @pytest.fixture(scope="session")
 def seed_trained(
-    imported: import_preferences.Args, encoded: encode_preferences.Args, held_out: HeldOutFiles,
-    tiny_base: str, made: Path,
-) -> train_seed.Args:  # fmt: skip
+    imported: import_preferences.Args,
+    encoded: encode_preferences.Args,
+    held_out: HeldOutFiles,
+    tiny_base: str,
+    made: Path,
+) -> train_seed.Args:
     """Two steps of seed training."""
     args = train_seed.Args(
         preferences=imported.preferences,
@@ -217,9 +220,11 @@ def selected(
 
 @pytest.fixture(scope="session")
 def mixed(
-    selected: select_pairs.Args, imported: import_preferences.Args,
-    encoded: encode_preferences.Args, made: Path,
-) -> mix_preferences.Args:  # fmt: skip
+    selected: select_pairs.Args,
+    imported: import_preferences.Args,
+    encoded: encode_preferences.Args,
+    made: Path,
+) -> mix_preferences.Args:
     """Four generated pairs with one human pair."""
     args = mix_preferences.Args(
         pairs=selected.output,
@@ -236,9 +241,12 @@ def mixed(
 
 @pytest.fixture(scope="session")
 def updated(
-    mixed: mix_preferences.Args, seed_trained: train_seed.Args, held_out: HeldOutFiles,
-    tiny_base: str, made: Path,
-) -> update_policy.Args:  # fmt: skip
+    mixed: mix_preferences.Args,
+    seed_trained: train_seed.Args,
+    held_out: HeldOutFiles,
+    tiny_base: str,
+    made: Path,
+) -> update_policy.Args:
     """The policy after iteration 1."""
     args = update_policy.Args(
         preferences=mixed.output,
@@ -262,9 +270,12 @@ def updated(
 
 @pytest.fixture(scope="session")
 def evaluated(
-    prompts: select_prompts.Args, seed_trained: train_seed.Args, updated: update_policy.Args,
-    tiny_base: str, made: Path,
-) -> dict[str, generate_evaluation.Args]:  # fmt: skip
+    prompts: select_prompts.Args,
+    seed_trained: train_seed.Args,
+    updated: update_policy.Args,
+    tiny_base: str,
+    made: Path,
+) -> dict[str, generate_evaluation.Args]:
     """Two images of each prompt by each policy."""
     policies = {
         "base": "base",
@@ -292,9 +303,13 @@ def evaluated(
 
 @pytest.fixture(scope="session")
 def judged(
-    imported: import_preferences.Args, held_out: HeldOutFiles,
-    seed_trained: train_seed.Args, updated: update_policy.Args, tiny_base: str, made: Path,
-) -> list[score_holdout.Args]:  # fmt: skip
+    imported: import_preferences.Args,
+    held_out: HeldOutFiles,
+    seed_trained: train_seed.Args,
+    updated: update_policy.Args,
+    tiny_base: str,
+    made: Path,
+) -> list[score_holdout.Args]:
     """The held-out pairs as both policies judge them."""
     runs = [
         score_holdout.Args(

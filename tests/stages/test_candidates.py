@@ -155,9 +155,10 @@ def test_a_policy_that_has_diverged_is_refused_as_a_judge(
 
 
 def test_pairs_are_the_best_and_the_worst_with_all_that_is_known_of_them(
-    selected: select_pairs.Args, sampled: list[sample_candidates.Args],
+    selected: select_pairs.Args,
+    sampled: list[sample_candidates.Args],
     scored: list[score_candidates.Args],
-) -> None:  # fmt: skip
+) -> None:
     candidates = keyed([args.output for args in sampled])
     rewards = keyed([args.output for args in scored])
     rows = read_rows(selected.output)
@@ -215,9 +216,11 @@ def test_a_metric_that_ranks_decides_winner_and_loser(
 
 
 def test_a_ranking_that_lacks_a_prompt_is_refused(
-    selected: select_pairs.Args, sampled: list[sample_candidates.Args],
-    candidate_scores: score_metric.Args, tmp_path: Path,
-) -> None:  # fmt: skip
+    selected: select_pairs.Args,
+    sampled: list[sample_candidates.Args],
+    candidate_scores: score_metric.Args,
+    tmp_path: Path,
+) -> None:
     half = replace(candidate_scores, images=(sampled[0].output,), output=tmp_path / "half.parquet")
     score_metric.main(half)
     args = replace(selected, ranking=(half.output,), output=tmp_path / "pairs.parquet")
@@ -248,9 +251,10 @@ def test_pairs_within_their_noise_are_left_out_and_none_left_is_refused(
     rows = read_rows(selected.output)
     ratios = sorted(row["margin"] / row["margin_standard_error"] for row in rows)
     args = replace(
-        selected, output=tmp_path / "pairs.parquet",
+        selected,
+        output=tmp_path / "pairs.parquet",
         min_margin_in_standard_errors=(ratios[1] + ratios[2]) / 2,
-    )  # fmt: skip
+    )
     select_pairs.main(args)
     assert len(read_rows(args.output)) == 2
     with pytest.raises(UserError, match="none of 4 pairs has a margin of at least 1000000.0"):

@@ -33,9 +33,13 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     """A stage as a person or a rule runs it; warnings are errors there too."""
     return subprocess.run(
         [sys.executable, "-m", *words],
-        cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "error"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_there_are_stages_to_ask() -> None:
@@ -63,9 +67,12 @@ def test_help_of_a_stage_run_as_a_module_shows_its_docstring() -> None:
 def select(tmp_path: Path, take: int) -> subprocess.CompletedProcess[str]:
     (tmp_path / "pool with space.txt").write_text("a cat\na dog\n")
     values = {
-        "pool": tmp_path / "pool with space.txt", "shuffle_seed": None, "skip": 0, "take": take,
+        "pool": tmp_path / "pool with space.txt",
+        "shuffle_seed": None,
+        "skip": 0,
+        "take": take,
         "output": tmp_path / "prompts.parquet",
-    }  # fmt: skip
+    }
     return run("stages.select_prompts", *shlex.split(flags(values)))
 
 

@@ -87,9 +87,10 @@ def test_scores_are_the_oracles_of_the_decoded_pictures(
     sampled: list[sample_candidates.Args], tmp_path: Path, metric: str
 ) -> None:
     args = score_metric.Args(
-        images=tuple(shard.output for shard in sampled), metric=metric,
+        images=tuple(shard.output for shard in sampled),
+        metric=metric,
         output=tmp_path / "scores.parquet",
-    )  # fmt: skip
+    )
     score_metric.main(args)
     images = [row for shard in sampled for row in read_rows(shard.output)]
     images.sort(key=lambda row: (row["prompt_id"], row["candidate"]))  # whatever the shards are
@@ -180,19 +181,23 @@ def summary_args(folder: Path, **changes: Any) -> summarise_evaluation.Args:
 
 
 def keyed_prompts(path: Path, rows: list[Row]) -> Path:
-    write_table(
-        path, rows, EVALUATION_PROMPTS, stage="select_evaluation_prompts", arguments={}
-    )  # fmt: skip
+    write_table(path, rows, EVALUATION_PROMPTS, stage="select_evaluation_prompts", arguments={})
     return path
 
 
 def test_a_summary_tests_adjusts_and_breaks_down_by_style(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [
-        {"prompt_id": f"{style}{item}", "prompt": f"{style} {item - item % 2}",
-         "category": style, "challenge": None, "item": item}
-        for style in ("anime", "photo") for item in range(20)
-    ]  # fmt: skip
+        {
+            "prompt_id": f"{style}{item}",
+            "prompt": f"{style} {item - item % 2}",
+            "category": style,
+            "challenge": None,
+            "item": item,
+        }
+        for style in ("anime", "photo")
+        for item in range(20)
+    ]
     names = [row["prompt_id"] for row in rows]
     base = {name: [float(rng.random())] for name in names}
     better = {name: [values[0] + 1 + float(rng.random())] for name, values in base.items()}
@@ -214,12 +219,14 @@ def test_a_summary_tests_adjusts_and_breaks_down_by_style(tmp_path: Path) -> Non
     assert (same["num_ties"], same["win_low"], same["win_high"]) == (40, 0.5, 0.5)
     parts = read_rows(args.breakdown)
     assert {(row["axis"], row["group"], row["num_prompts"]) for row in parts} == {
-        ("category", "anime", 20), ("category", "photo", 20)
-    }  # fmt: skip
+        ("category", "anime", 20),
+        ("category", "photo", 20),
+    }
     anime = next(
-        row for row in parts
+        row
+        for row in parts
         if (row["group"], row["policy"], row["baseline"]) == ("anime", "iter00", "base")
-    )  # fmt: skip
+    )
     gaps = [better[name][0] - base[name][0] for name in names[:20]]
     assert anime["difference"] == pytest.approx(np.mean(gaps), abs=1e-6)
 
@@ -256,9 +263,10 @@ def test_a_policy_of_another_run_is_paired_with_every_policy(
 
 
 def test_a_run_from_other_noise_is_not_paired(
-    two_runs: dict[str, score_metric.Args], evaluated: dict[str, generate_evaluation.Args],
+    two_runs: dict[str, score_metric.Args],
+    evaluated: dict[str, generate_evaluation.Args],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     images = replace(evaluated["iter01"], seed=99, output=tmp_path / "images.parquet")
     generate_evaluation.main(images)
     other = replace(two_runs["iter01"], images=(images.output,), output=tmp_path / "other.parquet")
@@ -282,9 +290,11 @@ def leakage_args(folder: Path, *, allow: bool) -> check_leakage.Args:
         write_table(folder / f"{name}.parquet", rows, PROMPTS, stage="select_prompts", arguments={})
     named = {name: (name, folder / f"{name}.parquet") for name in sets}
     return check_leakage.Args(
-        evaluation=(named["mine"],), training=(named["seed"], named["iter01"]), allow=allow,
+        evaluation=(named["mine"],),
+        training=(named["seed"], named["iter01"]),
+        allow=allow,
         output=folder / "leakage.parquet",
-    )  # fmt: skip
+    )
 
 
 def test_evaluation_prompts_that_a_training_sees_are_refused(tmp_path: Path) -> None:
@@ -299,8 +309,9 @@ def test_allowed_leakage_is_counted(tmp_path: Path) -> None:
     check_leakage.main(args)
     rows = read_rows(args.output)
     assert [(row["source"], row["num_prompts"], row["num_shared"]) for row in rows] == [
-        ("seed", 2, 1), ("iter01", 2, 0)
-    ]  # fmt: skip
+        ("seed", 2, 1),
+        ("iter01", 2, 0),
+    ]
     assert [row["examples"] for row in rows] == [["A Cat"], []]
 
 
@@ -318,8 +329,11 @@ def test_a_summary_compares_each_policy_with_each_earlier_one_by_prompt(tmp_path
     summarise_evaluation.main(args)
     rows = {(row["policy"], row["baseline"]): row for row in read_rows(args.output)}
     assert list(rows) == [
-        ("base", "base"), ("iter00", "base"), ("iter01", "base"), ("iter01", "iter00")
-    ]  # fmt: skip
+        ("base", "base"),
+        ("iter00", "base"),
+        ("iter01", "base"),
+        ("iter01", "iter00"),
+    ]
     first = rows["iter00", "base"]  # prompts' means 2, 3.5, 0.5 against 2, 2, 0
     assert (first["mean"], first["baseline_mean"]) == (pytest.approx(2.0), pytest.approx(4 / 3))
     assert first["difference"] == pytest.approx(2 / 3)
@@ -346,11 +360,15 @@ def test_policies_scored_on_other_prompts_are_not_compared(tmp_path: Path) -> No
 
 @pytest.fixture
 def guards(
-    judged: list[score_holdout.Args], diversity: list[measure_diversity.Args],
-    selected: select_pairs.Args, scored: list[score_candidates.Args],
-    candidate_scores: score_metric.Args, prompts: select_prompts.Args, tiny_base: str,
+    judged: list[score_holdout.Args],
+    diversity: list[measure_diversity.Args],
+    selected: select_pairs.Args,
+    scored: list[score_candidates.Args],
+    candidate_scores: score_metric.Args,
+    prompts: select_prompts.Args,
+    tiny_base: str,
     tmp_path: Path,
-) -> summarise_guards.Args:  # fmt: skip
+) -> summarise_guards.Args:
     """Guards of iterations 0 and 1."""
     return summarise_guards.Args(
         holdout=tuple(args.output for args in judged),
@@ -448,14 +466,19 @@ def test_blank_images_and_cut_prompts_are_counted_and_said(
     )
     measure_diversity.main(measured)
     args = replace(
-        guards, diversity=(measured.output, guards.diversity[1]), prompts=(prompts,),
+        guards,
+        diversity=(measured.output, guards.diversity[1]),
+        prompts=(prompts,),
         limits=replace(LIMITS, max_drift=1e-12),
-    )  # fmt: skip
+    )
     summarise_guards.main(args)
     first, second = read_rows(args.output)
     assert (first["blank_share"], first["truncated_share"]) == (0.5, 0.5)
     assert second["truncated_share"] == 0.5
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    for part in ("50.0% of the images of iter00 are black", "50.0% of the evaluation prompts are",
-                 "iter01 has drifted"):  # fmt: skip
+    for part in (
+        "50.0% of the images of iter00 are black",
+        "50.0% of the evaluation prompts are",
+        "iter01 has drifted",
+    ):
         assert sum(part in sentence for sentence in said) == 1, part

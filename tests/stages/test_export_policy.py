@@ -38,12 +38,28 @@ WIDE_LORA = LoraSettings(
     target_modules=("to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "ff.net.2"),
 )
 SUMMARY_ROW = {
-    "prompt_set": "parti", "metric": "total", "policy": "iter01", "baseline": "base",
-    "num_prompts": 8, "mean": 0.625, "baseline_mean": 0.5, "difference": 0.125, "ci_low": 0.0625,
-    "ci_high": 0.25, "win_rate": 0.75, "win_low": 0.5, "win_high": 0.875, "num_wins": 6,
-    "num_ties": 0, "num_losses": 2, "sign_p": 0.25, "wilcoxon_p": 0.25, "effect_size": 0.5,
-    "sign_p_holm": 0.25, "wilcoxon_p_holm": 0.25,
-}  # fmt: skip
+    "prompt_set": "parti",
+    "metric": "total",
+    "policy": "iter01",
+    "baseline": "base",
+    "num_prompts": 8,
+    "mean": 0.625,
+    "baseline_mean": 0.5,
+    "difference": 0.125,
+    "ci_low": 0.0625,
+    "ci_high": 0.25,
+    "win_rate": 0.75,
+    "win_low": 0.5,
+    "win_high": 0.875,
+    "num_wins": 6,
+    "num_ties": 0,
+    "num_losses": 2,
+    "sign_p": 0.25,
+    "wilcoxon_p": 0.25,
+    "effect_size": 0.5,
+    "sign_p_holm": 0.25,
+    "wilcoxon_p_holm": 0.25,
+}
 
 
 def pipeline_class(base: Path) -> Any:
@@ -161,8 +177,9 @@ def test_diffusers_own_loader_reads_the_kohya_file_as_the_same_weights(
     path = tmp_path / "out" / "test-iter00.safetensors"
     keys = set(safetensors.torch.load_file(path))
     assert {key.rpartition(".lora_")[2] for key in keys if ".lora_" in key} == {
-        "down.weight", "up.weight"
-    }  # fmt: skip
+        "down.weight",
+        "up.weight",
+    }
     first = (
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
         if "sdxl" in str(base)
@@ -260,11 +277,17 @@ def test_the_card_tells_lineage_data_settings_licence_and_metrics(
         ],
     )
     write_manifest(
-        last, stage="update_policy", inputs=[seed / "manifest.json"],
-        arguments={"policy": str(seed), "preferences": str(mix), "iteration": 1,
-                   "settings": {"dpo_beta": 500.0}},
+        last,
+        stage="update_policy",
+        inputs=[seed / "manifest.json"],
+        arguments={
+            "policy": str(seed),
+            "preferences": str(mix),
+            "iteration": 1,
+            "settings": {"dpo_beta": 500.0},
+        },
         facts={"base": str(base), "kind": "full", "num_pairs": 3, "num_steps": 9},
-    )  # fmt: skip
+    )
     args = arguments(base, last, "diffusers", tmp_path / "out")
     export_policy.main(args)
     card = tmp_path / "out" / "README.md"
@@ -289,17 +312,25 @@ def test_the_card_tells_lineage_data_settings_licence_and_metrics(
     assert line in card.read_text()
     assert "0.9" not in card.read_text()
     assert "Set aside" not in card.read_text()
-    gate = Gate(iteration=1, policy="iter01", on_collapse="stop", findings=("It drew black.",),
-                last_good="iter00", go_on_from="", limits={})  # fmt: skip
+    gate = Gate(
+        iteration=1,
+        policy="iter01",
+        on_collapse="stop",
+        findings=("It drew black.",),
+        last_good="iter00",
+        go_on_from="",
+        limits={},
+    )
     write_record(
         tmp_path / "gate.json", facts_of(gate), stage="check_collapse", arguments={}, inputs=[]
     )
     write_model_cards.main(
         write_model_cards.Args(
-            exports=((tmp_path / "out", "iter01"),), summary=summary,
+            exports=((tmp_path / "out", "iter01"),),
+            summary=summary,
             gates=(tmp_path / "gate.json",),
         )
-    )  # fmt: skip
+    )
     assert "**Set aside by the guards of its run.** It drew black." in card.read_text()
     export_policy.main(replace(args, summary=summary, evaluated_as="iter01"))
     assert line in card.read_text()

@@ -48,18 +48,29 @@ def preference(number: int) -> dict[str, Any]:
     kind = "JPEG" if is_human else "PNG"
     made: dict[str, Any] = {"source": "human", "iteration": 0, "source_row": number}
     if not is_human:
-        made = {"source": "generated", "iteration": 1, "policy_digest": "0123456789abcdef",
-                "winner_seed": 2**53 + number, "loser_seed": 2, "winner_candidate": 3,
-                "loser_candidate": 4, "winner_score": 0.5, "loser_score": -0.25, "margin": 0.75,
-                "probability": 0.9}  # fmt: skip
+        made = {
+            "source": "generated",
+            "iteration": 1,
+            "policy_digest": "0123456789abcdef",
+            "winner_seed": 2**53 + number,
+            "loser_seed": 2,
+            "winner_candidate": 3,
+            "loser_candidate": 4,
+            "winner_score": 0.5,
+            "loser_score": -0.25,
+            "margin": 0.75,
+            "probability": 0.9,
+        }
     return {
         "pair_id": f"pair-{number:03d}",
         "prompt_id": prompt_id(caption),
         "prompt": caption,
-        "winner": image_value(encoded(picture(caption)[::2, ::2] // 2 + noise.repeat(2, 0).repeat(2, 1) // 2, kind)),
+        "winner": image_value(
+            encoded(picture(caption)[::2, ::2] // 2 + noise.repeat(2, 0).repeat(2, 1) // 2, kind)
+        ),
         "loser": image_value(encoded(noise, kind)),
         **made,
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -266,9 +277,13 @@ def test_webdataset_gives_both_images_of_every_pair(
                 key, _, end = member.name.partition(".")
                 read.setdefault(key, {})[end] = archive.extractfile(member).read()  # type: ignore[union-attr]
     rows = [
-        {"prompt": json.loads(row["json"])["prompt"], "winner": row["chosen.png"], "loser": row["rejected.png"]}
+        {
+            "prompt": json.loads(row["json"])["prompt"],
+            "winner": row["chosen.png"],
+            "loser": row["rejected.png"],
+        }
         for row in read.values()
-    ]  # fmt: skip
+    ]
     generated = [pair for pair in pairs if pair["source"] == "generated"]
     assert len(rows) == len(generated)
     assert triples(rows, PAIR) == triples(generated, PAIR)
@@ -373,9 +388,12 @@ def test_an_image_without_bytes_stops_the_export_and_leaves_the_last_one(
 def test_a_table_still_refuses_a_pair_without_an_image(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="column 'winner' has nulls"):
         write_table(
-            tmp_path / "t.parquet", [{**preference(0), "winner": None}], PREFERENCES,
-            stage="mix_preferences", arguments={},
-        )  # fmt: skip
+            tmp_path / "t.parquet",
+            [{**preference(0), "winner": None}],
+            PREFERENCES,
+            stage="mix_preferences",
+            arguments={},
+        )
 
 
 def test_something_else_is_never_replaced(preferences: Path, tmp_path: Path) -> None:

@@ -71,13 +71,21 @@ def test_diversity_of_each_prompt_is_that_of_its_pictures_by_brute_force(
 def test_blank_pictures_are_counted_and_a_single_one_has_no_distance(tmp_path: Path) -> None:
     black = np.zeros((64, 64, 3), np.uint8)
     noisy = np.clip(black + np.random.default_rng(0).normal(4, 1, black.shape), 0, 9)
-    pictures = [(CAPTIONS[0], black), (CAPTIONS[0], noisy.astype(np.uint8)),
-                (CAPTIONS[0], picture(CAPTIONS[0])), (CAPTIONS[1], picture(CAPTIONS[1]))]  # fmt: skip
+    pictures = [
+        (CAPTIONS[0], black),
+        (CAPTIONS[0], noisy.astype(np.uint8)),
+        (CAPTIONS[0], picture(CAPTIONS[0])),
+        (CAPTIONS[1], picture(CAPTIONS[1])),
+    ]
     rows = [
-        {**prompt_row(caption), "candidate": number, "seed": 0,
-         "image": image_value(encoded(pixels, "PNG"))}
+        {
+            **prompt_row(caption),
+            "candidate": number,
+            "seed": 0,
+            "image": image_value(encoded(pixels, "PNG")),
+        }
         for number, (caption, pixels) in enumerate(pictures)
-    ]  # fmt: skip
+    ]
     path = tmp_path / "images.parquet"
     write_table(path, rows, IMAGES, stage="generate_evaluation", arguments={})
     args = measure_diversity.Args(
@@ -94,21 +102,31 @@ def test_blank_pictures_are_counted_and_a_single_one_has_no_distance(tmp_path: P
 
 @pytest.fixture
 def gates(
-    judged: list[score_holdout.Args], diversity: list[measure_diversity.Args],
-    selected: select_pairs.Args, tmp_path: Path,
-) -> tuple[check_collapse.Args, check_collapse.Args]:  # fmt: skip
+    judged: list[score_holdout.Args],
+    diversity: list[measure_diversity.Args],
+    selected: select_pairs.Args,
+    tmp_path: Path,
+) -> tuple[check_collapse.Args, check_collapse.Args]:
     """How iterations 0 and 1 are judged."""
     holdout = [(number, args.output) for number, args in enumerate(judged)]
     seen = [(number, args.output) for number, args in enumerate(diversity)]
     first = check_collapse.Args(
-        iteration=0, on_collapse="stop", limits=LIMITS, holdout=(holdout[0],),
-        diversity=(seen[0],), output=tmp_path / "iter00" / "gate.json",
-    )  # fmt: skip
+        iteration=0,
+        on_collapse="stop",
+        limits=LIMITS,
+        holdout=(holdout[0],),
+        diversity=(seen[0],),
+        output=tmp_path / "iter00" / "gate.json",
+    )
     second = replace(
-        first, iteration=1, holdout=tuple(holdout), diversity=tuple(seen),
-        pairs=((1, selected.output),), previous=first.output,
+        first,
+        iteration=1,
+        holdout=tuple(holdout),
+        diversity=tuple(seen),
+        pairs=((1, selected.output),),
+        previous=first.output,
         output=tmp_path / "iter01" / "gate.json",
-    )  # fmt: skip
+    )
     return first, second
 
 
@@ -141,9 +159,10 @@ def test_the_gate_closes_where_a_measure_is_beyond_its_limit(
 
 def test_a_gate_without_diversity_says_that_its_loss_goes_unseen(
     gates: tuple[check_collapse.Args, check_collapse.Args],
-    evaluated: dict[str, generate_evaluation.Args], tmp_path: Path,
+    evaluated: dict[str, generate_evaluation.Args],
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     first = replace(gates[0], limits=replace(LIMITS, min_reward_accuracy=-1.0))
     check_collapse.main(first)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
@@ -174,8 +193,9 @@ def start(gate: Path, policies: dict[str, Path], folder: Path) -> start_iteratio
 
 def test_an_iteration_starts_from_the_policy_that_the_gate_names(
     gates: tuple[check_collapse.Args, check_collapse.Args],
-    judged: list[score_holdout.Args], tmp_path: Path,
-) -> None:  # fmt: skip
+    judged: list[score_holdout.Args],
+    tmp_path: Path,
+) -> None:
     first, second = gates
     lenient = replace(LIMITS, min_reward_accuracy=-1.0)
     check_collapse.main(replace(first, limits=lenient))

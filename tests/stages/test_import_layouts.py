@@ -33,8 +33,9 @@ def write(kind: str, folder: Path, pairs: Sequence[Pair]) -> Args:
 def found_pairs(args: Args) -> list[tuple[str, bytes, bytes]]:
     return sorted(
         (row["prompt"], row["winner"]["bytes"], row["loser"]["bytes"])
-        for path in (args.preferences, args.holdout) for row in read_rows(path)
-    )  # fmt: skip
+        for path in (args.preferences, args.holdout)
+        for row in read_rows(path)
+    )
 
 
 def complaint(args: Args) -> str:
@@ -224,8 +225,12 @@ def test_files_of_two_layouts_are_refused(tmp_path: Path) -> None:
     assert f"{one} has the layout 'pairs' and {two} the layout 'likes'" in text
 
 
-SHARDS = ["train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001",
-          "validation_unique-00000-of-00001-ab12"]  # fmt: skip
+SHARDS = [
+    "train-00000-of-00002",
+    "train-00001-of-00002",
+    "validation-00000-of-00001",
+    "validation_unique-00000-of-00001-ab12",
+]
 
 
 @pytest.fixture
@@ -278,10 +283,12 @@ def voted(number: int) -> dict[str, object]:
     images = [encoded(picture(caption)), encoded(picture(caption, strength=other))]
     return {
         **human_row(caption, number % 2),
-        "jpg_0": images[0], "jpg_1": images[1],
-        "image_0_uid": f"{caption}-best", "image_1_uid": f"{caption}-{other}",
+        "jpg_0": images[0],
+        "jpg_1": images[1],
+        "image_0_uid": f"{caption}-best",
+        "image_1_uid": f"{caption}-{other}",
         "ranking_id": 1000 + number,
-    }  # fmt: skip
+    }
 
 
 IDS = ("ranking_id", "image_0_uid", "image_1_uid")
@@ -363,13 +370,20 @@ def test_prompts_of_evaluation_sets_are_left_out_and_counted(tmp_path: Path) -> 
 def test_the_report_counts_repeats_contradictions_look_alikes_and_sizes(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
     losers = [encoded(np.repeat(np.repeat(one[::8, ::8], 8, 0), 8, 1)) for one in noise]
-    pairs = [(prompt, winner, loser)
-             for (prompt, winner, _), loser in zip(some_pairs(4), losers, strict=True)]  # fmt: skip
+    pairs = [
+        (prompt, winner, loser)
+        for (prompt, winner, _), loser in zip(some_pairs(4), losers, strict=True)
+    ]
     prompt, winner, loser = pairs[0]
     again = encoded(picture(prompt), "PNG")  # looks like the winner, is another file
     wide = encoded(np.asarray(Image.open(io.BytesIO(winner)).resize((96, 64))))
-    pairs += [(prompt, winner, loser), (prompt, loser, winner), (prompt, winner, winner),
-              (prompt, winner, again), (prompt, wide, loser)]  # fmt: skip
+    pairs += [
+        (prompt, winner, loser),
+        (prompt, loser, winner),
+        (prompt, winner, winner),
+        (prompt, winner, again),
+        (prompt, wide, loser),
+    ]
     args = replace(write("pairs-parquet", tmp_path / "data", pairs), num_holdout=0)
     main(args)
     report = report_of(args)
@@ -414,8 +428,10 @@ def test_the_spool_is_gone_when_the_import_ends(tmp_path: Path) -> None:
     args = write("pairs-csv", tmp_path / "data", some_pairs())
     main(args)
     assert sorted(path.name for path in args.summary.parent.iterdir()) == [
-        "holdout.parquet", "import.json", "preferences.parquet",
-    ]  # fmt: skip
+        "holdout.parquet",
+        "import.json",
+        "preferences.parquet",
+    ]
     with ImageSpool(tmp_path / "spool") as spool:
         assert not list((tmp_path / "spool").iterdir())
         assert (tmp_path, Cell(0, "chosen")) not in spool

@@ -29,9 +29,12 @@ def test_all_generated_pairs_are_kept_and_the_share_of_human_ones_is_asked_for(
 
 
 def test_every_row_comes_with_its_own_images_and_latents(
-    mixed: mix_preferences.Args, selected: select_pairs.Args,
-    imported: import_preferences.Args, encoded: encode_preferences.Args, tmp_path: Path,
-) -> None:  # fmt: skip
+    mixed: mix_preferences.Args,
+    selected: select_pairs.Args,
+    imported: import_preferences.Args,
+    encoded: encode_preferences.Args,
+    tmp_path: Path,
+) -> None:
     args = replace(mixed, seed_fraction=0.5, output=tmp_path / "mix.parquet")
     mix_preferences.main(args)
     rows = {row["pair_id"]: row for row in read_rows(args.output)}

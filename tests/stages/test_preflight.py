@@ -115,9 +115,11 @@ def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
     assert preflight.evaluation_prompts(config, findings) == 2
     assert findings.checks[0][1:] == (found, True)
     assert [check[1:] for check in findings.checks[1:]] == [
-        ("2 prompts", True), ("does not exist", False),
-        ("1 prompts, 1 empty or too long are left out", True), ("2 prompts", True),
-    ]  # fmt: skip
+        ("2 prompts", True),
+        ("does not exist", False),
+        ("1 prompts, 1 empty or too long are left out", True),
+        ("2 prompts", True),
+    ]
     config["preferences"]["files"] = [str(tmp_path / "nothing-*")]
     assert preflight.labelled_pairs(config, findings) == 0
     assert "matches no file" in findings.checks[-1][1]
@@ -126,8 +128,11 @@ def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
 def test_missing_and_damaged_weights_are_found_before_anything_is_spent(
     published: Published, tmp_path: Path
 ) -> None:
-    evaluation = {"metrics": [*NETWORKS, "total"], "candidate_metric": "beauty",
-                  "diversity_features": "auto"}  # fmt: skip
+    evaluation = {
+        "metrics": [*NETWORKS, "total"],
+        "candidate_metric": "beauty",
+        "diversity_features": "auto",
+    }
     options = {name: published.options(name) for name in NETWORKS}
     stored = torch.load(published.weights_file("hpsv2"), weights_only=True)
     gone = "visual.transformer.resblocks.1.ln_1.bias"
@@ -141,8 +146,10 @@ def test_missing_and_damaged_weights_are_found_before_anything_is_spent(
     preflight.check_metrics(config, findings)
     found = {what.removeprefix("metric "): (text, holds) for what, text, holds in findings.checks}
     assert [name for name, (_, holds) in found.items() if not holds] == [
-        "hpsv2", "imagereward", "beauty"
-    ]  # fmt: skip
+        "hpsv2",
+        "imagereward",
+        "beauty",
+    ]
     assert f"missing '{gone}'" in found["hpsv2"][0]
     assert "has no vocab.txt" in found["imagereward"][0]
     assert "hub id, fetched when it is first needed" in found["clipscore"][0]
@@ -160,14 +167,18 @@ def test_settings_that_an_evaluation_would_stumble_over_at_its_end_are_found(
     assert findings.checks == []
     config["guards"]["on_collapse"] = "stop"
     config["evaluation"] |= {
-        "images_per_prompt": 1, "metrics": ["total"], "compare_with": ["results/other/iter03"],
-        "paper_model": "sd15", "allow_leakage": True,
-    }  # fmt: skip
+        "images_per_prompt": 1,
+        "metrics": ["total"],
+        "compare_with": ["results/other/iter03"],
+        "paper_model": "sd15",
+        "allow_leakage": True,
+    }
     preflight.check_evaluation(config, findings)
     assert findings.failed == [
-        "diversity of images", "evaluation.compare_with results/other/iter03",
+        "diversity of images",
+        "evaluation.compare_with results/other/iter03",
         "evaluation.paper_model sd15",
-    ]  # fmt: skip
+    ]
     scores = Path("results/other/evaluation/shapes/iter03/scores/total.parquet")
     assert str(scores) in findings.checks[2][1]
     scores.parent.mkdir(parents=True)

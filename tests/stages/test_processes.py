@@ -47,9 +47,13 @@ def start(args: train_seed.Args, processes: int, *launcher: str) -> subprocess.P
     launcher = (*launcher, "-m") if launcher else ("stages.launch", str(processes))
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, "stages.train_seed", *words(asdict(args))],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -117,9 +121,14 @@ def test_accelerate_launch_works_too_and_two_jobs_at_once_do_not_collide(
 ) -> None:
     one, two = (elsewhere(seed_trained, tmp_path / name) for name in ("one", "two"))
     launcher = (
-        "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-        "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
-    )  # fmt: skip
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        "--main_process_port=0",
+    )
     jobs = [start(one, 2, *launcher), start(two, 2)]
     for job in jobs:
         assert "training on 2 processes" in finish(job)

@@ -30,9 +30,11 @@ def test_preferences_tables_can_be_excluded(
     prompts: select_prompts.Args, imported: import_preferences.Args, tmp_path: Path
 ) -> None:
     args = replace(
-        prompts, exclude=(imported.preferences, imported.holdout), take=None,
+        prompts,
+        exclude=(imported.preferences, imported.holdout),
+        take=None,
         output=tmp_path / "prompts.parquet",
-    )  # fmt: skip
+    )
     select_prompts.main(args)
     used = {row["prompt"] for path in args.exclude for row in read_rows(path)}
     assert {row["prompt"] for row in read_rows(args.output)} == set(CAPTIONS) - used

@@ -40,8 +40,9 @@ def test_seed_training_writes_a_finished_policy_and_one_row_a_step(
     manifest = json.loads((seed_trained.output / "manifest.json").read_text())
     assert (manifest["num_pairs"], manifest["num_steps"]) == (4, 2)
     assert sorted(manifest["files"]) == [
-        "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
-    ]  # fmt: skip
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
     assert len(policy_digest(seed_trained.output)) == 16
     rows = read_rows(seed_trained.training)
     assert [row["step"] for row in rows] == [1, 2]
@@ -122,18 +123,22 @@ def test_an_update_starts_from_its_policy_and_leaves_it_untouched(
     assert len(names) == 2
     manifest = json.loads((updated.output / "manifest.json").read_text())
     assert set(manifest["sail_inputs"]) == {
-        str(updated.preferences), str(seed_trained.output / "manifest.json"),
+        str(updated.preferences),
+        str(seed_trained.output / "manifest.json"),
         *map(str, updated.held_out.files),
-    }  # fmt: skip
+    }
 
 
 def test_an_update_against_base_starts_with_another_loss(
     updated: update_policy.Args, tmp_path: Path
 ) -> None:
     args = replace(
-        updated, reference="base", output=tmp_path / "policy", work=tmp_path / "work",
+        updated,
+        reference="base",
+        output=tmp_path / "policy",
+        work=tmp_path / "work",
         training=tmp_path / "training.parquet",
-    )  # fmt: skip
+    )
     update_policy.main(args)
     assert read_rows(args.training)[0]["winner_error"] != 0
 
@@ -174,9 +179,12 @@ def test_a_single_pair_is_refused(
     one = tmp_path / "one.parquet"
     pq.write_table(pq.read_table(mixed.output).slice(0, 1), one)
     args = replace(
-        updated, preferences=one, output=tmp_path / "policy", work=tmp_path / "work",
+        updated,
+        preferences=one,
+        output=tmp_path / "policy",
+        work=tmp_path / "work",
         training=tmp_path / "training.parquet",
-    )  # fmt: skip
+    )
     with pytest.raises(UserError, match="at least 2 preference pairs, found 1"):
         update_policy.main(args)
     assert not args.output.exists()

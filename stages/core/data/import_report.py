@@ -32,7 +32,7 @@ def describe_pairs(
         "images_in_both_sets": len(in_seed & in_holdout),
         **_near_duplicates(seed, holdout, spool),
         "resolutions": _resolutions(labels, spool),
-    }  # fmt: skip
+    }
 
 
 def describe_captions(prompts: Sequence[str], tokenizer: Path | None) -> dict[str, Any] | None:

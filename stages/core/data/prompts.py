@@ -123,8 +123,10 @@ def read_hpsv2(path: Path) -> list[PromptItem]:
         parts = {style: list(read_items(path / f"{style}.json")) for style in HPSV2_STYLES}
     else:
         whole = list(read_items(path))
-        parts = {style: whole[800 * number : 800 * (number + 1)]
-                 for number, style in enumerate(HPSV2_STYLES)}  # fmt: skip
+        parts = {
+            style: whole[800 * number : 800 * (number + 1)]
+            for number, style in enumerate(HPSV2_STYLES)
+        }
         parts["more than the four styles"] = whole[3200:]
     found = {style: len(items) for style, items in parts.items() if items}
     if found != dict.fromkeys(HPSV2_STYLES, 800):
@@ -230,8 +232,11 @@ def _read_parquet(path: Path) -> Iterator[PromptItem]:
     with naming(path):
         file = pq.ParquetFile(path)
         name = _named(path, file.schema_arrow.names, PROMPT_COLUMNS)
-        texts = (text for batch in file.iter_batches(columns=[name])
-                 for text in batch.column(0).to_pylist())  # fmt: skip
+        texts = (
+            text
+            for batch in file.iter_batches(columns=[name])
+            for text in batch.column(0).to_pylist()
+        )
         for index, text in enumerate(texts):
             yield PromptItem(text if isinstance(text, str) else "", None, index)
 

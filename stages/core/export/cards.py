@@ -82,56 +82,72 @@ def model_card(facts: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
 
     `facts` are those its manifest lists; `metrics` are rows of an evaluation_summary.
     """
+    base = plain(facts["base_model"])
+    use = _USE[facts["format"]].format(**facts, base=json.dumps(facts["base_model"]))
+    findings = " ".join(facts.get("set_aside", ()))
+    warned = f"**Set aside by the guards of its run.** {findings}\n\n" if findings else ""
+    unknown = "unknown: the base states none; look it up before use. "
+    licence = facts["license"]
+    return (
+        f"{_model_head(facts)}{MARK}\n\n# {plain(facts['title'])}\n\n"
+        f"This is {base}, aligned with human preference pairs by SAIL: the model samples images, "
+        "judges them itself and learns from them by Diffusion-DPO, with no reward model.\n\n"
+        f"{warned}"
+        f"## Use\n\n{use}\n"
+        f"## Lineage and data\n\n{_trainings(facts['lineage'])}\n"
+        f"The last row is this model. Base: {plain(Code(facts['base_model']))}.\n\n"
+        f"## Evaluation\n\n{_scores(metrics)}\n"
+        f"## Settings of the last training\n\n{_settings(facts['settings'])}\n"
+        f"## Licence\n\n{'' if licence else unknown}A fine-tune keeps the licence of its base"
+        f"{': ' + plain(licence['license']) if licence else ''}.\n"
+    )
+
+
+def _model_head(facts: Mapping[str, Any]) -> str:
     is_lora = facts["format"].startswith("lora-")
-    licence = dict(facts["license"]) or {"license": "other"}
-    unknown = "" if facts["license"] else "unknown: the base states none; look it up before use. "
-    head = front_matter(
+    tags = ["text-to-image", facts["family"], "sail", "dpo", *(["lora"] if is_lora else [])]
+    return front_matter(
         {
             "base_model": facts["base_model"],
             "base_model_relation": "adapter" if is_lora else "finetune",
             "library_name": "diffusers",
             "pipeline_tag": "text-to-image",
-            **licence,
-            "tags": [
-                "text-to-image",
-                facts["family"],
-                "sail",
-                "dpo",
-                *(["lora"] if is_lora else []),
-            ],
+            **(facts["license"] or {"license": "other"}),
+            "tags": tags,
         }
     )
-    chain = [
-        (link["name"], link["stage"], link["policy"], link["human"], link["generated"],
-         link["prompts"], link["steps"])
-        for link in facts["lineage"]
-    ]  # fmt: skip
-    scores = [
-        (row["prompt_set"], row["metric"], f"{row['mean']:.4g}", row["baseline"],
-         f"{row['difference']:+.4g} [{row['ci_low']:+.4g}, {row['ci_high']:+.4g}]",
-         f"{row['win_rate']:.0%}")
-        for row in metrics
-    ]  # fmt: skip
-    findings = " ".join(facts.get("set_aside", ()))
-    warned = f"**Set aside by the guards of its run.** {findings}\n\n" if findings else ""
-    columns = ["set", "metric", "mean", "against", "difference [95 % interval]", "won"]
-    evaluated = table(columns, scores) if scores else "Not evaluated when this card was written.\n"
-    return (
-        f"{head}{MARK}\n\n# {plain(facts['title'])}\n\n"
-        f"This is {plain(facts['base_model'])}, aligned with human preference pairs by SAIL: the model samples "
-        "images, judges them itself and learns from them by Diffusion-DPO, with no reward model.\n\n"
-        f"{warned}## Use\n\n{_USE[facts['format']].format(**facts, base=json.dumps(facts['base_model']))}\n"
-        "## Lineage and data\n\n"
-        + table(
-            ["iteration", "stage", "policy", "human pairs", "generated pairs", "prompts", "steps"],
-            chain,
+
+
+def _trainings(lineage: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each training that led to the policy."""
+    columns = {
+        "iteration": "name",
+        "stage": "stage",
+        "policy": "policy",
+        "human pairs": "human",
+        "generated pairs": "generated",
+        "prompts": "prompts",
+        "steps": "steps",
+    }
+    return table(list(columns), [[link[key] for key in columns.values()] for link in lineage])
+
+
+def _scores(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each comparison."""
+    if not metrics:
+        return "Not evaluated when this card was written.\n"
+    rows = [
+        (
+            row["prompt_set"],
+            row["metric"],
+            f"{row['mean']:.4g}",
+            row["baseline"],
+            f"{row['difference']:+.4g} [{row['ci_low']:+.4g}, {row['ci_high']:+.4g}]",
+            f"{row['win_rate']:.0%}",
         )
-        + f"\nThe last row is this model. Base: {plain(Code(facts['base_model']))}.\n\n"
-        f"## Evaluation\n\n{evaluated}\n"
-        f"## Settings of the last training\n\n{_settings(facts['settings'])}\n"
-        f"## Licence\n\n{unknown}A fine-tune keeps the licence of its base"
-        f"{': ' + plain(licence['license']) if facts['license'] else ''}.\n"
-    )
+        for row in metrics
+    ]
+    return table(["set", "metric", "mean", "against", "difference [95 % interval]", "won"], rows)
 
 
 _USE = {

@@ -95,9 +95,11 @@ def _check_lora(policy: ExportedPolicy) -> None:
         down, up = (weights.get(f"{layer}.lora_{side}.weight") for side in "AB")
         shape = shapes.get(f"{layer}.weight")
         fits = (
-            shape is not None and down is not None and up is not None
+            shape is not None
+            and down is not None
+            and up is not None
             and (up.shape[0], down.shape[1]) == tuple(shape[:2])
-        )  # fmt: skip
+        )
         if not fits:
             raise ModelError(
                 f"{policy.lora_file} does not fit {model.base}: layer {layer!r} is "
@@ -136,8 +138,11 @@ def write_diffusers(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) ->
     if source.is_file:
         _write_pipeline_of_file(source, folder)
     else:
-        base = Path(source.base) if source.is_local else Path(
-            diffusers.DiffusionPipeline.download(source.base))  # fmt: skip
+        base = (
+            Path(source.base)
+            if source.is_local
+            else Path(diffusers.DiffusionPipeline.download(source.base))
+        )
         _link_base(base, folder, without=model.denoiser_part)
     if source.settings.vae is not None:
         _replace_part(folder / "vae", source.read("vae", AutoencoderKL, torch.float32))
@@ -182,8 +187,9 @@ def _wanted(part: Path) -> list[Path]:
 
 def _write_pipeline_of_file(source: Source, folder: Path) -> None:
     config = source.settings.config
-    options: dict[str, Any] = {} if config is None else {
-        "config": config, "local_files_only": Path(config).exists()}  # fmt: skip
+    options: dict[str, Any] = (
+        {} if config is None else {"config": config, "local_files_only": Path(config).exists()}
+    )
     pipeline = getattr(diffusers, source.pipeline_class())
     pipeline.from_single_file(source.base, torch_dtype=torch.float32, **options).save_pretrained(
         folder, safe_serialization=True
@@ -218,9 +224,10 @@ def write_lora_kohya(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -
     rank = next(value.shape[0] for key, value in weights.items() if ".lora_A." in key)
     alpha = float(settings.get("lora_alpha", rank))
     version, architecture = (
-        ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base") if policy.is_xl
+        ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
+        if policy.is_xl
         else ("sd_v1", "stable-diffusion-v1")
-    )  # fmt: skip
+    )
     safetensors.torch.save_file(
         kohya_weights(weights, alpha, config if policy.is_xl else None),
         folder / lora_file(policy),
@@ -274,8 +281,9 @@ def write_single_file(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) 
         source.read("vae", AutoencoderKL, dtype).state_dict(),
         source.read("text_encoder", CLIPTextModel, dtype).state_dict(),
         source.read("text_encoder_2", CLIPTextModelWithProjection, dtype).state_dict()
-        if policy.is_xl else None,
-    )  # fmt: skip
+        if policy.is_xl
+        else None,
+    )
     safetensors.torch.save_file(
         {key: value.detach().contiguous() for key, value in state.items()},
         folder / lora_file(policy),

@@ -46,12 +46,19 @@ PREFERENCE = Schema(
             _OURS.field("loser_candidate").with_name("index_rejected"),
             *(
                 _OURS.field(name)
-                for name in ("iteration", "prompt_id", "pair_id", "source", "policy_digest",
-                             "margin", "margin_standard_error")
+                for name in (
+                    "iteration",
+                    "prompt_id",
+                    "pair_id",
+                    "source",
+                    "policy_digest",
+                    "margin",
+                    "margin_standard_error",
+                )
             ),
         ]
     ),
-)  # fmt: skip
+)
 """prompt, chosen and rejected, as hub collections and TRL name them, with each pair's lineage."""
 
 OUR_NAMES = {

@@ -94,8 +94,11 @@ def unet_key(key: str, config: Mapping[str, Any]) -> str:
     if part == "upsamplers":
         has_attention = "CrossAttn" in config["up_block_types"][i]
         return f"output_blocks.{length * i + length - 1}.{2 if has_attention else 1}.{rest}"
-    block = f"input_blocks.{length * i + j + 1}" if side == "down_blocks" else (
-        f"output_blocks.{length * i + j}")  # fmt: skip
+    block = (
+        f"input_blocks.{length * i + j + 1}"
+        if side == "down_blocks"
+        else f"output_blocks.{length * i + j}"
+    )
     return f"{block}.0.{_resnet(rest)}" if part == "resnets" else f"{block}.1.{rest}"
 
 

@@ -62,8 +62,9 @@ def encode_captions(model: DiffusionModel, captions: Sequence[str]) -> Condition
     if truncated:
         log.warning(
             "%d of %d captions are longer than the text encoder reads and are cut",
-            truncated, len(captions),
-        )  # fmt: skip
+            truncated,
+            len(captions),
+        )
     cpu = torch.device("cpu")
     parts = [
         model.encode_text(captions[start : start + CAPTIONS_PER_BATCH]).to(cpu)
@@ -86,10 +87,11 @@ def encode_pairs(
     row_of = {prompt: row for row, prompt in enumerate(different)}
     text = encode_captions(model, [*different, ""])
     sides = {
-        side: _encode_live(model, table.column(side)) if is_live else
-        latents_tensor(table.column(f"{side}_latents"), model.latents_shape, where)
+        side: _encode_live(model, table.column(side))
+        if is_live
+        else latents_tensor(table.column(f"{side}_latents"), model.latents_shape, where)
         for side in ("winner", "loser")
-    }  # fmt: skip
+    }
     model.release("vae", *model.encoder_parts)
     return EncodedPairs(
         winner=sides["winner"],

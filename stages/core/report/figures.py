@@ -182,9 +182,14 @@ def training_panel(name: str, curves: TrainingCurves, loss_range: tuple[float, f
         lower.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         if len(curves.held_out_steps):
             lower.plot(
-                curves.held_out_steps, curves.held_out_accuracy, color=INK, linewidth=1.2,
-                marker="o", markersize=2.5, label="held out",
-            )  # fmt: skip
+                curves.held_out_steps,
+                curves.held_out_accuracy,
+                color=INK,
+                linewidth=1.2,
+                marker="o",
+                markersize=2.5,
+                label="held out",
+            )
             lower.legend(frameon=False, fontsize=7.5, loc="lower right", handlelength=1.5)
         lower.set_ylabel("accuracy")
         lower.set_xlabel("step")

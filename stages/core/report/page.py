@@ -386,7 +386,8 @@ def training_panels(trainings: Sequence[TrainingCurves]) -> list[Panel]:
     panels = []
     for curves in trainings:
         title = f"Iteration {curves.iteration}" + (
-            " (people's pairs)" if curves.iteration == 0 else "")  # fmt: skip
+            " (people's pairs)" if curves.iteration == 0 else ""
+        )
         svg = training_panel(title, curves, (low - margin, high + margin))
         panels.append(Panel(title, svg, f"{len(curves.loss)} steps"))
     return panels

@@ -178,8 +178,9 @@ def _problem(sides: Sides) -> str | None:
 
 def _prompts(folder: Path) -> dict[str, str]:
     """What a file of prompts in the folder says of each name."""
-    found = [path for path in (folder / f"prompts{kind}" for kind in RECORD_SUFFIXES)
-             if path.is_file()]  # fmt: skip
+    found = [
+        path for path in (folder / f"prompts{kind}" for kind in RECORD_SUFFIXES) if path.is_file()
+    ]
     prompts: dict[str, str] = {}
     for path in found:
         for row, record in enumerate(read_records(path)):

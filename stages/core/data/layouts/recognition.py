@@ -54,9 +54,8 @@ LayoutName = Literal[
 ]
 LAYOUTS: dict[str, type[Layout]] = {
     layout.name: layout
-    for layout in (
-        Pickapic, Pairs, Comparisons, Rankings, Likes, LabelStudio, WinLose, Suffixes)
-}  # fmt: skip
+    for layout in (Pickapic, Pairs, Comparisons, Rankings, Likes, LabelStudio, WinLose, Suffixes)
+}
 SPLIT = re.compile(r"^(.+?)-\d{5}-of-\d{5}")
 SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")
 """What a file, or the folder it is in, is called where it is a split of a dataset."""
@@ -125,8 +124,12 @@ def _split_of(file: Path, names: Sequence[Path]) -> str | None:
     if stem in SPLITS:
         return stem
     above = [name if name.is_dir() else name.parent for name in names]
-    inner = [part for folder in above if file.is_relative_to(folder)
-             for part in file.relative_to(folder).parent.parts]  # fmt: skip
+    inner = [
+        part
+        for folder in above
+        if file.is_relative_to(folder)
+        for part in file.relative_to(folder).parent.parts
+    ]
     inner = inner or list(file.parent.parts[-1:])
     return next((part.lower() for part in reversed(inner) if part.lower() in SPLITS), None)
 
@@ -202,10 +205,13 @@ def _in_folder(folder: Path) -> list[Path]:
         return [folder]
     for suffixes in ((".parquet",), (".arrow",), (".tar",), SUFFIXES):
         found = sorted(
-            path for path in folder.rglob("*")
-            if kind_of(path) in suffixes and path.name not in NOT_LABELS and path.is_file()
+            path
+            for path in folder.rglob("*")
+            if kind_of(path) in suffixes
+            and path.name not in NOT_LABELS
+            and path.is_file()
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )  # fmt: skip
+        )
         if any(path.stem != "prompts" for path in found):
             return found
     if is_suffixes(folder):
