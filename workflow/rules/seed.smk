@@ -5,8 +5,9 @@ PREFERENCE_FILES = (
     if "shapes" in config
     else matching(config["preferences"]["files"])
 )
-# The stage finds the files anew, by the patterns of the config.
+# The stage finds the files again, by the patterns of the config.
 ASKED_FILES = PREFERENCES.pop("files", PREFERENCE_FILES)
+COLUMNS = PREFERENCES.pop("columns", {})
 # Only a tokenizer that lies here already: the import fetches nothing.
 TOKENIZER = Path(config["model"]["base"]) / "tokenizer"
 
@@ -42,6 +43,7 @@ rule import_preferences:
         flags=flags(
             {
                 **PREFERENCES,
+                **{f"columns.{role}": name for role, name in COLUMNS.items()},
                 "seed": config["seed"],
                 "tokenizer": TOKENIZER if TOKENIZER.is_dir() else None,
             }
