@@ -104,3 +104,10 @@ def test_every_weight_of_the_published_sizes_is_named_and_comes_back(
 def test_a_name_of_no_unet_is_refused() -> None:
     with pytest.raises(KeyError, match="no weight of a Stable Diffusion"):
         unet_key("transformer_blocks.0.attn.to_q.weight", {"layers_per_block": 2})
+
+
+def test_a_downsampler_is_called_as_kohyas_loras_call_it() -> None:
+    config = {"layers_per_block": 2, "up_block_types": ["UpBlock2D"] * 3}
+    layer = "down_blocks.0.downsamplers.0.conv"
+    assert unet_key(layer, config) == "input_blocks.3.0.op"
+    assert unet_key(f"{layer}.weight", config) == "input_blocks.3.0.op.weight"

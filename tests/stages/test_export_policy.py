@@ -401,3 +401,78 @@ def test_only_an_export_is_replaced(base: Path, policies: dict[str, Path], tmp_p
         export_policy.main(replace(args, output=tmp_path / "mine"))
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
     assert {path.name for path in tmp_path.iterdir()} == {"out", "mine"}
+
+
+def test_a_lora_of_another_alpha_is_right_in_loaders_that_read_no_header(
+    base: Path, policies: dict[str, Path], tmp_path: Path
+) -> None:
+    export_policy.main(arguments(base, policies["lora"], "lora-diffusers", tmp_path / "out"))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    weights = safetensors.torch.load_file(tmp_path / "out" / LORA_FILE)
+    safetensors.torch.save_file(
+        weights, bare / LORA_FILE
+    )  # as a loader sees it that knows no header
+    found = picture(opened(base, "lora-diffusers", bare))
+    np.testing.assert_allclose(found, policys_own_picture(base, policies["lora"]), atol=2e-4)
+
+
+def test_exported_files_are_readable_as_the_umask_says(
+    base: Path, policies: dict[str, Path], tmp_path: Path
+) -> None:
+    before = os.umask(0o027)
+    try:
+        export_policy.main(arguments(base, policies["lora"], "single-file", tmp_path / "out"))
+    finally:
+        os.umask(before)
+    modes = {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "out").iterdir()}
+    assert modes == {"0o640"}
+
+
+def test_a_part_that_is_a_pickle_alone_is_left_out_or_refused(
+    base: Path, policies: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(base, copy)
+    (copy / "safety_checker").mkdir()
+    (copy / "safety_checker" / "pytorch_model.bin").write_bytes(b"a pickle")
+    (copy / "safety_checker" / "config.json").write_text("{}")
+    index = json.loads((copy / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    args = replace(
+        arguments(copy, policies["full"], "diffusers", tmp_path / "out"), is_same_base=True
+    )
+    export_policy.main(args)
+    exported = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert exported["safety_checker"] == [None, None]
+    assert not (tmp_path / "out" / "safety_checker").exists()
+    (copy / "vae" / "diffusion_pytorch_model.safetensors").rename(copy / "vae" / "model.bin")
+    with pytest.raises(ModelError, match="vae has no weights that can be exported"):
+        export_policy.main(replace(args, output=tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ({}, set()),
+        ({"prediction_type": "v_prediction"}, {"v_pred"}),
+        (
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+            {"v_pred", "ztsnr"},
+        ),
+    ],
+)
+def test_a_single_file_says_what_no_weight_shows(
+    tmp_path: Path, scheduler: dict[str, Any], expected: set[str]
+) -> None:
+    base = tiny_models.sdxl(tmp_path / "sdxl")
+    tiny_models.with_scheduler(base, {**tiny_models.SDXL_SCHEDULER, **scheduler})
+    model = load_model(settings(base), device=CPU)
+    policy, _ = model.load_for_training(None, None, FULL, seed=0)
+    (tmp_path / "policy").mkdir()
+    save_policy(policy, tmp_path / "policy", "unet")
+    write_manifest(tmp_path / "policy", stage="train_seed", arguments={}, inputs=[], facts={})
+    export_policy.main(arguments(base, tmp_path / "policy", "single-file", tmp_path / "out"))
+    with safetensors.safe_open(tmp_path / "out" / "test-iter00.safetensors", "pt") as file:
+        assert set(file.keys()) & {"v_pred", "ztsnr"} == expected

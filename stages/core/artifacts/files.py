@@ -45,6 +45,18 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def give_usual_modes(folder: Path) -> None:
+    """Let others read the files below a folder as far as the umask does: safetensors writes them as 0600.
+
+    Files of another name elsewhere keep the mode that they have there.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
+            file.chmod(0o666 & ~umask)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove half-written files of killed processes, which were to be renamed to `path`."""
     for leftover in path.parent.glob(f".{escape(path.name)}.*.*"):

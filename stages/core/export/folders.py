@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.core.artifacts.files import remove_leftovers, write_json, write_text
+from stages.core.artifacts.files import give_usual_modes, remove_leftovers, write_json, write_text
 from stages.core.artifacts.provenance import digest, provenance
 from stages.core.errors import UserError
 from stages.core.execution.disk import writing
@@ -35,6 +35,7 @@ def export_folder(output: Path, *, is_ours: bool = False) -> Iterator[Path]:
         new.mkdir()
         try:
             yield new
+            give_usual_modes(new)
             if output.exists():
                 output.replace(old)
             new.replace(output)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import diffusers
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -22,7 +22,7 @@ from stages.core.export.folders import link_or_copy
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LORA_FILE, LORA_METADATA
 from stages.core.models.loading import DTYPES, ModelError, Source
-from stages.core.models.original_layout import checkpoint, unet_key
+from stages.core.models.original_layout import checkpoint, marks, unet_key
 from stages.core.models.policy import Policy
 
 Format = Literal["diffusers", "lora-diffusers", "lora-kohya", "single-file"]
@@ -34,6 +34,11 @@ NAME = re.compile(r"\w[\w .+-]*")
 
 KEPT = (".json", ".txt", ".model", ".safetensors")
 """Endings of the base's files that a pipeline needs; a pickle is never among them."""
+OPTIONAL = ("safety_checker", "image_encoder", "feature_extractor")
+"""Parts that a pipeline opens without."""
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5")
+SD2_TEXT_WIDTH = 1024
+"""Width of the text encoder by which Stable Diffusion 2.x is known."""
 UNTRANSLATED = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
 """LoRA settings for which the kohya layout has no word."""
 
@@ -166,14 +171,30 @@ def _link_base(base: Path, folder: Path, without: str) -> None:
                 f"{base}/model_index.json names the part {part!r}; expected the name of a folder "
                 "in it, as unet"
             )
-        if not (base / part).is_dir():  # as a safety checker that was not fetched
-            index[part] = [None, None]
+        wanted = _wanted(base / part) if (base / part).is_dir() else []
+        if not (base / part).is_dir() or _lacks_weights(base / part, wanted):
+            _refuse_without(base, part)
+            index[part] = [None, None]  # as a safety checker that was not fetched, or is a pickle
             continue
-        for file in _wanted(base / part):
+        for file in wanted:
             link_or_copy(file, folder / part / file.name)
     if index.get("safety_checker", [None])[0] is None and "requires_safety_checker" in index:
         index["requires_safety_checker"] = False
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _lacks_weights(part: Path, wanted: list[Path]) -> bool:
+    """Whether a part has weights, but none that are linked."""
+    has_weights = any(file.suffix in WEIGHTS for file in part.iterdir())
+    return has_weights and not any(file.suffix == ".safetensors" for file in wanted)
+
+
+def _refuse_without(base: Path, part: str) -> None:
+    if part not in OPTIONAL:
+        raise ModelError(
+            f"{base / part} has no weights that can be exported (a pickle or a variant alone is left out); "
+            "a pipeline does not open without them. Save the part with safe_serialization=True"
+        )
 
 
 def _wanted(part: Path) -> list[Path]:
@@ -207,8 +228,27 @@ def _remove_files(folder: Path) -> None:
 
 
 def write_lora_diffusers(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -> None:
-    """The LoRA as `load_lora_weights` finds it: the policy's own file, in its own precision."""
-    link_or_copy(policy.lora_file, folder / LORA_FILE)
+    """The LoRA as `load_lora_weights` finds it, in its own precision.
+
+    The policy's own file, unless alpha is not the rank: many loaders do not read the header in which
+    diffusers keeps alpha, and would scale by 1. The scale then lies in the weights.
+    """
+    weights, settings = read_lora(policy)
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not rank or alpha == rank or any(settings.get(name) for name in UNTRANSLATED):
+        link_or_copy(policy.lora_file, folder / LORA_FILE)
+        return
+    prefix = policy.model.denoiser_part
+    scaled = {
+        key: value * (alpha / rank) if ".lora_B." in key else value
+        for key, value in weights.items()
+    }
+    header = {f"{prefix}.{key}": value for key, value in {**settings, "lora_alpha": rank}.items()}
+    safetensors.torch.save_file(
+        {f"{prefix}.{key}": value.contiguous() for key, value in scaled.items()},
+        folder / LORA_FILE,
+        metadata={"format": "pt", LORA_METADATA: json.dumps(header, sort_keys=True)},
+    )
 
 
 def write_lora_kohya(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -> None:
@@ -223,11 +263,7 @@ def write_lora_kohya(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -
     config = policy.model.source.config_of(policy.model.denoiser_part, policy.model.denoiser_class)
     rank = next(value.shape[0] for key, value in weights.items() if ".lora_A." in key)
     alpha = float(settings.get("lora_alpha", rank))
-    version, architecture = (
-        ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
-        if policy.is_xl
-        else ("sd_v1", "stable-diffusion-v1")
-    )
+    version, architecture = base_version(policy, config)
     safetensors.torch.save_file(
         kohya_weights(weights, alpha, config if policy.is_xl else None),
         folder / lora_file(policy),
@@ -237,10 +273,23 @@ def write_lora_kohya(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -
             "ss_network_dim": str(rank),
             "ss_network_alpha": str(alpha),
             "ss_base_model_version": version,
+            "ss_v2": str(version.startswith("sd_v2")),
             "modelspec.architecture": f"{architecture}/lora",
             "modelspec.title": policy.name,
         },
     )
+
+
+def base_version(policy: ExportedPolicy, unet: Mapping[str, Any]) -> tuple[str, str]:
+    """(kohya's word, Stability's modelspec) for the family of the base."""
+    if policy.is_xl:
+        return "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
+    if unet.get("cross_attention_dim") != SD2_TEXT_WIDTH:
+        return "sd_v1", "stable-diffusion-v1"
+    scheduler = policy.model.source.config_of("scheduler", DDPMScheduler)
+    if scheduler.get("prediction_type") == "v_prediction":
+        return "sd_v2_v", "stable-diffusion-v2-768-v"
+    return "sd_v2", "stable-diffusion-v2-512"
 
 
 def kohya_weights(
@@ -270,7 +319,7 @@ def write_single_file(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) 
     """One fused checkpoint in the original layout, every weight in `dtype`."""
     model, source = policy.model, policy.model.source
     network = fused_network(policy).to(dtype)
-    if not policy.is_xl and network.config.cross_attention_dim == 1024:
+    if not policy.is_xl and network.config.cross_attention_dim == SD2_TEXT_WIDTH:
         raise UserError(
             f"{model.base} is a Stable Diffusion 2.x, whose text encoder is not CLIP's; the "
             "single file is written for SD 1.x and SDXL. Export it as diffusers."
@@ -284,6 +333,7 @@ def write_single_file(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) 
         if policy.is_xl
         else None,
     )
+    state |= marks(source.config_of("scheduler", DDPMScheduler))
     safetensors.torch.save_file(
         {key: value.detach().contiguous() for key, value in state.items()},
         folder / lora_file(policy),

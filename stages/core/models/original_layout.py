@@ -53,6 +53,8 @@ _OPEN_CLIP = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
+MARKS = {"v_prediction": "v_pred", "rescale_betas_zero_snr": "ztsnr"}
+"""Keys without a value by which checkpoints say what no weight shows, as ComfyUI and A1111 read them."""
 _IN_BLOCK = re.compile(
     r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
 )
@@ -74,6 +76,15 @@ def checkpoint(
     return {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
 
 
+def marks(scheduler: Mapping[str, Any]) -> State:
+    """The keys that say that a model predicts velocities, or is trained to zero signal at the last step."""
+    said = {
+        "v_prediction": scheduler.get("prediction_type") == "v_prediction",
+        "rescale_betas_zero_snr": bool(scheduler.get("rescale_betas_zero_snr")),
+    }
+    return {MARKS[name]: torch.zeros(0) for name, is_so in said.items() if is_so}
+
+
 def unet_key(key: str, config: Mapping[str, Any]) -> str:
     """A UNet weight's, or a layer's, original name without prefix. KeyError for an unknown one."""
     for ours, theirs in _UNET_ENDS.items():
@@ -90,7 +101,7 @@ def unet_key(key: str, config: Mapping[str, Any]) -> str:
     side, level, part, number, rest = found.groups()
     i, j, length = int(level), int(number), int(config["layers_per_block"]) + 1
     if part == "downsamplers":
-        return f"input_blocks.{length * (i + 1)}.0.op.{rest.removeprefix('conv.')}"
+        return f"input_blocks.{length * (i + 1)}.0.op{rest.removeprefix('conv')}"
     if part == "upsamplers":
         has_attention = "CrossAttn" in config["up_block_types"][i]
         return f"output_blocks.{length * i + length - 1}.{2 if has_attention else 1}.{rest}"

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from stages.core.artifacts.files import give_usual_modes
 from stages.core.execution.disk import writing
 from stages.core.models.denoiser import Denoiser
 
@@ -28,6 +29,7 @@ def save_policy(policy: Denoiser, output: Path, part: str) -> None:
     with writing(output):
         try:
             policy.save(new, part)
+            give_usual_modes(new)
             for file in (path for path in new.rglob("*") if path.is_file()):
                 with file.open("rb") as written:
                     os.fsync(written.fileno())  # before the manifest says that all is there
