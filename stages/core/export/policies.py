@@ -21,7 +21,7 @@ from stages.core.errors import UserError
 from stages.core.export.folders import link_or_copy
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LORA_FILE, LORA_METADATA
-from stages.core.models.loading import DTYPES, ModelError, Source
+from stages.core.models.loading import ModelError, Source, torch_dtype
 from stages.core.models.original_layout import checkpoint, unet_key
 
 Format = Literal["diffusers", "lora-diffusers", "lora-kohya", "single-file"]
@@ -310,4 +310,4 @@ WRITERS: dict[Format, Callable[[Policy, Path, torch.dtype], None]] = {
 
 def write_policy(policy: Policy, kind: Format, dtype: Dtype, folder: Path) -> None:
     """The policy as `kind`; weights that are written anew by fusing are in `dtype`."""
-    WRITERS[kind](policy, folder, DTYPES[dtype])
+    WRITERS[kind](policy, folder, torch_dtype(dtype))
