@@ -11,7 +11,7 @@ import sys
 
 from stages.core.errors import UserError
 from stages.core.execution.devices import lease_visible, visible_words
-from stages.core.execution.runtime import set_up_log, warn_of_unseen_devices
+from stages.core.execution.runtime import collect_garbage, set_up_log, warn_of_unseen_devices
 from stages.core.execution.stopping import end_with_snakemake
 
 
@@ -58,6 +58,7 @@ def visible_devices(processes: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    collect_garbage()
     set_up_log()
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         print(__doc__)

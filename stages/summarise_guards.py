@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 from stages.core.artifacts.schemas import HOLDOUT_REWARDS, PROMPTS, RELIABILITY
@@ -20,8 +19,8 @@ from stages.core.evaluation.guard_tables import Evidence, GuardTables, floats
 from stages.core.evaluation.guards import GUARDS_TABLE, Limits, all_warnings, in_words, measured
 from stages.core.evaluation.statistics import reliability
 from stages.core.execution.runtime import log, run_stage, stage
-from stages.core.models.families import load_model
-from stages.core.models.loading import ModelSettings
+from stages.core.models.loading import ModelSettings, Source
+from stages.core.models.tokens import num_truncated
 
 PAIRS_PER_BIN = 20
 """Of the reliability curve, at least; up to eight bins."""
@@ -44,7 +43,7 @@ class Args:
     prompts: tuple[Path, ...]
     """Evaluation prompts, to see how many the text encoder cuts (any table with a column prompt)."""
     model: ModelSettings
-    """The pretrained model, for its tokenizers."""
+    """The pretrained model, for its tokenizer."""
     limits: Limits
     """Where a measure becomes a warning on the terminal."""
     output: Path
@@ -52,13 +51,12 @@ class Args:
     reliability: Path
     """Where the judge's reliability goes (schema reliability)."""
     threads: int = 1
-    """CPU threads."""
+    """CPU threads; it needs no second."""
 
 
 def main(args: Args) -> None:
     """Measure every iteration by itself."""
     with stage("summarise_guards") as run:
-        torch.set_num_threads(args.threads)
         tables = guard_tables(args)
         rows = [measured(Evidence(tables, number)) for number in range(len(args.holdout))]
         for row in rows:
@@ -102,8 +100,7 @@ def truncated_share(args: Args) -> float:
     """Share of the different evaluation prompts that the model's text encoder cuts."""
     texts = read_tables(args.prompts, PROMPTS, ["prompt"]).column("prompt").to_pylist()
     different = list(dict.fromkeys(texts))
-    model = load_model(args.model, device=torch.device("cpu"))
-    return model.num_truncated(different) / len(different)
+    return num_truncated(Source(args.model).tokenizer(), different) / len(different)
 
 
 def reliability_rows(holdout: tuple[Path, ...]) -> list[dict[str, Any]]:

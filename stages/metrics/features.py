@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from stages.core.errors import UserError
 from stages.core.evaluation.perception import lab_levels, perceptual_distance
 from stages.core.evaluation.statistics import mean_over_pairs
 from stages.metrics import IMAGES_PER_BATCH, PERCEPTUAL, WITH_CLIP, load_scorer
-from stages.metrics.preprocessing import Picture
 
-Group = Sequence[Picture]
+if TYPE_CHECKING:
+    import torch
+
+    from stages.metrics.preprocessing import Picture
+
+Group = Sequence["Picture"]
 """Pictures of one prompt."""
 Rows = Float[np.ndarray, "image channel"]
 

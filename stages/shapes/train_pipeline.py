@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from stages.core.execution.runtime import collect_garbage
 from stages.shapes.captions import IMAGE_SIZE, all_scenes
 from stages.shapes.renderer import draw, masks, web_like
 
@@ -393,5 +394,6 @@ def as_tensor(images: np.ndarray) -> Float[Tensor, "image rgb height width"]:
 
 
 if __name__ == "__main__":
+    collect_garbage()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     main(tyro.cli(Args, description=__doc__))

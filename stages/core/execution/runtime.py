@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -70,6 +71,7 @@ def stage(name: str) -> Iterator[Run]:
 
 def run_stage(main: Callable[[Args], None], args: Args) -> None:
     """Call a stage's main; a mistake of the user's ends in a message, not in a traceback."""
+    collect_garbage()
     set_up_log()
     spec = sys.modules["__main__"].__spec__
     if spec is not None:
@@ -90,6 +92,12 @@ def run_stage(main: Callable[[Args], None], args: Args) -> None:
         if _is_main():
             print(f"stopped by SIGTERM: {stopped}; run again to continue", file=sys.stderr)
         raise SystemExit(EXIT_CODE) from None
+
+
+def collect_garbage() -> None:
+    """Look for garbage from here on, but not in what was imported (`stages/__init__.py` says why)."""
+    gc.freeze()
+    gc.enable()
 
 
 def progress(items: Sequence[Item], what: str, unit: str, per_item: int = 1) -> Iterator[Item]:

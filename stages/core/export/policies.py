@@ -21,7 +21,7 @@ from stages.core.errors import UserError
 from stages.core.export.folders import link_or_copy
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LORA_FILE, LORA_METADATA
-from stages.core.models.loading import DTYPES, ModelError, Source
+from stages.core.models.loading import ModelError, Source, torch_dtype
 from stages.core.models.original_layout import checkpoint, marks, unet_key
 from stages.core.models.policy import Policy
 
@@ -352,4 +352,4 @@ WRITERS: dict[Format, Callable[[ExportedPolicy, Path, torch.dtype], None]] = {
 
 def write_policy(policy: ExportedPolicy, kind: Format, dtype: Dtype, folder: Path) -> None:
     """The policy as `kind`; weights that are written anew by fusing are in `dtype`."""
-    WRITERS[kind](policy, folder, DTYPES[dtype])
+    WRITERS[kind](policy, folder, torch_dtype(dtype))

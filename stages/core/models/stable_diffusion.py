@@ -18,6 +18,7 @@ from stages.core.models.adapter import SAMPLERS, DiffusionModel, Geometry
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
 from stages.core.models.loading import ModelError, Source
+from stages.core.models.tokens import num_truncated
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +140,7 @@ class StableDiffusion(DiffusionModel):
 
     def num_truncated(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than the text encoder reads."""
-        tokenizer = self._load("tokenizer", CLIPTokenizer)
-        lengths = [len(ids) for ids in tokenizer(list(prompts), truncation=False).input_ids]
-        return sum(length > tokenizer.model_max_length for length in lengths)
+        return num_truncated(self._load("tokenizer", CLIPTokenizer), prompts)
 
     def place(self, conditioning: Conditioning, geometry: Geometry) -> Conditioning:
         """The conditioning as it is: this family is told nothing of an image's size."""
