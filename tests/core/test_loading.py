@@ -19,6 +19,7 @@ from diffusers import (
 from stages.core.method.noising import generator
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelError
+from stages.core.models.original_layout import vae_weights
 from tests import single_file, tiny_models
 from tests.builders import FULL, settings
 
@@ -187,3 +188,82 @@ def test_a_lora_or_another_file_is_no_base_model(tmp_path: Path) -> None:
     path.write_bytes(b"damaged")
     with pytest.raises(ModelError, match="no readable safetensors file"):
         load_model(settings(path), device=CPU)
+
+
+@pytest.mark.parametrize("variant", ["fp16", "non_ema"])
+def test_weights_of_one_variant_alone_are_read(copy: Path, variant: str) -> None:
+    expected = dict(load_model(settings(copy), device=CPU).load_denoiser().named_weights())
+    for part in ("unet", "vae", "text_encoder"):
+        for path in (copy / part).glob("*.safetensors"):
+            path.rename(path.with_name(f"{path.stem}.{variant}.safetensors"))
+    model = load_model(settings(copy), device=CPU)
+    for name, weight in model.load_denoiser().named_weights():
+        torch.testing.assert_close(weight, expected[name], atol=0, rtol=0)
+    assert model.encode_text(["a cat"])["text"].isfinite().all()
+    assert model.decode_latents(torch.zeros((1, *model.latents_shape))).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["./models/sd15", "models/sd15", "~/sd15", "x/y.safetensors"])
+def test_a_missing_path_is_no_hub_id(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ModelError, match=f"{name} does not exist"):
+        load_model(settings(name), device=CPU)
+
+
+def test_a_vae_may_be_a_file_or_a_whole_models(base: Path, copy: Path, tmp_path: Path) -> None:
+    vae = load_model(settings(base), device=CPU).source.read("vae", AutoencoderKL)
+    with torch.no_grad():
+        for weight in vae.parameters():
+            weight.mul_(1.1)
+    vae.save_pretrained(copy / "vae", safe_serialization=True)
+    file = tmp_path / "vae.safetensors"
+    plain = vae_weights(vae.state_dict())
+    safetensors.torch.save_file({k: v.detach().contiguous() for k, v in plain.items()}, file)
+    latents = torch.randn((1, 4, 8, 8), generator=generator(0))
+    expected = load_model(settings(copy), device=CPU).decode_latents(latents)
+    for other in (copy, copy / "vae", file):
+        found = load_model(settings(base, vae=str(other)), device=CPU).decode_latents(latents)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    with pytest.raises(ModelError, match="model.vae /nowhere/vae does not exist"):
+        load_model(settings(base, vae="/nowhere/vae"), device=CPU).decode_latents(latents)
+
+
+def test_a_checkpoint_without_a_vae_takes_the_one_that_is_named(base: Path, tmp_path: Path) -> None:
+    kind = StableDiffusionXLPipeline if "sdxl" in str(base) else StableDiffusionPipeline
+    whole = single_file.write(kind.from_pretrained(base), tmp_path / "whole.safetensors")
+    weights = safetensors.torch.load_file(whole)
+    bare = tmp_path / "bare.safetensors"
+    kept = {k: v for k, v in weights.items() if not k.startswith("first_stage_model.")}
+    safetensors.torch.save_file(kept, bare)
+    latents = torch.randn((1, 4, 8, 8), generator=generator(0))
+    expected = load_model(settings(base), device=CPU).decode_latents(latents)
+    named = settings(bare, config=str(base), vae=str(base / "vae"))
+    found = load_model(named, device=CPU).decode_latents(latents)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    with pytest.raises(ModelError, match="needs model.vae"):
+        load_model(settings(bare, config=str(base)), device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ((), ("epsilon", False)),
+        (("v_pred",), ("v_prediction", False)),
+        (("v_pred", "ztsnr"), ("v_prediction", True)),
+    ],
+)
+def test_keys_without_a_value_say_what_a_checkpoint_predicts(
+    base: Path, tmp_path: Path, keys: tuple[str, ...], expected: tuple[str, bool]
+) -> None:
+    kind = StableDiffusionXLPipeline if "sdxl" in str(base) else StableDiffusionPipeline
+    whole = single_file.write(kind.from_pretrained(base), tmp_path / "whole.safetensors")
+    marked = safetensors.torch.load_file(whole) | {key: torch.zeros(0) for key in keys}
+    safetensors.torch.save_file(marked, whole)
+    config = load_model(settings(whole, config=str(base)), device=CPU).sampler("ddim").config
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == expected
+    safetensors.torch.save_file(marked | {"edm_vpred.sigma_max": torch.zeros(1)}, whole)
+    with pytest.raises(ModelError, match="EDM's schedule"):
+        load_model(settings(whole, config=str(base)), device=CPU)

@@ -64,10 +64,16 @@ class Source:
                 f"{self.base} is no model: expected a folder in diffusers' layout, a .safetensors "
                 "checkpoint or a hub id"
             )
-        if not self.is_local and self.base.count("/") != 1:
+        if not self.is_local and (self.base.count("/") != 1 or _is_meant_as_path(self.base)):
             raise ModelError(
                 f"{self.base} does not exist; model.base must be a folder in diffusers' layout, a "
                 ".safetensors checkpoint, or a hub id such as owner/name"
+            )
+        vae = settings.vae
+        if vae and not Path(vae).exists() and (vae.count("/") != 1 or _is_meant_as_path(vae)):
+            raise ModelError(
+                f"model.vae {vae} does not exist; it must be the folder of a VAE, a .safetensors file or "
+                "a hub id"
             )
         self._single: dict[str, Any] = {}
 
@@ -117,23 +123,58 @@ class Source:
         if self.is_file:
             return self._read_from_file(name, kind, dtype or self.dtype)
         if name == "vae" and self.settings.vae is not None:
-            return _read(self.settings.vae, None, kind, _options_of(kind, dtype or self.dtype))
+            return self._other_vae(kind, dtype or self.dtype)
         return _read(self.base, name, kind, _options_of(kind, dtype or self.dtype))
 
     def config_of(self, name: str, kind: Any) -> Mapping[str, Any]:
         """The configuration of one part, without its weights."""
         _silence("diffusers")
         if self.is_file:
-            return dict(self._part_of_file(name).config)
+            said = _said_by_keys(Path(self.base)) if name == "scheduler" else {}
+            config = {**self._part_of_file(name).config, **said}
+            by_default = set(config.get("_use_default_values", ())) - said.keys()
+            return {**config, "_use_default_values": sorted(by_default)}
         if self.is_local:
             _folder(self.base, name)
         place = {"pretrained_model_name_or_path": self.base, "subfolder": name}
         if name == "vae" and self.settings.vae is not None:
-            place = {"pretrained_model_name_or_path": self.settings.vae}
+            place = self._place_of_vae() or place
         try:
             return dict(kind.load_config(**place, **self._options()))
         except (OSError, ValueError) as error:
             raise _unreadable(self.base, name, kind, error) from error
+
+    def _other_vae(self, kind: Any, dtype: torch.dtype) -> Any:
+        """The VAE that model.vae names: its folder, that of a model that has one, a hub id or a file."""
+        named = str(self.settings.vae)
+        path, place = Path(named), self._place_of_vae()
+        if path.is_file():
+            return self._vae_of_file(path, kind, dtype)
+        inner = (place or {}).get("subfolder")
+        return _read(named, inner, kind, _options_of(kind, dtype))
+
+    def _place_of_vae(self) -> dict[str, str] | None:
+        """Where model.vae's config is; None for a file, which has none."""
+        named = str(self.settings.vae)
+        if Path(named).is_file():
+            return None
+        is_inside = (Path(named) / "vae" / "config.json").is_file()
+        return {"pretrained_model_name_or_path": named} | (
+            {"subfolder": "vae"} if is_inside else {}
+        )
+
+    def _vae_of_file(self, path: Path, kind: Any, dtype: torch.dtype) -> Any:
+        if path.suffix != ".safetensors":
+            raise ModelError(f"model.vae {path} is no .safetensors file; others are refused")
+        options: dict[str, Any] = {"torch_dtype": dtype}
+        configs = self.settings.config if self.is_file else self.base
+        if configs is not None:
+            local = Path(configs).exists()
+            options |= {"config": configs, "subfolder": "vae", "local_files_only": local}
+        try:
+            return kind.from_single_file(str(path), **options)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"model.vae {path} could not be read as a VAE: {error}") from error
 
     def _options(self) -> dict[str, Any]:
         return {"local_files_only": True} if self.is_local else {}
@@ -143,7 +184,7 @@ class Source:
         import torch
 
         if self.settings.vae is not None and name == "vae":
-            return _read(self.settings.vae, None, kind, _options_of(kind, dtype))
+            return self._other_vae(kind, dtype)
         part = self._part_of_file(name)
         if hasattr(kind, "from_config") and not isinstance(part, kind):
             return kind.from_config(part.config)  # another scheduler on the same schedule
@@ -153,6 +194,7 @@ class Source:
         """A part as the checkpoint has it, in float32; the file is read once for all of them."""
         import diffusers
         import torch
+        from diffusers.loaders.single_file_utils import SingleFileComponentError
 
         _silence("diffusers")
         _silence("transformers")
@@ -162,8 +204,16 @@ class Source:
             if self.settings.config is not None:
                 options["config"] = self.settings.config
                 options["local_files_only"] = Path(self.settings.config).exists()
+            if self.settings.vae is not None:
+                options["vae"] = self._other_vae(diffusers.AutoencoderKL, torch.float32)
             try:
                 loaded = pipeline.from_single_file(self.base, **options)
+            except SingleFileComponentError as error:
+                raise ModelError(
+                    f"{self.base} holds no weights of one of its parts: {str(error).splitlines()[0]} "
+                    "A checkpoint without a VAE needs model.vae; one without text encoders is no base: "
+                    "name a whole checkpoint, or a folder in diffusers' layout."
+                ) from error
             except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
                 raise ModelError(
                     f"{self.base} could not be read as a {pipeline.__name__} checkpoint: {error}. "
@@ -187,6 +237,35 @@ def _pipeline_of_checkpoint(path: Path) -> str:
             "...). A LoRA or a bare UNet cannot be a base model."
         )
     return "StableDiffusionXLPipeline" if SDXL_KEY in keys else "StableDiffusionPipeline"
+
+
+def _said_by_keys(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its schedule by keys without a value. ModelError for EDM's."""
+    with safe_open(path, framework="pt") as file:
+        keys = set(file.keys())
+    edm = sorted(key for key in keys if key.startswith("edm_"))
+    if edm:
+        raise ModelError(
+            f"{path} holds {', '.join(edm)}: it was trained on EDM's schedule, which no formula here covers"
+        )
+    said: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in keys else {}
+    if "ztsnr" in keys:
+        said |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return said
+
+
+def _is_meant_as_path(name: str) -> bool:
+    """Whether a name that does not exist is a path's and no hub id: it begins as one, or where one is."""
+    first = name.split("/")[0]
+    return first in ("", ".", "..", "~") or Path(first).is_dir() or name.endswith(".safetensors")
+
+
+def _variant_of(folder: Path) -> str | None:
+    """The variant, as fp16, that a folder's weights are of where it has no others."""
+    weights = [path.name for path in folder.glob("*.safetensors")]
+    variants = {name.split(".")[1] for name in weights if name.count(".") == 2}
+    is_whole = any(name.count(".") == 1 for name in weights)
+    return variants.pop() if len(variants) == 1 and not is_whole else None
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -224,6 +303,8 @@ def _read(base: str, name: str | None, kind: Any, options: dict[str, Any]) -> An
     if Path(base).exists():
         place: dict[str, Any] = {"pretrained_model_name_or_path": str(_folder(base, name))}
         options = options | {"local_files_only": True}
+        if "use_safetensors" in options and (variant := _variant_of(_folder(base, name))):
+            options["variant"] = variant
     else:
         place = {"pretrained_model_name_or_path": base, **({"subfolder": name} if name else {})}
     try:
@@ -252,6 +333,8 @@ def _unreadable(base: str, name: str, kind: Any, error: Exception) -> ModelError
         "safe_serialization=True."
         if pickles
         else " Expected a local folder in diffusers' layout with safetensors weights, or a hub id."
+        if Path(base).exists()
+        else f" There is no folder {base} here, so it was taken for a hub id."
     )
     return ModelError(f"{where} could not be loaded as {kind.__name__}: {error}.{hint}")
 
