@@ -30,8 +30,8 @@ doctor: .venv/installed ## say what is wrong with the installation, the processe
 # Chromium asks for --no-sandbox when root runs it, as in a container; the page is ours.
 picture: ## make the README's picture of the report, by headless Chromium, from the demo's run
 	@test -s results/shapes/report.html || { echo "no report yet: make demo"; exit 1; }
-	$(CHROMIUM) --headless=new --no-sandbox --hide-scrollbars --force-device-scale-factor=1.5 \
-		--window-size=1000,860 --screenshot="$(CURDIR)/docs/images/report.png" \
+	$(CHROMIUM) --headless=new --no-sandbox --hide-scrollbars --force-device-scale-factor=1 \
+		--window-size=1160,1330 --screenshot="$(CURDIR)/docs/images/report.png" \
 		"file://$(CURDIR)/results/shapes/report.html"
 
 clean: ## remove the environment; results stay
