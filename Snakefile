@@ -15,12 +15,19 @@ if not workflow.overwrite_configfiles:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/policies.smk"
 include: "workflow/rules/shapes.smk"
 include: "workflow/rules/seed.smk"
 include: "workflow/rules/iterate.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/export.smk"
+
+
+# What has no environment of its own has the stages'.
+for work in workflow.rules:
+    if work.shellcmd and not work.conda_env:
+        work.conda_env = f"{workflow.basedir}/envs/sail.yaml"
 
 
 onsuccess:

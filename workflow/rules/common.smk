@@ -110,8 +110,7 @@ if STORAGE and ON_COLLAPSE != "warn":
 JOBS_PER_GPU = EXECUTION["jobs_per_gpu"]
 IS_SHARED = JOBS_PER_GPU > 1
 SHARING = {"jobs_per_gpu": JOBS_PER_GPU} if IS_SHARED else {}
-SMALL_GPU, SMALL_SLOT = int(not IS_SHARED), int(IS_SHARED)
-TRAINING_SLOTS = EXECUTION["training_gpus"] * JOBS_PER_GPU if IS_SHARED else 0
+SMALL_GPU = {"gpu": int(not IS_SHARED), "gpu_slot": int(IS_SHARED)}
 
 
 onstart:
@@ -152,18 +151,10 @@ def stored_results():
     return f"ln -sfn {copies} results; ".replace("{", "{{").replace("}", "}}")
 
 
-# `launch 4 stages.train_seed ...` starts four processes, each with a GPU of its own.
-# A stage's output goes to its log and to the terminal, which is spared the command line. On SIGTERM
-# the shell and the log wait for the stage, which ends when its Snakemake (the shell's parent) does.
-# Braces of the prefix are formatted once more by Snakemake, hence two.
+# Snakemake formats the prefix: hence the doubled braces.
+HOME = shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
 shell.prefix(
-    "set -euo pipefail; trap : TERM; export SAIL_SNAKEMAKE=$PPID PYTHONPATH="
-    + shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
-    + "; "
-    'launch() {{ if [ "$1" -gt 1 ]; then python -m stages.launch "$@";'
-    ' else python -m "${{@:2}}"; fi; }}; '
-    "record() {{ trap '' TERM; "
-    'tee "$1" | {{ grep --line-buffered -v " python -m stages[.]" || true; }}; }}; '
+    f'export PYTHONPATH={HOME}; . "$PYTHONPATH/workflow/prelude.sh" || exit 1; '
     + stored_results()
 )
 
@@ -175,34 +166,34 @@ def options_of(metric):
     return flags({"options": words}) if words else ""
 
 
-def metric_options(wildcards):
-    return options_of(wildcards.metric)
-
-
-def metric_gpus(wildcards):
-    """A GPU for metrics that are networks, if GPUs are not shared."""
-    return SMALL_GPU * needs_gpu(wildcards.metric)
-
-
 def metric_environment(wildcards):
     """The environment file of a metric that has pins of its own, else that of all metrics."""
     own = EXECUTION["metric_environments"].get(wildcards.get("metric", FEATURES))
     return str(Path(own).resolve()) if own else f"{workflow.basedir}/envs/metrics.yaml"
 
 
-def metric_slots(wildcards):
-    """A slot of a GPU for metrics that are networks, if GPUs are shared."""
-    return SMALL_SLOT * needs_gpu(wildcards.metric)
+# Of a metric that is a network.
+METRIC_GPU = {
+    "gpu": lambda wildcards: SMALL_GPU["gpu"] * needs_gpu(wildcards.metric),
+    "gpu_slot": lambda wildcards: SMALL_GPU["gpu_slot"] * needs_gpu(wildcards.metric),
+}
 
 
-METRIC_EXECUTION = flags(
-    {"images_per_batch": EXECUTION["metric_images_per_batch"], **SHARING}
-)
+def batches(key):
+    """How many items go at once, as a resource: Snakemake reruns nothing when it changes.
+
+    No flag where the key is null: then all of a prompt go at once.
+    """
+    flag, size = key.split("_", 1)[1], EXECUTION[key]
+    return flags({**({flag: size} if size else {}), **SHARING})
 
 
 def stage(name):
-    """A stage's command, as anyone can paste it from a log."""
-    return f"python -m stages.{name}"
+    """Params for the rule of a stage; the command, as anyone can paste it, and its code's digest."""
+    return {
+        "command": f"python -m stages.{name}",
+        "code": code_version(f"stages.{name}"),
+    }
 
 
 def settings(block, prefix="settings"):
@@ -305,79 +296,23 @@ def training_execution():
     return " ".join(words)
 
 
-def scoring_execution():
-    """How rewards are computed, as a resource too; no batch where all of a prompt goes at once."""
-    rows = EXECUTION["score_rows_per_batch"]
-    return flags({**({"rows_per_batch": rows} if rows else {}), **SHARING})
+TRAINING_GPUS = {
+    "gpu": EXECUTION["training_gpus"],
+    "gpu_slot": EXECUTION["training_gpus"] * JOBS_PER_GPU if IS_SHARED else 0,
+    "execution": training_execution(),
+}
 
 
-def policy(name):
-    """The manifest that completes a policy's folder; nothing for the base model.
-
-    Where files go through a bucket, which would not fetch the rest of the folder, with its weights.
-    """
-    if name == "base":
-        return []
-    manifest = f"{RUN}/{name}/policy/manifest.json"
-    return [manifest, stored_weights(name)] if STORAGE else manifest
-
-
-def stored_weights(name, flag=lambda path: path):
-    """A policy's weights where files go through a bucket: a LoRA's file, or a network's folder."""
-    if not STORAGE:
-        return []
-    if config["lora"]["rank"] > 0:
-        return f"{RUN}/{name}/policy/pytorch_lora_weights.safetensors"
-    return flag(f"{RUN}/{name}/policy/unet")
-
-
-def previous(wildcards):
-    """Name of the policy that an iteration starts from; iteration 0 is the seed training."""
-    return f"iter{int(wildcards.iter) - 1:02d}"
-
-
-def previous_policy(wildcards):
-    """What an iteration starts from; with a gate what it hands on."""
-    if ON_COLLAPSE != "warn":
-        return f"{RUN}/iter{wildcards.iter}/start/manifest.json"
-    return policy(previous(wildcards))
-
-
-def named_policy(kind):
-    """The input function of a policy that the config calls base, seed or current."""
-
-    def path(wildcards):
-        if kind == "current":
-            return previous_policy(wildcards)
-        return policy({"base": "base", "seed": "iter00"}[kind])
-
-    return path
-
-
-def folder(manifest):
-    """How a stage is told of a policy: its folder, or 'base'."""
-    if manifest and not isinstance(manifest, str):
-        manifest = manifest[0]
-    return str(Path(str(manifest)).parent) if manifest else "base"
-
-
-def prompt_position(wildcards):
-    """Which block of the pool's order an iteration takes: after those of earlier ones."""
-    sizes, number = config["prompts"]["per_iteration"], int(wildcards.iter)
-    position = {"skip": sum(sizes[: number - 1]), "take": sizes[number - 1]}
-    return flags({"shuffle_seed": config["seed"], **position})
-
-
-def ranking(wildcards):
-    """Scores of the metric that ranks instead of the implicit reward."""
-    if RANKER == "self":
-        return []
-    return f"{RUN}/iter{wildcards.iter}/candidate_scores/{RANKER}.parquet"
-
-
-def shards(pattern, numbers):
-    """Input function: all shards of an artifact."""
-    return lambda wildcards: expand(pattern, shard=numbers, **dict(wildcards))
+def training(name):
+    """What both trainings have among their params."""
+    return {
+        "code": code_version(f"stages.{name}"),
+        "model": MODEL,
+        "lora": LORA,
+        "seed": config["seed"],
+        "settings": settings(name),
+        "held_out": HELD_OUT,
+    }
 
 
 def prompt_set_files(name):
@@ -393,56 +328,11 @@ if EXCLUDED_SETS is None:
 EXCLUDED_FILES = [file for name in EXCLUDED_SETS for file in prompt_set_files(name)]
 
 
-def evaluation_images(prompt_set, name):
-    """All shards of a policy's images of a prompt set."""
-    return expand(
-        f"{RUN}/evaluation/{prompt_set}/{name}/images/shard-{{shard}}.parquet",
-        shard=EVALUATION_SHARDS,
-    )
+def numbered(flag, rows):
+    """A repeated flag whose values are words and files; there also where it has none."""
+    return flags({flag: [word for row in rows for word in row]})
 
 
-def of_iterations(pattern, numbers, flag):
-    """A repeated flag whose values are an iteration's number and a file of it."""
-    words = [
-        word
-        for i in numbers
-        for path in dict.fromkeys(expand(pattern, i=i, shard=SHARDS))
-        for word in (i, path)
-    ]
-    return flags({flag: words}) if words else f"--{flag}".replace("_", "-")
-
-
-def gate_inputs(wildcards):
-    """What the gate of an iteration looks at: its own tables, and iteration 0's to compare."""
-    number = int(wildcards.number)
-    own, names = f"{RUN}/iter{number:02d}", ["iter00", f"iter{number:02d}"]
-    found = {
-        "holdout": expand(f"{RUN}/evaluation/holdout/{{name}}.parquet", name=names),
-        "diversity": expand(
-            f"{RUN}/evaluation/{PROMPT_SETS[0]}/{{name}}/diversity.parquet",
-            name=names,
-        ),
-    }
-    if number:
-        found["pairs"] = f"{own}/pairs.parquet"
-        found["previous"] = f"{RUN}/iter{number - 1:02d}/gate.json"
-    return found
-
-
-def gate_flags(wildcards, input):
-    """The same, as flags."""
-    number = int(wildcards.number)
-    values = {
-        "iteration": number,
-        "holdout": [0, input.holdout[0], number, input.holdout[1]],
-        "diversity": [0, input.diversity[0], number, input.diversity[1]],
-    }
-    if number:
-        values |= {"pairs": [number, input.pairs], "previous": input.previous}
-    return flags(values)
-
-
-def gate_before(wildcards):
-    """The decision on the iteration before; under stop, judging anew unmakes nothing made since."""
-    path = f"{RUN}/{previous(wildcards)}/gate.json"
-    return ancient(path) if ON_COLLAPSE == "stop" else path
+def tables(**rows):
+    """Such flags in one; one that has no values is left out."""
+    return " ".join(numbered(flag, rows[flag]) for flag in sorted(rows) if rows[flag])

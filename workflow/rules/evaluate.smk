@@ -5,31 +5,44 @@ CANDIDATE_SCORES = expand(
     i=ITERATIONS if CANDIDATE_METRIC else [],
 )
 PRIMARY_SET = PROMPT_SETS[0]
+PROMPTS = f"{RUN}/evaluation/{{set}}/prompts.parquet"
+IMAGES = f"{RUN}/evaluation/{{set}}/{{policy}}/images/shard-{{shard}}.parquet"
+METRIC_SCORES = f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet"
+HOLDOUT = f"{RUN}/evaluation/holdout/{{policy}}.parquet"
+DIVERSITY = f"{RUN}/evaluation/{{set}}/{{policy}}/diversity.parquet"
 EVALUATION = [
     f"{RUN}/evaluation/summary.parquet",
     f"{RUN}/evaluation/breakdown.parquet",
     f"{RUN}/evaluation/guards.parquet",
     f"{RUN}/evaluation/reliability.parquet",
     f"{RUN}/evaluation/leakage.parquet",
-    *expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
-    *expand(f"{RUN}/evaluation/holdout/{{policy}}.parquet", policy=POLICY_NAMES[1:]),
+    *expand(PROMPTS, set=PROMPT_SETS),
+    *expand(HOLDOUT, policy=POLICY_NAMES[1:]),
     *CANDIDATE_SCORES,
-    *expand(
-        f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet",
-        set=PROMPT_SETS,
-        policy=POLICY_NAMES,
-        metric=METRICS,
-    ),
-    *expand(
-        f"{RUN}/evaluation/{PRIMARY_SET}/{{policy}}/diversity.parquet",
-        policy=POLICY_NAMES,
-    ),
-    *[
-        path
-        for prompt_set in PROMPT_SETS
-        for name in POLICY_NAMES
-        for path in evaluation_images(prompt_set, name)
-    ],
+    *expand(METRIC_SCORES, set=PROMPT_SETS, policy=POLICY_NAMES, metric=METRICS),
+    *expand(DIVERSITY, set=PRIMARY_SET, policy=POLICY_NAMES),
+    *expand(IMAGES, set=PROMPT_SETS, policy=POLICY_NAMES, shard=EVALUATION_SHARDS),
+]
+# What a stage is told of tables: the words that name each, and its path.
+SET_PROMPTS = [(name, *expand(PROMPTS, set=name)) for name in PROMPT_SETS]
+TRAINING_PROMPTS = [
+    ("seed", f"{RUN}/seed/preferences.parquet"),
+    *[(f"iter{i:02d}", f"{RUN}/prompts/iter{i:02d}.parquet") for i in ITERATIONS],
+]
+REWARDS = [
+    (i, path)
+    for i in ITERATIONS
+    for path in expand(SCORES, iter=f"{i:02d}", shard=SHARDS)
+]
+OWN_SCORES = [
+    (
+        prompt_set,
+        name,
+        *expand(METRIC_SCORES, set=prompt_set, policy=name, metric=metric),
+    )
+    for prompt_set in PROMPT_SETS
+    for name in POLICY_NAMES
+    for metric in METRICS
 ]
 OTHER_SCORES = [
     (
@@ -41,28 +54,18 @@ OTHER_SCORES = [
     for prompt_set in PROMPT_SETS
     for metric in METRICS
 ]
-TRAINING_PROMPTS = [
-    ("seed", f"{RUN}/seed/preferences.parquet"),
-    *[(f"iter{i:02d}", f"{RUN}/prompts/iter{i:02d}.parquet") for i in ITERATIONS],
-]
 
 
 rule select_evaluation_prompts:
     input:
         lambda wildcards: prompt_set_files(wildcards.set),
     output:
-        f"{RUN}/evaluation/{{set}}/prompts.parquet",
+        PROMPTS,
     log:
         f"{LOGS}/evaluation/{{set}}/select_prompts.log",
     localrule: True
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.select_evaluation_prompts"),
-        command=stage("select_evaluation_prompts"),
+        **stage("select_evaluation_prompts"),
         layout=lambda wildcards: config["evaluation"]["prompt_layouts"].get(
             wildcards.set, "plain"
         ),
@@ -73,169 +76,130 @@ rule select_evaluation_prompts:
 
 rule check_leakage:
     input:
-        evaluation=expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
+        evaluation=[path for _, path in SET_PROMPTS],
         training=[path for _, path in TRAINING_PROMPTS],
     output:
         f"{RUN}/evaluation/leakage.parquet",
     log:
         f"{LOGS}/evaluation/check_leakage.log",
     priority: 20
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.check_leakage"),
-        command=stage("check_leakage"),
-        flags=flags(
-            {
-                "evaluation": [
-                    word
-                    for name in PROMPT_SETS
-                    for word in (name, f"{RUN}/evaluation/{name}/prompts.parquet")
-                ],
-                "training": [word for pair in TRAINING_PROMPTS for word in pair],
-                "allow": config["evaluation"]["allow_leakage"],
-            }
-        ),
+        **stage("check_leakage"),
+        allow=config["evaluation"]["allow_leakage"],
+        tables=tables(evaluation=SET_PROMPTS, training=TRAINING_PROMPTS),
     shell:
-        "{params.command} {params.flags} --output {output:q} 2>&1 | record {log:q}"
+        "{params.command} --allow {params.allow} {params.tables}"
+        " --output {output:q} 2>&1 | record {log:q}"
 
 
 rule generate_evaluation:
     input:
         prompts=rules.select_evaluation_prompts.output,
-        policy=lambda wildcards: policy(wildcards.policy),
+        policy=wanted_policy,
     output:
-        f"{RUN}/evaluation/{{set}}/{{policy}}/images/shard-{{shard}}.parquet",
+        IMAGES,
     log:
         f"{LOGS}/evaluation/{{set}}/{{policy}}/generate_evaluation-{{shard}}.log",
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
     resources:
-        gpu=SMALL_GPU,
-        gpu_slot=SMALL_SLOT,
-        execution=flags(
-            {
-                "prompts_per_batch": EXECUTION["evaluation_prompts_per_batch"],
-                **SHARING,
-            }
-        ),
+        **SMALL_GPU,
+        execution=batches("evaluation_prompts_per_batch"),
     params:
-        code=code_version("stages.generate_evaluation"),
-        command=stage("generate_evaluation"),
+        **stage("generate_evaluation"),
+        policy=policy_folder,
         model=MODEL,
-        policy=lambda wildcards, input: folder(input.get("policy", "")),
-        shard=lambda wildcards: int(wildcards.shard),
-        flags=flags(
-            {
-                "seed": config["evaluation"]["seed"],
-                "images_per_prompt": config["evaluation"]["images_per_prompt"],
-                "num_shards": len(EVALUATION_SHARDS),
-            }
-        ),
-        settings=SAMPLING,
+        images_per_prompt=config["evaluation"]["images_per_prompt"],
+        num_shards=len(EVALUATION_SHARDS),
+        seed=config["evaluation"]["seed"],
+        sampling=SAMPLING,
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
-        " --shard {params.shard} {params.model} {params.flags} {params.settings}"
-        " {resources.execution}"
+        " --shard {wildcards.shard} {params.model}"
+        " --images-per-prompt {params.images_per_prompt} --num-shards {params.num_shards}"
+        " --seed {params.seed} {params.sampling} {resources.execution}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule score_metric:
     input:
-        lambda wildcards: evaluation_images(wildcards.set, wildcards.policy),
+        expand(IMAGES, shard=EVALUATION_SHARDS, allow_missing=True),
     output:
-        f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet",
+        METRIC_SCORES,
     log:
         f"{LOGS}/evaluation/{{set}}/{{policy}}/score_metric-{{metric}}.log",
     conda:
         metric_environment
-    threads: 1
     resources:
-        gpu=metric_gpus,
-        gpu_slot=metric_slots,
-        execution=METRIC_EXECUTION,
+        **METRIC_GPU,
+        execution=batches("metric_images_per_batch"),
     params:
-        code=code_version("stages.score_metric"),
-        command=stage("score_metric"),
-        options=metric_options,
+        **stage("score_metric"),
+        options=lambda wildcards: options_of(wildcards.metric),
     shell:
         "{params.command} --images {input:q} --metric {wildcards.metric:q}"
         " {params.options} {resources.execution} --threads {threads}"
         " --output {output:q} 2>&1 | record {log:q}"
 
 
+use rule score_metric as score_candidates_by_metric with:
+    input:
+        expand(CANDIDATES, shard=SHARDS, allow_missing=True),
+    output:
+        f"{RUN}/iter{{iter}}/candidate_scores/{{metric}}.parquet",
+    log:
+        f"{LOGS}/iter{{iter}}/score_metric-{{metric}}.log",
+
+
 rule measure_diversity:
     input:
-        lambda wildcards: evaluation_images(wildcards.set, wildcards.policy),
+        expand(IMAGES, shard=EVALUATION_SHARDS, allow_missing=True),
     output:
-        f"{RUN}/evaluation/{{set}}/{{policy}}/diversity.parquet",
+        DIVERSITY,
     log:
         f"{LOGS}/evaluation/{{set}}/{{policy}}/measure_diversity.log",
     conda:
         metric_environment
-    threads: 1
     resources:
-        gpu=SMALL_GPU * (FEATURES != PERCEPTUAL),
-        gpu_slot=SMALL_SLOT * (FEATURES != PERCEPTUAL),
+        **(SMALL_GPU if FEATURES != PERCEPTUAL else {}),
         execution=flags(SHARING),
     params:
-        code=code_version("stages.measure_diversity"),
-        command=stage("measure_diversity"),
-        features=flags({"features": FEATURES}),
+        **stage("measure_diversity"),
+        features=FEATURES,
         options=options_of(FEATURES),
     shell:
-        "{params.command} --images {input:q} {params.features} {params.options}"
+        "{params.command} --images {input:q} --features {params.features:q} {params.options}"
         " {resources.execution} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule score_holdout:
     input:
-        preferences=f"{RUN}/seed/holdout.parquet",
-        latents=f"{RUN}/seed/holdout_latents.parquet",
-        policy=lambda wildcards: policy(wildcards.policy),
+        preferences=HELD_OUT_FILES[0],
+        latents=HELD_OUT_FILES[1],
+        policy=wanted_policy,
     output:
-        f"{RUN}/evaluation/holdout/{{policy}}.parquet",
+        HOLDOUT,
     log:
         f"{LOGS}/evaluation/score_holdout-{{policy}}.log",
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
     resources:
-        gpu=SMALL_GPU,
-        gpu_slot=SMALL_SLOT,
-        execution=scoring_execution(),
+        **SMALL_GPU,
+        execution=batches("score_rows_per_batch"),
     params:
-        code=code_version("stages.score_holdout"),
-        command=stage("score_holdout"),
+        **stage("score_holdout"),
+        policy=policy_folder,
         model=MODEL,
-        policy=lambda wildcards, input: folder(input.get("policy", "")),
-        flags=flags(
-            {
-                "seed": config["evaluation"]["seed"],
-                "num_draws": config["evaluation"]["holdout_draws"],
-                "reference": "base",
-                "dpo_beta": config["update_policy"]["dpo_beta"],
-            }
-        ),
+        dpo_beta=config["update_policy"]["dpo_beta"],
+        num_draws=config["evaluation"]["holdout_draws"],
+        seed=config["evaluation"]["seed"],
     shell:
         "{params.command} --preferences {input.preferences:q} --latents {input.latents:q}"
-        " --policy {params.policy:q} {params.model} {params.flags}"
+        " --policy {params.policy:q} {params.model} --dpo-beta {params.dpo_beta}"
+        " --num-draws {params.num_draws} --reference base --seed {params.seed}"
         " {resources.execution} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule summarise_evaluation:
     input:
-        scores=expand(
-            f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet",
-            set=PROMPT_SETS,
-            policy=POLICY_NAMES,
-            metric=METRICS,
-        ),
-        prompts=expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
+        scores=[path for *_, path in OWN_SCORES],
+        prompts=[path for _, path in SET_PROMPTS],
         others=[path for *_, path in OTHER_SCORES],
     output:
         summary=f"{RUN}/evaluation/summary.parquet",
@@ -243,85 +207,34 @@ rule summarise_evaluation:
     log:
         f"{LOGS}/evaluation/summarise_evaluation.log",
     localrule: True
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.summarise_evaluation"),
-        command=stage("summarise_evaluation"),
-        flags=flags(
-            {
-                "scores": [
-                    word
-                    for prompt_set in PROMPT_SETS
-                    for name in POLICY_NAMES
-                    for metric in METRICS
-                    for word in (
-                        prompt_set,
-                        name,
-                        f"{RUN}/evaluation/{prompt_set}/{name}/scores/{metric}.parquet",
-                    )
-                ],
-                "prompts": [
-                    word
-                    for name in PROMPT_SETS
-                    for word in (name, f"{RUN}/evaluation/{name}/prompts.parquet")
-                ],
-                **(
-                    {"others": [word for other in OTHER_SCORES for word in other]}
-                    if OTHER_SCORES
-                    else {}
-                ),
-            }
-        ),
+        **stage("summarise_evaluation"),
+        tables=tables(scores=OWN_SCORES, prompts=SET_PROMPTS, others=OTHER_SCORES),
     shell:
-        "{params.command} {params.flags} --output {output.summary:q}"
+        "{params.command} {params.tables} --output {output.summary:q}"
         " --breakdown {output.breakdown:q} 2>&1 | record {log:q}"
 
 
 rule summarise_guards:
     input:
-        holdout=expand(
-            f"{RUN}/evaluation/holdout/{{policy}}.parquet", policy=POLICY_NAMES[1:]
-        ),
-        diversity=expand(
-            f"{RUN}/evaluation/{PRIMARY_SET}/{{policy}}/diversity.parquet",
-            policy=POLICY_NAMES[1:],
-        ),
+        holdout=expand(HOLDOUT, policy=POLICY_NAMES[1:]),
+        diversity=expand(DIVERSITY, set=PRIMARY_SET, policy=POLICY_NAMES[1:]),
         pairs=expand(f"{RUN}/iter{{i:02d}}/pairs.parquet", i=ITERATIONS),
-        rewards=expand(
-            f"{RUN}/iter{{i:02d}}/scores/shard-{{shard}}.parquet",
-            i=ITERATIONS,
-            shard=SHARDS,
-        ),
+        rewards=[path for _, path in REWARDS],
         candidate_scores=CANDIDATE_SCORES,
-        prompts=expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=PROMPT_SETS),
+        prompts=[path for _, path in SET_PROMPTS],
     output:
         guards=f"{RUN}/evaluation/guards.parquet",
         reliability=f"{RUN}/evaluation/reliability.parquet",
     log:
         f"{LOGS}/evaluation/summarise_guards.log",
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.summarise_guards"),
-        command=stage("summarise_guards"),
+        **stage("summarise_guards"),
         model=MODEL,
         limits=LIMITS,
-        rewards=of_iterations(
-            f"{RUN}/iter{{i:02d}}/scores/shard-{{shard}}.parquet",
-            ITERATIONS,
-            "rewards",
-        ),
-        candidate_scores=of_iterations(
-            f"{RUN}/iter{{i:02d}}/candidate_scores/{CANDIDATE_METRIC}.parquet",
-            ITERATIONS if CANDIDATE_METRIC else [],
-            "candidate_scores",
+        rewards=numbered("rewards", REWARDS),
+        candidate_scores=numbered(
+            "candidate_scores", list(zip(ITERATIONS, CANDIDATE_SCORES))
         ),
     shell:
         "{params.command} --holdout {input.holdout:q} --pairs {input.pairs:q}"

@@ -7,14 +7,15 @@ POLICY_FORMATS = [
     if (IS_LORA or not kind.startswith("lora-")) and not STORAGE
 ]
 PREFERENCE_FORMATS = [] if STORAGE else config["export"]["preferences"]
+# (folder, name of the policy)
 EXPORTED_POLICIES = [
-    f"{RUN}/export/{name}/{kind}"
+    (f"{RUN}/export/{name}/{kind}", name)
     for name in POLICY_NAMES[1:]
     for kind in POLICY_FORMATS
 ]
 EXPORT = [
-    *[f"{path}/manifest.json" for path in EXPORTED_POLICIES],
-    *[f"{path}/README.md" for path in EXPORTED_POLICIES],
+    *[f"{path}/manifest.json" for path, _ in EXPORTED_POLICIES],
+    *[f"{path}/README.md" for path, _ in EXPORTED_POLICIES],
     *expand(
         f"{RUN}/export/iter{{i:02d}}/preferences-{{kind}}/manifest.json",
         i=ITERATIONS,
@@ -26,63 +27,42 @@ EXPORT = [
 # The evaluation is no input: a policy can be used as soon as it is trained. Its card comes last.
 rule export_policy:
     input:
-        lambda wildcards: policy(wildcards.policy),
+        policy=wanted_policy,
     output:
         f"{RUN}/export/{{policy}}/{{kind}}/manifest.json",
     log:
         f"{LOGS}/export/export_policy-{{policy}}-{{kind}}.log",
     wildcard_constraints:
         kind="diffusers|lora-diffusers|lora-kohya|single-file",
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.export_policy"),
-        command=stage("export_policy"),
-        policy=lambda wildcards, input: folder(input[0]),
-        output=lambda wildcards, output: folder(output[0]),
+        **stage("export_policy"),
+        policy=policy_folder,
+        folder=output_folder,
         model=MODEL,
-        kind=lambda wildcards: flags(
-            {"format": wildcards.kind, "name": f"{config['run']}-{wildcards.policy}"}
-        ),
-        flags=flags({"dtype": config["export"]["dtype"]}),
+        name=lambda wildcards: f"{config['run']}-{wildcards.policy}",
+        dtype=config["export"]["dtype"],
     shell:
-        "{params.command} --policy {params.policy:q} {params.model} {params.kind}"
-        " {params.flags} --is-ours --output {params.output:q} 2>&1 | record {log:q}"
+        "{params.command} --policy {params.policy:q} {params.model}"
+        " --format {wildcards.kind} --name {params.name:q} --dtype {params.dtype}"
+        " --is-ours --output {params.folder:q} 2>&1 | record {log:q}"
 
 
 if EXPORTED_POLICIES:
 
     rule write_model_cards:
         input:
-            exports=[f"{path}/manifest.json" for path in EXPORTED_POLICIES],
+            exports=[f"{path}/manifest.json" for path, _ in EXPORTED_POLICIES],
             summary=f"{RUN}/evaluation/summary.parquet",
             gates=GATES,
         output:
-            [f"{path}/README.md" for path in EXPORTED_POLICIES],
+            [f"{path}/README.md" for path, _ in EXPORTED_POLICIES],
         log:
             f"{LOGS}/export/write_model_cards.log",
         localrule: True
-        conda:
-            "../../envs/sail.yaml"
-        threads: 1
-        resources:
-            gpu=0,
         params:
-            code=code_version("stages.write_model_cards"),
-            command=stage("write_model_cards"),
-            exports=flags(
-                {
-                    "exports": [
-                        word
-                        for path in EXPORTED_POLICIES
-                        for word in (path, path.split("/")[-2])
-                    ]
-                }
-            ),
-            gates=flags({"gates": GATES}) if GATES else "",
+            **stage("write_model_cards"),
+            exports=tables(exports=EXPORTED_POLICIES),
+            gates=flags({"gates": GATES} if GATES else {}),
         shell:
             "{params.command} {params.exports} {params.gates} --summary {input.summary:q}"
             " 2>&1 | record {log:q}"
@@ -97,16 +77,9 @@ rule export_preferences:
         f"{LOGS}/export/export_preferences-{{iter}}-{{kind}}.log",
     wildcard_constraints:
         kind="pickapic|preference|imagefolder|webdataset",
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.export_preferences"),
-        command=stage("export_preferences"),
-        output=lambda wildcards, output: folder(output[0]),
-        kind=lambda wildcards: flags({"format": wildcards.kind}),
+        **stage("export_preferences"),
+        folder=output_folder,
     shell:
-        "{params.command} --preferences {input:q} {params.kind}"
-        " --output {params.output:q} 2>&1 | record {log:q}"
+        "{params.command} --preferences {input:q} --format {wildcards.kind}"
+        " --output {params.folder:q} 2>&1 | record {log:q}"

@@ -1,4 +1,17 @@
 # One round of self-improvement: policy i-1 samples, judges, and is trained into policy i.
+CANDIDATES = f"{RUN}/iter{{iter}}/candidates/shard-{{shard}}.parquet"
+SCORES = f"{RUN}/iter{{iter}}/scores/shard-{{shard}}.parquet"
+PROMPT_POOL = (
+    [f"{RUN}/world/pool.txt"]
+    if "shapes" in config
+    else matching(named(config["prompts"].get("pool", [])))
+)
+RANKING = (
+    [] if RANKER == "self" else f"{RUN}/iter{{iter}}/candidate_scores/{RANKER}.parquet"
+)
+SIZES = config["prompts"]["per_iteration"]
+CANDIDATES_PER_PROMPT = config["sample_candidates"]["candidates_per_prompt"]
+
 # Shards are targets too: Snakemake would not miss a deleted file that only finished jobs have read.
 DATASETS = [
     *expand(f"{RUN}/prompts/iter{{i:02d}}.parquet", i=ITERATIONS),
@@ -23,13 +36,6 @@ POLICIES = expand(
     i=ITERATIONS,
     artifact=["policy/manifest.json", "training.parquet", "held_out_curve.parquet"],
 )
-PROMPT_POOL = (
-    [f"{RUN}/world/pool.txt"]
-    if "shapes" in config
-    else matching(named(config["prompts"].get("pool", [])))
-)
-CANDIDATES = f"{RUN}/iter{{iter}}/candidates/shard-{{shard}}.parquet"
-SCORES = f"{RUN}/iter{{iter}}/scores/shard-{{shard}}.parquet"
 
 
 GATES = []
@@ -46,48 +52,34 @@ if ON_COLLAPSE != "warn":
         wildcard_constraints:
             number=r"\d\d",
         priority: 10
-        conda:
-            "../../envs/sail.yaml"
-        threads: 1
-        resources:
-            gpu=0,
         params:
-            code=code_version("stages.check_collapse"),
-            command=stage("check_collapse"),
+            **stage("check_collapse"),
             tables=gate_flags,
             limits=LIMITS,
-            flags=flags({"on_collapse": ON_COLLAPSE}),
+            on_collapse=ON_COLLAPSE,
         shell:
-            "{params.command} {params.tables} {params.limits} {params.flags}"
-            " --output {output:q} 2>&1 | record {log:q}"
+            "{params.command} {params.tables} {params.limits}"
+            " --on-collapse {params.on_collapse} --output {output:q} 2>&1 | record {log:q}"
 
     rule start_iteration:
         input:
             gate=gate_before,
             policies=lambda wildcards: expand(
                 f"{RUN}/iter{{i:02d}}/policy/manifest.json",
-                i=range(int(wildcards.iter)),
+                i=range(iteration(wildcards)),
             ),
         output:
             f"{RUN}/iter{{iter}}/start/manifest.json",
         log:
             f"{LOGS}/iter{{iter}}/start_iteration.log",
         priority: 10
-        conda:
-            "../../envs/sail.yaml"
-        threads: 1
-        resources:
-            gpu=0,
         params:
-            code=code_version("stages.start_iteration"),
-            command=stage("start_iteration"),
-            policies=lambda wildcards, input: flags(
-                {"policies": [folder(path) for path in input.policies]}
-            ),
-            output=lambda wildcards, output: folder(output[0]),
+            **stage("start_iteration"),
+            policies=lambda wildcards, input: [folder(path) for path in input.policies],
+            folder=output_folder,
         shell:
-            "{params.command} --gate {input.gate:q} {params.policies}"
-            " --output {params.output:q} 2>&1 | record {log:q}"
+            "{params.command} --gate {input.gate:q} --policies {params.policies:q}"
+            " --output {params.folder:q} 2>&1 | record {log:q}"
 
 
 rule select_prompts:
@@ -104,18 +96,15 @@ rule select_prompts:
         f"{LOGS}/iter{{iter}}/select_prompts.log",
     priority: 10
     localrule: True
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.select_prompts"),
-        command=stage("select_prompts"),
-        flags=prompt_position,
+        **stage("select_prompts"),
+        seed=config["seed"],
+        skip=lambda wildcards: sum(SIZES[: iteration(wildcards) - 1]),
+        take=lambda wildcards: SIZES[iteration(wildcards) - 1],
     shell:
         "{params.command} --pool {input.pool:q} --exclude {input.exclude:q}"
-        " {params.flags} --output {output:q} 2>&1 | record {log:q}"
+        " --shuffle-seed {params.seed} --skip {params.skip} --take {params.take}"
+        " --output {output:q} 2>&1 | record {log:q}"
 
 
 rule sample_candidates:
@@ -129,45 +118,28 @@ rule sample_candidates:
     benchmark:
         f"{LOGS}/iter{{iter}}/sample_candidates-{{shard}}.tsv"
     priority: 10
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
     resources:
-        gpu=SMALL_GPU,
-        gpu_slot=SMALL_SLOT,
-        execution=flags(
-            {
-                "prompts_per_batch": EXECUTION["candidate_prompts_per_batch"],
-                **SHARING,
-            }
-        ),
+        **SMALL_GPU,
+        execution=batches("candidate_prompts_per_batch"),
     params:
-        code=code_version("stages.sample_candidates"),
-        command=stage("sample_candidates"),
+        **stage("sample_candidates"),
+        policy=policy_folder,
+        iteration=iteration,
+        num_shards=len(SHARDS),
         model=MODEL,
-        policy=lambda wildcards, input: folder(input.policy),
-        position=lambda wildcards: flags(
-            {
-                "iteration": int(wildcards.iter),
-                "shard": int(wildcards.shard),
-                "num_shards": len(SHARDS),
-            }
-        ),
-        flags=flags(
-            {
-                "seed": config["seed"],
-                "candidates_per_prompt": config["sample_candidates"][
-                    "candidates_per_prompt"
-                ],
-            }
-        ),
-        settings=SAMPLING,
+        candidates_per_prompt=CANDIDATES_PER_PROMPT,
+        seed=config["seed"],
+        sampling=SAMPLING,
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
-        " {params.position} {params.model} {params.flags} {params.settings} {resources.execution}"
+        " --iteration {params.iteration} --num-shards {params.num_shards}"
+        " --shard {wildcards.shard} {params.model}"
+        " --candidates-per-prompt {params.candidates_per_prompt} --seed {params.seed}"
+        " {params.sampling} {resources.execution}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
+# A group of jobs, as the cluster profiles make, merges resources of one name: hence no `execution`.
 rule score_candidates:
     input:
         candidates=rules.sample_candidates.output,
@@ -180,99 +152,53 @@ rule score_candidates:
     benchmark:
         f"{LOGS}/iter{{iter}}/score_candidates-{{shard}}.tsv"
     priority: 10
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
     resources:
-        gpu=SMALL_GPU,
-        gpu_slot=SMALL_SLOT,
-        scoring=scoring_execution(),
+        **SMALL_GPU,
+        scoring=batches("score_rows_per_batch"),
     params:
-        code=code_version("stages.score_candidates"),
-        command=stage("score_candidates"),
+        **stage("score_candidates"),
+        policy=policy_folder,
+        reference=reference_folder,
+        iteration=iteration,
         model=MODEL,
-        policy=lambda wildcards, input: folder(input.policy),
-        reference=lambda wildcards, input: folder(input.get("reference", "")),
-        iteration=lambda wildcards: int(wildcards.iter),
-        flags=flags(
-            {
-                "seed": config["seed"],
-                "num_draws": config["score_candidates"]["num_draws"],
-                "reencode": config["score_candidates"]["reencode"],
-            }
-        ),
+        settings=settings("score_candidates", ""),
+        seed=config["seed"],
     shell:
         "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"
         " --reference {params.reference:q} --iteration {params.iteration}"
-        " {params.model} {params.flags}"
-        " {resources.scoring} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
-
-
-rule score_candidates_by_metric:
-    input:
-        shards(CANDIDATES, SHARDS),
-    output:
-        f"{RUN}/iter{{iter}}/candidate_scores/{{metric}}.parquet",
-    log:
-        f"{LOGS}/iter{{iter}}/score_metric-{{metric}}.log",
-    conda:
-        metric_environment
-    threads: 1
-    resources:
-        gpu=metric_gpus,
-        gpu_slot=metric_slots,
-        execution=METRIC_EXECUTION,
-    params:
-        code=code_version("stages.score_metric"),
-        command=stage("score_metric"),
-        options=metric_options,
-    shell:
-        "{params.command} --images {input:q} --metric {wildcards.metric:q}"
-        " {params.options} {resources.execution} --threads {threads}"
-        " --output {output:q} 2>&1 | record {log:q}"
+        " {params.model} {params.settings} --seed {params.seed} {resources.scoring}"
+        " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
 rule select_pairs:
     input:
-        candidates=shards(CANDIDATES, SHARDS),
-        rewards=shards(SCORES, SHARDS),
-        ranking=ranking,
+        candidates=expand(CANDIDATES, shard=SHARDS, allow_missing=True),
+        rewards=expand(SCORES, shard=SHARDS, allow_missing=True),
+        ranking=RANKING,
         policy=previous_policy,
     output:
         f"{RUN}/iter{{iter}}/pairs.parquet",
     log:
         f"{LOGS}/iter{{iter}}/select_pairs.log",
     priority: 10
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.select_pairs"),
-        command=stage("select_pairs"),
-        policy=lambda wildcards, input: folder(input.policy),
-        ranking=lambda wildcards, input: (
-            flags({"ranking": [input.ranking]}) if RANKER != "self" else ""
+        **stage("select_pairs"),
+        policy=policy_folder,
+        ranking=lambda wildcards, input: flags(
+            {"ranking": input.ranking} if RANKING else {}
         ),
-        iteration=lambda wildcards: int(wildcards.iter),
-        flags=flags(
-            {
-                "seed": config["seed"],
-                "strategy": config["select_pairs"]["strategy"],
-                "min_margin_in_standard_errors": config["select_pairs"][
-                    "min_margin_in_standard_errors"
-                ],
-                "candidates_per_prompt": config["sample_candidates"][
-                    "candidates_per_prompt"
-                ],
-                "dpo_beta": config["update_policy"]["dpo_beta"],
-            }
-        ),
+        iteration=iteration,
+        candidates_per_prompt=CANDIDATES_PER_PROMPT,
+        dpo_beta=config["update_policy"]["dpo_beta"],
+        min_margin=config["select_pairs"]["min_margin_in_standard_errors"],
+        seed=config["seed"],
+        strategy=config["select_pairs"]["strategy"],
     shell:
         "{params.command} --candidates {input.candidates:q} --rewards {input.rewards:q}"
         " --policy {params.policy:q} {params.ranking} --iteration {params.iteration}"
-        " {params.flags} --output {output:q} 2>&1 | record {log:q}"
+        " --candidates-per-prompt {params.candidates_per_prompt} --dpo-beta {params.dpo_beta}"
+        " --min-margin-in-standard-errors {params.min_margin} --seed {params.seed}"
+        " --strategy {params.strategy} --output {output:q} 2>&1 | record {log:q}"
 
 
 rule mix_preferences:
@@ -285,25 +211,15 @@ rule mix_preferences:
     log:
         f"{LOGS}/iter{{iter}}/mix_preferences.log",
     priority: 10
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.mix_preferences"),
-        command=stage("mix_preferences"),
-        iteration=lambda wildcards: int(wildcards.iter),
-        flags=flags(
-            {
-                "seed": config["seed"],
-                "seed_fraction": config["mix_preferences"]["seed_fraction"],
-            }
-        ),
+        **stage("mix_preferences"),
+        iteration=iteration,
+        seed=config["seed"],
+        settings=settings("mix_preferences", ""),
     shell:
         "{params.command} --pairs {input.pairs:q} --preferences {input.preferences:q}"
-        " --latents {input.latents:q} --iteration {params.iteration} {params.flags}"
-        " --output {output:q} 2>&1 | record {log:q}"
+        " --latents {input.latents:q} --iteration {params.iteration}"
+        " --seed {params.seed} {params.settings} --output {output:q} 2>&1 | record {log:q}"
 
 
 rule update_policy:
@@ -322,30 +238,21 @@ rule update_policy:
     benchmark:
         f"{LOGS}/iter{{iter}}/update_policy.tsv"
     priority: 10
-    conda:
-        "../../envs/sail.yaml"
     threads: 2
     resources:
-        gpu=EXECUTION["training_gpus"],
-        gpu_slot=TRAINING_SLOTS,
-        execution=training_execution(),
+        **TRAINING_GPUS,
     params:
-        code=code_version("stages.update_policy"),
-        policy=lambda wildcards, input: folder(input.policy),
-        reference=lambda wildcards, input: folder(input.get("reference", "")),
-        folder=lambda wildcards, output: folder(output.policy),
+        **training("update_policy"),
+        policy=policy_folder,
+        reference=reference_folder,
+        iteration=iteration,
+        folder=output_folder,
         work=lambda wildcards: f"{WORK}/iter{wildcards.iter}",
-        iteration=lambda wildcards: int(wildcards.iter),
-        model=MODEL,
-        flags=flags({"seed": config["seed"]}),
-        held_out=HELD_OUT,
-        lora=LORA,
-        settings=settings("update_policy"),
     shell:
         "launch {resources.gpu} stages.update_policy"
         " --preferences {input.preferences:q} --policy {params.policy:q}"
         " --reference {params.reference:q} --iteration {params.iteration}"
-        " {params.model} {params.lora} {params.flags} {params.settings} {params.held_out}"
-        " --output {params.folder:q} --training {output.training:q}"
+        " {params.model} {params.lora} --seed {params.seed} {params.settings}"
+        " {params.held_out} --output {params.folder:q} --training {output.training:q}"
         " --held-out-curve {output.held_out_curve:q} --work {params.work:q}"
         " {resources.execution} --threads {threads} 2>&1 | record {log:q}"

@@ -2,7 +2,15 @@
 import json
 
 REPORT = [f"{RUN}/report.html", f"{RUN}/config.json"]
+# What the page shows of the config: what decides results and differs from the defaults.
+SHOWN_CONFIG = {
+    key: value
+    for key, value in without_defaults(config).items()
+    if key not in ("execution", "export")
+}
 PAPER_MODEL = config["evaluation"]["paper_model"]
+TRAININGS = [(i, f"{RUN}/iter{i:02d}/training.parquet") for i in TRAINED]
+HELD_OUT_CURVES = [(i, f"{RUN}/iter{i:02d}/held_out_curve.parquet") for i in TRAINED]
 
 
 rule write_report:
@@ -12,14 +20,10 @@ rule write_report:
         guards=f"{RUN}/evaluation/guards.parquet",
         reliability=f"{RUN}/evaluation/reliability.parquet",
         leakage=f"{RUN}/evaluation/leakage.parquet",
-        images=[
-            path
-            for name in POLICY_NAMES
-            for path in evaluation_images(PRIMARY_SET, name)[:1]
-        ],
+        images=expand(IMAGES, set=PRIMARY_SET, policy=POLICY_NAMES, shard=0),
         pairs=expand(f"{RUN}/iter{{i:02d}}/pairs.parquet", i=ITERATIONS),
-        training=expand(f"{RUN}/iter{{i:02d}}/training.parquet", i=TRAINED),
-        held_out_curve=expand(f"{RUN}/iter{{i:02d}}/held_out_curve.parquet", i=TRAINED),
+        training=[path for _, path in TRAININGS],
+        held_out_curve=[path for _, path in HELD_OUT_CURVES],
         import_summary=f"{RUN}/seed/import.json",
         gates=GATES,
     output:
@@ -28,30 +32,12 @@ rule write_report:
     log:
         f"{LOGS}/report.log",
     localrule: True
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.report"),
-        command=stage("report"),
-        training=of_iterations(
-            f"{RUN}/iter{{i:02d}}/training.parquet", TRAINED, "training"
-        ),
-        held_out_curve=of_iterations(
-            f"{RUN}/iter{{i:02d}}/held_out_curve.parquet", TRAINED, "held_out_curve"
-        ),
-        gates=flags({"gates": GATES}) if GATES else "",
-        config=json.dumps(
-            {
-                key: value
-                for key, value in without_defaults(config).items()
-                if key not in ("execution", "export")
-            },
-            sort_keys=True,
-            indent=2,
-        ),
+        **stage("write_report"),
+        training=numbered("training", TRAININGS),
+        held_out_curve=numbered("held_out_curve", HELD_OUT_CURVES),
+        gates=flags({"gates": GATES} if GATES else {}),
+        config=json.dumps(SHOWN_CONFIG, sort_keys=True, indent=2),
         flags=flags(
             {
                 "run": config["run"],
@@ -66,7 +52,8 @@ rule write_report:
         "printf '%s\\n' {params.config:q} > {output.config:q};"
         " {params.command} --config {output.config:q} --summary {input.summary:q}"
         " --breakdown {input.breakdown:q} --reliability {input.reliability:q}"
-        " --leakage {input.leakage:q} --guards {input.guards:q} --images {input.images:q} --pairs {input.pairs:q}"
+        " --leakage {input.leakage:q} --guards {input.guards:q}"
+        " --images {input.images:q} --pairs {input.pairs:q}"
         " {params.training} {params.held_out_curve} {params.gates}"
         " --import-summary {input.import_summary:q}"
         " {params.flags} {params.limits} --output {output.report:q} 2>&1 | record {log:q}"

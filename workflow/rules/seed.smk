@@ -1,11 +1,12 @@
 # Human pairs -> seed pairs and held-out pairs -> latents -> policy 0.
+PREFERENCES = without_defaults(config["preferences"], "preferences")
 PREFERENCE_FILES = (
     [f"{RUN}/world/preferences.parquet"]
     if "shapes" in config
     else matching(config["preferences"]["files"])
 )
-
-PREFERENCES = config["preferences"]
+# The stage finds the files anew, by the patterns of the config.
+ASKED_FILES = PREFERENCES.pop("files", PREFERENCE_FILES)
 # Only a tokenizer that lies here already: the import fetches nothing.
 TOKENIZER = Path(config["model"]["base"]) / "tokenizer"
 
@@ -35,23 +36,13 @@ rule import_preferences:
     log:
         f"{LOGS}/seed/import_preferences.log",
     priority: 10
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
-    resources:
-        gpu=0,
     params:
-        code=code_version("stages.import_preferences"),
-        command=stage("import_preferences"),
-        files=flags({"files": PREFERENCES.get("files", PREFERENCE_FILES)}),
+        **stage("import_preferences"),
+        files=flags({"files": ASKED_FILES}),
         flags=flags(
             {
+                **PREFERENCES,
                 "seed": config["seed"],
-                **{
-                    key: PREFERENCES[key]
-                    for key in ("num_pairs", "num_holdout", "layout", "skip_bad")
-                    if key in without_defaults(PREFERENCES, "preferences")
-                },
                 "tokenizer": TOKENIZER if TOKENIZER.is_dir() else None,
             }
         ),
@@ -69,16 +60,11 @@ rule encode_preferences:
     log:
         f"{LOGS}/seed/encode_{{part}}.log",
     priority: 10
-    conda:
-        "../../envs/sail.yaml"
-    threads: 1
     resources:
-        gpu=SMALL_GPU,
-        gpu_slot=SMALL_SLOT,
+        **SMALL_GPU,
         execution=flags(SHARING),
     params:
-        code=code_version("stages.encode_preferences"),
-        command=stage("encode_preferences"),
+        **stage("encode_preferences"),
         model=MODEL,
     shell:
         "{params.command} --preferences {input:q} {params.model} {resources.execution}"
@@ -89,20 +75,14 @@ if ADOPTED_POLICY:
 
     rule adopt_policy:
         output:
-            f"{RUN}/iter00/policy/manifest.json",
-            stored_weights("iter00", directory),
+            policy=f"{RUN}/iter00/policy/manifest.json",
+            weights=stored_weights("iter00", directory),
         log:
             f"{LOGS}/iter00/adopt_policy.log",
         priority: 10
-        conda:
-            "../../envs/sail.yaml"
-        threads: 1
-        resources:
-            gpu=0,
         params:
-            code=code_version("stages.adopt_policy"),
-            command=stage("adopt_policy"),
-            folder=lambda wildcards, output: folder(output[0]),
+            **stage("adopt_policy"),
+            folder=output_folder,
             model=MODEL,
             policy=ADOPTED_POLICY,
         shell:
@@ -126,26 +106,17 @@ else:
         benchmark:
             f"{LOGS}/iter00/train_seed.tsv"
         priority: 10
-        conda:
-            "../../envs/sail.yaml"
         threads: 2
         resources:
-            gpu=EXECUTION["training_gpus"],
-            gpu_slot=TRAINING_SLOTS,
-            execution=training_execution(),
+            **TRAINING_GPUS,
         params:
-            code=code_version("stages.train_seed"),
-            folder=lambda wildcards, output: folder(output.policy),
+            **training("train_seed"),
+            folder=output_folder,
             work=f"{WORK}/iter00",
-            model=MODEL,
-            flags=flags({"seed": config["seed"]}),
-            held_out=HELD_OUT,
-            lora=LORA,
-            settings=settings("train_seed"),
         shell:
             "launch {resources.gpu} stages.train_seed"
             " --preferences {input.preferences:q} --latents {input.latents:q}"
-            " {params.model} {params.lora} {params.flags} {params.settings} {params.held_out}"
-            " --output {params.folder:q} --training {output.training:q}"
+            " {params.model} {params.lora} --seed {params.seed} {params.settings}"
+            " {params.held_out} --output {params.folder:q} --training {output.training:q}"
             " --held-out-curve {output.held_out_curve:q} --work {params.work:q}"
             " {resources.execution} --threads {threads} 2>&1 | record {log:q}"

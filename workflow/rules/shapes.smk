@@ -19,24 +19,16 @@ if "shapes" in config:
         log:
             f"{LOGS}/world/split_captions.log",
         localrule: True
-        conda:
-            "../../envs/sail.yaml"
-        threads: 1
-        resources:
-            gpu=0,
         params:
-            code=code_version("stages.shapes.split_captions"),
-            command=stage("shapes.split_captions"),
-            flags=flags(
-                {
-                    "seed": config["seed"],
-                    "num_seed_captions": config["shapes"]["num_seed_captions"],
-                    "evaluation_fold": config["shapes"]["evaluation_fold"],
-                }
-            ),
+            **stage("shapes.split_captions"),
+            evaluation_fold=config["shapes"]["evaluation_fold"],
+            num_seed_captions=config["shapes"]["num_seed_captions"],
+            seed=config["seed"],
         shell:
-            "{params.command} {params.flags} --seed-captions {output.seed_captions:q}"
-            " --pool {output.pool:q} --evaluation {output.evaluation:q} 2>&1 | record {log:q}"
+            "{params.command} --evaluation-fold {params.evaluation_fold}"
+            " --num-seed-captions {params.num_seed_captions} --seed {params.seed}"
+            " --seed-captions {output.seed_captions:q} --pool {output.pool:q}"
+            " --evaluation {output.evaluation:q} 2>&1 | record {log:q}"
 
     rule make_preferences:
         input:
@@ -46,32 +38,22 @@ if "shapes" in config:
         log:
             f"{LOGS}/world/make_preferences.log",
         priority: 10
-        conda:
-            "../../envs/sail.yaml"
         threads: 2
         resources:
-            gpu=SMALL_GPU,
-            gpu_slot=SMALL_SLOT,
+            **SMALL_GPU,
             execution=flags(SHARING),
         params:
-            code=code_version("stages.shapes.make_preferences"),
-            command=stage("shapes.make_preferences"),
+            **stage("shapes.make_preferences"),
             model=MODEL,
-            flags=flags(
-                {
-                    "seed": config["seed"],
-                    **{
-                        key: config["shapes"][key]
-                        for key in (
-                            "pairs_per_caption",
-                            "label_temperature",
-                            "tie_below",
-                        )
-                    },
-                }
-            ),
-            settings=SAMPLING,
+            label_temperature=config["shapes"]["label_temperature"],
+            pairs_per_caption=config["shapes"]["pairs_per_caption"],
+            seed=config["seed"],
+            tie_below=config["shapes"]["tie_below"],
+            sampling=SAMPLING,
         shell:
-            "{params.command} --captions {input:q}"
-            " {params.model} {params.flags} {params.settings} {resources.execution}"
+            "{params.command} --captions {input:q} {params.model}"
+            " --label-temperature {params.label_temperature}"
+            " --pairs-per-caption {params.pairs_per_caption}"
+            " --seed {params.seed} --tie-below {params.tie_below}"
+            " {params.sampling} {resources.execution}"
             " --output {output:q} --threads {threads} 2>&1 | record {log:q}"

@@ -112,7 +112,7 @@ class Args:
 def main(args: Args) -> None:
     """Read everything, have it put into words and figures, and write the page."""
     check(args)
-    with stage("report") as run:
+    with stage("write_report") as run:
         evaluation = read_evaluation(run, args)
         gates = [read_gate(path) for path in args.gates]
         config = read_object(args.config)
@@ -144,12 +144,12 @@ def main(args: Args) -> None:
                 "files": list(files(args)),
                 "commands": commands(args),
                 "config": json.dumps(config, indent=2, ensure_ascii=False),
-                "code": code_version("stages.report"),
+                "code": code_version("stages.write_report"),
             }
         )
         write_text(args.output, page)
         run.rows_out = 1
-        log.info("report: %s, %.1f MB", args.output, len(page.encode()) / 1e6)
+        log.info("write_report: %s, %.1f MB", args.output, len(page.encode()) / 1e6)
 
 
 def check(args: Args) -> None:

@@ -1,0 +1,21 @@
+# Every rule's shell command begins with this file; common.smk says so.
+# On SIGTERM the shell and the log wait for the stage, which ends when its Snakemake does: the shell's
+# parent, by SAIL_SNAKEMAKE.
+set -euo pipefail
+trap : TERM
+export SAIL_SNAKEMAKE=$PPID
+
+# `launch 4 stages.train_seed ...` starts four processes, each with a GPU of its own.
+launch() {
+    if [ "$1" -gt 1 ]; then
+        python -m stages.launch "$@"
+    else
+        python -m "${@:2}"
+    fi
+}
+
+# A stage's output goes to its log whole, and to the terminal without the command line at its head.
+record() {
+    trap '' TERM
+    tee "$1" | { grep --line-buffered -v " python -m stages[.]" || true; }
+}

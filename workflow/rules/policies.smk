@@ -1,0 +1,110 @@
+# Which policy goes into a job and comes out of it, and what stands between two iterations.
+def policy(name):
+    """The manifest that completes a policy's folder; nothing for the base model.
+
+    Where files go through a bucket, which would not fetch the rest of the folder, with its weights.
+    """
+    if name == "base":
+        return []
+    manifest = f"{RUN}/{name}/policy/manifest.json"
+    return [manifest, stored_weights(name)] if STORAGE else manifest
+
+
+def stored_weights(name, flag=lambda path: path):
+    """A policy's weights where files go through a bucket: a LoRA's file, or a network's folder."""
+    if not STORAGE:
+        return []
+    if config["lora"]["rank"] > 0:
+        return f"{RUN}/{name}/policy/pytorch_lora_weights.safetensors"
+    return flag(f"{RUN}/{name}/policy/unet")
+
+
+def folder(manifest):
+    """How a stage is told of a policy: its folder, or 'base'."""
+    if manifest and not isinstance(manifest, str):
+        manifest = manifest[0]
+    return str(Path(str(manifest)).parent) if manifest else "base"
+
+
+def policy_folder(wildcards, input):
+    """Param: the policy among a rule's inputs."""
+    return folder(input.get("policy", ""))
+
+
+def reference_folder(wildcards, input):
+    """Param: the reference among a rule's inputs."""
+    return folder(input.get("reference", ""))
+
+
+def output_folder(wildcards, output):
+    """Param: the folder that a rule's first output completes."""
+    return folder(output[0])
+
+
+def wanted_policy(wildcards):
+    """Input: the policy of the wildcard."""
+    return policy(wildcards.policy)
+
+
+def iteration(wildcards):
+    """Its number, as a flag takes it."""
+    return int(wildcards.iter)
+
+
+def previous(wildcards):
+    """Name of the policy that an iteration starts from; iteration 0 is the seed training."""
+    return f"iter{iteration(wildcards) - 1:02d}"
+
+
+def previous_policy(wildcards):
+    """What an iteration starts from; with a gate what it hands on."""
+    if ON_COLLAPSE != "warn":
+        return f"{RUN}/iter{wildcards.iter}/start/manifest.json"
+    return policy(previous(wildcards))
+
+
+def named_policy(kind):
+    """The input function of a policy that the config calls base, seed or current."""
+
+    def path(wildcards):
+        if kind == "current":
+            return previous_policy(wildcards)
+        return policy({"base": "base", "seed": "iter00"}[kind])
+
+    return path
+
+
+def gate_inputs(wildcards):
+    """What the gate of an iteration looks at: its own tables, and iteration 0's to compare."""
+    number = int(wildcards.number)
+    own, names = f"{RUN}/iter{number:02d}", ["iter00", f"iter{number:02d}"]
+    found = {
+        "holdout": expand(f"{RUN}/evaluation/holdout/{{name}}.parquet", name=names),
+        "diversity": expand(
+            f"{RUN}/evaluation/{PROMPT_SETS[0]}/{{name}}/diversity.parquet",
+            name=names,
+        ),
+    }
+    if number:
+        found["pairs"] = f"{own}/pairs.parquet"
+        found["previous"] = f"{RUN}/iter{number - 1:02d}/gate.json"
+    return found
+
+
+def gate_flags(wildcards, input):
+    """The same, as flags."""
+    number = int(wildcards.number)
+    values = {
+        "iteration": number,
+        "holdout": [0, input.holdout[0], number, input.holdout[1]],
+        "diversity": [0, input.diversity[0], number, input.diversity[1]],
+    }
+    if number:
+        values |= {"pairs": [number, input.pairs], "previous": input.previous}
+    return flags(values)
+
+
+def gate_before(wildcards):
+    """The decision on the iteration before; under stop, judging again unmakes nothing made since."""
+    path = f"{RUN}/{previous(wildcards)}/gate.json"
+    return ancient(path) if ON_COLLAPSE == "stop" else path
