@@ -5,8 +5,9 @@ PREFERENCE_FILES = (
     if "shapes" in config
     else matching(config["preferences"]["files"])
 )
-# The stage finds the files anew, by the patterns of the config.
+# The stage finds the files again, by the patterns of the config.
 ASKED_FILES = PREFERENCES.pop("files", PREFERENCE_FILES)
+EXCLUDED_FILES = [file for name in EXCLUDED_SETS for file in prompt_set_files(name)]
 # Only a tokenizer that lies here already: the import fetches nothing.
 TOKENIZER = Path(config["model"]["base"]) / "tokenizer"
 
