@@ -15,6 +15,7 @@ if not workflow.overwrite_configfiles:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/execution.smk"
 include: "workflow/rules/policies.smk"
 include: "workflow/rules/shapes.smk"
 include: "workflow/rules/seed.smk"

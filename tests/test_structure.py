@@ -24,7 +24,7 @@ EVERYTHING = sorted((ROOT / "stages").rglob("*.py"))
 ROOMS: dict[str, set[str]] = {
     "execution": set(),
     "models": set(),
-    "plan": set(),
+    "plan": {"data"},
     "artifacts": {"execution"},
     "method": {"models"},
     "data": {"artifacts", "execution"},
@@ -34,6 +34,17 @@ ROOMS: dict[str, set[str]] = {
     "training": {"artifacts", "execution", "method", "models", "policies"},
     "report": {"artifacts", "evaluation"},
     "export": {"artifacts", "execution", "models"},
+    "preflight": {
+        "artifacts",
+        "data",
+        "evaluation",
+        "execution",
+        "method",
+        "models",
+        "plan",
+        "policies",
+        "training",
+    },
 }
 """The folders of stages/core, and the rooms that each may import. All may import errors.py."""
 SHARED = "errors"

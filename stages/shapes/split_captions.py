@@ -20,9 +20,7 @@ from stages.core.errors import UserError
 from stages.core.execution.runtime import run_stage, stage
 from stages.core.method.seeding import seed_of
 from stages.shapes.captions import all_scenes
-
-FOLD_CAPTIONS = 200
-"""Captions of each evaluation fold."""
+from stages.shapes.folds import FOLD_CAPTIONS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,8 @@ def home(tmp_path: Path, config: Config) -> Path:
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "Snakefile", folder)
     Project(folder).command(config=config)  # writes the whole config
+    for words in (["init", "--quiet"], ["add", "."]):  # it sends what git tracks
+        subprocess.run(["git", *words], cwd=folder, check=True)
     return folder
 
 

@@ -14,6 +14,9 @@ from stages.core.errors import UserError
 from stages.core.method.scoring import Errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.plan.configuration import check_config
+from stages.core.plan.run import RunPlan
+from stages.core.preflight import data, invariants
+from stages.core.preflight.findings import Findings
 from stages.metrics import NETWORKS
 from tests import tiny_models
 from tests.label_files import WRITERS, some_pairs
@@ -57,7 +60,7 @@ def test_missing_data_files_are_named_and_fail(tiny_base: str, tmp_path: Path) -
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(
-        UserError, match="prompts.pool data/pickapic_v2/train-\\*.parquet.*preferences.files"
+        UserError, match="preflight: preferences.files; prompts.pool; evaluation.prompt_sets"
     ):
         preflight.main(preflight.Args(config=(path,), results=tmp_path, threads=1))
 
@@ -65,16 +68,16 @@ def test_missing_data_files_are_named_and_fail(tiny_base: str, tmp_path: Path) -
 def test_a_model_whose_errors_depend_on_the_batch_fails(
     model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = preflight.draw_errors
+    real = invariants.draw_errors
 
     def leaking(*args: Any) -> Errors:
         found = real(*args)
         return Errors(found.policy * len(found.policy), found.reference, found.drift)
 
-    monkeypatch.setattr(preflight, "draw_errors", leaking)
-    findings = preflight.Findings()
+    monkeypatch.setattr(invariants, "draw_errors", leaking)
+    findings = Findings()
     config = check_config(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
-    preflight.check_invariants(model, config, findings)
+    invariants.check_invariants(model, config, findings)
     assert findings.failed == [
         "reward of a policy that is its own reference",
         "an image's error alone and in a batch",
@@ -103,36 +106,43 @@ def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
     WRITERS[kind][1](tmp_path / "data", some_pairs())
     (tmp_path / "pool.json").write_text('["a cat", "a dog"]')
     (tmp_path / "labels.csv").write_text("prompt,label\na cat,1\n,0\n")
+    (tmp_path / "dogs.txt").write_text("A dog\ntwo dogs\n")
     config = {
         "preferences": {"files": [str(tmp_path / "data")], "layout": "auto"},
         "prompts": {
-            "pool": [str(tmp_path / "*.json"), str(tmp_path / "none"), str(tmp_path / "*.csv")]
+            "pool": [str(tmp_path / "*.json"), str(tmp_path / "none"), str(tmp_path / "*.csv")],
+            "per_iteration": [1],
         },
-        "evaluation": {"prompt_sets": {"one": str(tmp_path / "pool.json")}, "prompt_layouts": {}},
+        "evaluation": {
+            "prompt_sets": {"one": str(tmp_path / "dogs.txt")},
+            "prompt_layouts": {},
+            "exclude_from_training": None,
+        },
+        "iterations": 1,
     }
-    findings = preflight.Findings()
-    assert preflight.labelled_pairs(config, findings) == 6
-    assert preflight.evaluation_prompts(config, findings) == 2
+    findings = Findings()
+    assert data.labelled_pairs(config, findings) == 6
+    assert data.check_prompts(RunPlan(config=config), findings) == 2
     assert findings.checks[0][1:] == (found, True)
     assert [check[1:] for check in findings.checks[1:]] == [
+        ("2 prompts", True), ("1 prompts, 1 empty or too long are left out", True),
         ("2 prompts", True),
-        ("does not exist", False),
-        ("1 prompts, 1 empty or too long are left out", True),
-        ("2 prompts", True),
-    ]
+    ]  # fmt: skip
+    config["prompts"]["per_iteration"] = [2]  # of a cat and a dog, which the evaluation keeps
+    data.check_prompts(RunPlan(config=config), findings)
+    assert findings.failed == ["prompts.per_iteration"]
+    assert (
+        "2 = 2 different prompts are wanted, but prompts.pool has only 1" in findings.checks[-1][1]
+    )
     config["preferences"]["files"] = [str(tmp_path / "nothing-*")]
-    assert preflight.labelled_pairs(config, findings) == 0
-    assert "matches no file" in findings.checks[-1][1]
+    assert data.labelled_pairs(config, findings) == 0
 
 
 def test_missing_and_damaged_weights_are_found_before_anything_is_spent(
     published: Published, tmp_path: Path
 ) -> None:
-    evaluation = {
-        "metrics": [*NETWORKS, "total"],
-        "candidate_metric": "beauty",
-        "diversity_features": "auto",
-    }
+    evaluation = {"metrics": [*NETWORKS, "total"], "candidate_metric": "beauty",
+                  "diversity_features": "auto"}  # fmt: skip
     options = {name: published.options(name) for name in NETWORKS}
     stored = torch.load(published.weights_file("hpsv2"), weights_only=True)
     gone = "visual.transformer.resblocks.1.ln_1.bias"
@@ -142,14 +152,12 @@ def test_missing_and_damaged_weights_are_found_before_anything_is_spent(
     options["clipscore"] = {"weights": "openai/clip-vit-large-patch14"}
     options["imagereward"] |= {"tokenizer": str(tmp_path)}
     config = {"evaluation": evaluation, "select_pairs": {"ranker": "self"}, "metrics": options}
-    findings = preflight.Findings()
-    preflight.check_metrics(config, findings)
+    findings = Findings()
+    preflight.check_metrics(RunPlan(config=config), findings)
     found = {what.removeprefix("metric "): (text, holds) for what, text, holds in findings.checks}
     assert [name for name, (_, holds) in found.items() if not holds] == [
-        "hpsv2",
-        "imagereward",
-        "beauty",
-    ]
+        "hpsv2", "imagereward", "beauty"
+    ]  # fmt: skip
     assert f"missing '{gone}'" in found["hpsv2"][0]
     assert "has no vocab.txt" in found["imagereward"][0]
     assert "hub id, fetched when it is first needed" in found["clipscore"][0]
@@ -162,27 +170,23 @@ def test_settings_that_an_evaluation_would_stumble_over_at_its_end_are_found(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = check_config(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
-    findings = preflight.Findings()
-    preflight.check_evaluation(config, findings)
+    findings = Findings()
+    data.check_evaluation(RunPlan(config=config), findings)
     assert findings.checks == []
     config["guards"]["on_collapse"] = "stop"
     config["evaluation"] |= {
-        "images_per_prompt": 1,
-        "metrics": ["total"],
-        "compare_with": ["results/other/iter03"],
-        "paper_model": "sd15",
-        "allow_leakage": True,
-    }
-    preflight.check_evaluation(config, findings)
+        "images_per_prompt": 1, "metrics": ["total"], "compare_with": ["results/other/iter03"],
+        "paper_model": "sd15", "allow_leakage": True,
+    }  # fmt: skip
+    data.check_evaluation(RunPlan(config=config), findings)
     assert findings.failed == [
-        "diversity of images",
-        "evaluation.compare_with results/other/iter03",
+        "diversity of images", "evaluation.compare_with other/iter03",
         "evaluation.paper_model sd15",
-    ]
+    ]  # fmt: skip
     scores = Path("results/other/evaluation/shapes/iter03/scores/total.parquet")
     assert str(scores) in findings.checks[2][1]
     scores.parent.mkdir(parents=True)
     scores.write_text("")
-    findings = preflight.Findings()
-    preflight.check_evaluation(config, findings)
-    assert "evaluation.compare_with results/other/iter03" not in findings.failed
+    findings = Findings()
+    data.check_evaluation(RunPlan(config=config), findings)
+    assert "evaluation.compare_with other/iter03" not in findings.failed

@@ -1,4 +1,4 @@
-"""Plan configs whose data is not here: empty files stand where they look for it.
+"""Plan configs whose data is not here: files of nothing but zeros stand where they look for it.
 
     python -m tests.workflow.dry_run config/*.yaml
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from stages.core.plan.pool import MAX_BYTES
 from tests.workflow.projects import ROOT, environment, merged
 
 COUNT = re.compile(r"^([a-z_]+) +(\d+)$", flags=re.MULTILINE)
@@ -42,7 +43,8 @@ def plan(configs: Sequence[Path]) -> dict[str, int]:
         for name in named_files(whole):
             path = Path(folder) / name.replace("*", "00000")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("")
+            with path.open("wb") as file:
+                file.truncate(2 * MAX_BYTES)  # of a larger pool nobody counts the prompts
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),

@@ -323,8 +323,12 @@ ROWS = [
     ),
     Row(
         section=CODE,
-        change="`stages/launch.py`, `doctor.py`, `preflight.py`, which no rule's result comes from",
-        edit=logic("stages/launch.py", "stages/doctor.py", "stages/preflight.py"),
+        change="`stages/launch.py`, `doctor.py`, `preflight.py`, `core/plan`, which no rule's result comes from",
+        edit=logic(
+            *("stages/launch.py", "stages/doctor.py", "stages/preflight.py"),
+            *modules_of("stages/core/plan"),
+            *modules_of("stages/core/preflight"),
+        ),
     ),
     Row(
         section=CODE,

@@ -188,6 +188,18 @@ def test_a_config_of_ones_own_stands_alone_and_its_missing_labels_are_named(tmp_
         assert line in done.stdout + done.stderr
 
 
+def test_a_pool_with_fewer_prompts_than_the_iterations_take_is_refused_before_any_job(
+    tmp_path: Path,
+) -> None:
+    config = {"shapes": {"num_seed_captions": 1033}}  # of 1,440 captions 400 are for evaluation
+    done = Project(tmp_path).call("--quiet", "rules", config=config)
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert "prompts.per_iteration: 4 + 4 = 8 different prompts are wanted, but" in said
+    assert "the pool of the embedded world has only 7 that" in said
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_stage_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     config = {"shapes": {"num_seed_captions": 2}, "preferences": {"num_pairs": 500}}
     project = Project(tmp_path)

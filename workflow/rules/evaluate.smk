@@ -44,16 +44,7 @@ OWN_SCORES = [
     for name in POLICY_NAMES
     for metric in METRICS
 ]
-OTHER_SCORES = [
-    (
-        prompt_set,
-        f"{Path(other).parent.name}/{Path(other).name}",
-        f"{Path(other).parent}/evaluation/{prompt_set}/{Path(other).name}/scores/{metric}.parquet",
-    )
-    for other in config["evaluation"]["compare_with"]
-    for prompt_set in PROMPT_SETS
-    for metric in METRICS
-]
+OTHER_SCORES = PLAN.scores_of_others
 
 
 rule select_evaluation_prompts:

@@ -1,11 +1,7 @@
 # One round of self-improvement: policy i-1 samples, judges, and is trained into policy i.
 CANDIDATES = f"{RUN}/iter{{iter}}/candidates/shard-{{shard}}.parquet"
 SCORES = f"{RUN}/iter{{iter}}/scores/shard-{{shard}}.parquet"
-PROMPT_POOL = (
-    [f"{RUN}/world/pool.txt"]
-    if "shapes" in config
-    else matching(named(config["prompts"].get("pool", [])))
-)
+PROMPT_POOL = [f"{RUN}/world/pool.txt"] if "shapes" in config else matching(PLAN.pool)
 RANKING = (
     [] if RANKER == "self" else f"{RUN}/iter{{iter}}/candidate_scores/{RANKER}.parquet"
 )

@@ -8,6 +8,7 @@ PREFERENCE_FILES = (
 # The stage finds the files again, by the patterns of the config.
 ASKED_FILES = PREFERENCES.pop("files", PREFERENCE_FILES)
 COLUMNS = PREFERENCES.pop("columns", {})
+EXCLUDED_FILES = [file for name in EXCLUDED_SETS for file in prompt_set_files(name)]
 # Only a tokenizer that lies here already: the import fetches nothing.
 TOKENIZER = Path(config["model"]["base"]) / "tokenizer"
 

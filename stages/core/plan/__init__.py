@@ -1,1 +1,1 @@
-"""What a config says before anything runs: its checks, its flags, its costs. It imports no other room."""
+"""What a config says before anything runs: names, files, problems, flags, costs. It may import `data`."""

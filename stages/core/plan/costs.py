@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stages.core.plan.run import RunPlan
+
 Config = Mapping[str, Any]
 
 
@@ -70,27 +72,23 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
     `evaluation_prompts` are those of all evaluation sets together; `labelled_pairs` are all that the
     files hold, of which `preferences.num_pairs: null` takes what is not held out.
     """
-    iterations = config["iterations"]
-    prompts = sum(config["prompts"]["per_iteration"][:iterations])
+    plan = RunPlan(config=config)
+    prompts = sum(plan.prompts_wanted)
     held_out = config["preferences"]["num_holdout"]
     pairs = config["preferences"]["num_pairs"]
     if pairs is None:
         pairs = max(0, labelled_pairs - held_out)
     share = config["mix_preferences"]["seed_fraction"]
-    mixed = [
-        size + min(pairs, round(size * share / (1 - share)))
-        for size in config["prompts"]["per_iteration"][:iterations]
-    ]
-    is_trained = not config["train_seed"].get("policy")
-    seed_pairs = config["train_seed"]["passes"] * pairs if is_trained else 0
+    mixed = [size + min(pairs, round(size * share / (1 - share))) for size in plan.prompts_wanted]
+    seed_pairs = config["train_seed"]["passes"] * pairs if 0 in plan.trained else 0
     images = config["evaluation"]["images_per_prompt"]
     return Counts(
         human_pairs=pairs + held_out,
         candidates=prompts * config["sample_candidates"]["candidates_per_prompt"],
         generated_pairs=prompts,
-        evaluation_images=evaluation_prompts * images * (iterations + 2),
+        evaluation_images=evaluation_prompts * images * len(plan.policies),
         training_pairs=math.ceil(seed_pairs + config["update_policy"]["passes"] * sum(mixed)),
-        policies=iterations + 1,
+        policies=len(plan.policies) - 1,
         reward_draws=config["score_candidates"]["num_draws"],
         **count_exports(config, sum(mixed)),
     )
@@ -99,7 +97,8 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
 def count_exports(config: Config, mixed_pairs: int) -> dict[str, int]:
     """What leaves the run as new files; a full fine-tune's diffusers folder is linked."""
     export = config.get("export", {})
-    policies, is_lora = config["iterations"] + 1, config.get("lora", {}).get("rank", 0) > 0
+    policies = len(RunPlan(config=config).policies) - 1
+    is_lora = config.get("lora", {}).get("rank", 0) > 0
     layouts = export.get("policies", [])
     single = policies * ("single-file" in layouts)
     return {

@@ -1,0 +1,62 @@
+"""The hours and the disk of a run, on the terminal."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from stages.core.plan.costs import Counts, Rates, clock_hours, disk_bytes, hours
+from stages.core.preflight.findings import Findings
+
+GB = 1e9
+
+
+def show(
+    counts: Counts,
+    rates: Rates,
+    findings: Findings,
+    *,
+    devices: int,
+    training_gpus: int,
+    results: Path,
+) -> None:
+    """Tables of hours and disk on the terminal; notes whether the disk is large enough."""
+    console = Console()
+    table = Table(title="What the run will take", title_justify="left")
+    for column in ("work", "how much", "device hours"):
+        table.add_column(column, justify="left" if column == "work" else "right")
+    amounts = {
+        "encode human pairs": f"{counts.human_pairs:,} pairs",
+        "sample candidates": f"{counts.candidates:,} images",
+        "score candidates": f"{counts.candidates:,} x {counts.reward_draws} draws",
+        "train": f"{counts.training_pairs:,} pairs",
+        "sample evaluation images": f"{counts.evaluation_images:,} images",
+    }
+    taken = hours(counts, rates)
+    for name, value in taken.items():
+        table.add_row(name, amounts[name], f"{value:.2f}")
+    table.add_row("all", "", f"{sum(taken.values()):.2f}", style="bold")
+    console.print(table)
+    if devices > 1:
+        clock = clock_hours(taken, devices=devices, training_gpus=training_gpus)
+        console.print(
+            f"About {clock:.2f} h on {devices} devices, of which a training takes "
+            f"{min(devices, training_gpus)} (execution.training_gpus)"
+        )
+    disk = Table(title="What it will write", title_justify="left")
+    disk.add_column("files")
+    disk.add_column("GB", justify="right")
+    sizes = disk_bytes(counts, rates)
+    for name, size in sizes.items():
+        disk.add_row(name, f"{size / GB:.2f}")
+    disk.add_row("all", f"{sum(sizes.values()) / GB:.2f}", style="bold")
+    console.print(disk)
+    place = results if results.exists() else Path.cwd()
+    free = shutil.disk_usage(place).free
+    findings.add(
+        f"free disk at {place}", f"{free / GB:.1f} GB for {sum(sizes.values()) / GB:.1f} GB",
+        holds=free > 1.1 * sum(sizes.values()),
+    )  # fmt: skip

@@ -1,0 +1,160 @@
+"""One step of each kind of work, timed at the config's batch sizes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from stages.core.artifacts.images import encode_png, to_pixels
+from stages.core.method.noising import reward_draws, training_draws
+from stages.core.method.sampling import sample_latents
+from stages.core.method.scoring import draw_errors
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import Denoiser
+from stages.core.plan.costs import Rates
+from stages.core.preflight.findings import Findings
+from stages.core.preflight.samples import PROMPTS, lora_settings, random_pairs
+from stages.core.training.optimizers import make_optimizer
+from stages.core.training.pair_losses import batch_loss
+from stages.core.training.settings import TrainingSettings, needs_reference
+
+GB = 1e9
+
+
+def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> Rates:
+    """One step of each kind of work, timed at the config's batch sizes."""
+    sampled, scored, encoded, image = time_inference(model, config, findings)
+    precision = torch.finfo(getattr(torch, config["export"]["dtype"])).bits // 8
+    others = precision * model.num_parameters()
+    denoiser = precision * sum(weight.numel() for weight in model.load_denoiser().parameters())
+    model.release("vae")
+    training, weights, state = time_training(model, config, findings)
+    return Rates(
+        sample_image=sampled,
+        score_draw=scored,
+        train_pair=training,
+        encode_image=encoded,
+        image_bytes=image,
+        latents_bytes=4 * math.prod(model.latents_shape),
+        policy_bytes=weights,
+        trained_bytes=state,
+        denoiser_bytes=denoiser,
+        others_bytes=others,
+    )
+
+
+def time_inference(
+    model: DiffusionModel, config: Mapping[str, Any], findings: Findings
+) -> tuple[float, float, float, int]:
+    """Seconds to sample an image, to score one of its draws, to encode one; bytes of its file."""
+    denoiser = model.load_denoiser()
+    sampling, execution = config["sampling"], config["execution"]
+    batch = config["sample_candidates"]["candidates_per_prompt"]
+    batch *= execution["candidate_prompts_per_batch"]
+    text, steps = model.encode_text(PROMPTS[:1]).repeat(batch), 2
+
+    def sample() -> torch.Tensor:
+        return sample_latents(
+            model, denoiser, text=text, unconditional=model.unconditional(),
+            seeds=list(range(batch)), sampler=sampling["sampler"],
+            num_inference_steps=steps, guidance_scale=sampling["guidance_scale"],
+        )  # fmt: skip
+
+    latents = sample()
+    sampled = seconds(model, sample) / steps * sampling["num_inference_steps"] / batch
+    decoded = model.decode_latents(latents[:1])
+    decoding = seconds(model, lambda: model.decode_latents(latents[:1]))
+    memory(model, "sampling and decoding", findings)
+    draws = reward_draws(
+        1, num_draws=config["score_candidates"]["num_draws"],
+        num_timesteps=model.num_timesteps, latents_shape=model.latents_shape,
+    )  # fmt: skip
+    one = latents[: config["sample_candidates"]["candidates_per_prompt"]].float().cpu()
+    prompt = model.encode_text(PROMPTS[:1])
+    rows = execution["score_rows_per_batch"]
+    scoring = seconds(model, lambda: draw_errors(
+        model, denoiser, denoiser, one, prompt, draws, rows_per_batch=rows))  # fmt: skip
+    memory(model, "scoring", findings)
+    images = torch.zeros((1, 3, model.image_size, model.image_size))
+    encoding = seconds(model, lambda: model.encode_images(images))
+    return (
+        sampled + decoding,
+        scoring / (len(one) * len(draws.timesteps)),
+        encoding,
+        len(encode_png(to_pixels(decoded.numpy())[0])),
+    )
+
+
+def time_training(
+    model: DiffusionModel, config: Mapping[str, Any], findings: Findings
+) -> tuple[float, int, int]:
+    """(seconds a pair, bytes of a policy, bytes of a training state), from one optimizer step."""
+    block = {k: v for k, v in config["update_policy"].items() if k != "reference"}
+    settings = TrainingSettings(**block)
+    lora = lora_settings(config)
+    execution = config["execution"]
+    policy, reference = model.load_for_training(None, None, lora, seed=0)
+    batch = settings.batch_pairs
+    number = min(batch, execution["micro_batch_pairs"] or batch)
+    pairs = random_pairs(model, number)
+    model.release(*model.encoder_parts)
+    parameters = policy.trainable()
+    if execution["gradient_checkpointing"]:
+        policy.network.enable_gradient_checkpointing()
+    optimizer = make_optimizer(
+        settings.optimizer, parameters, learning_rate=1e-9, weight_decay=settings.weight_decay
+    )
+    draws = training_draws(
+        2, num_pairs=number, num_timesteps=model.num_timesteps, latents_shape=model.latents_shape
+    )
+    kept, rows = torch.zeros(number, dtype=torch.bool), torch.arange(number)
+    compared: Denoiser | None = reference if needs_reference(settings) else None
+
+    def micro_batch() -> None:
+        with model.autocast():
+            measures = batch_loss(model, policy, compared, pairs, rows, draws, settings, kept)
+        measures["loss"].backward()  # type: ignore[no-untyped-call]
+
+    micro_batch()
+    optimizer.step()
+    pair = seconds(model, micro_batch) / number + seconds(model, optimizer.step) / batch
+    optimizer.zero_grad(set_to_none=True)
+    memory(model, f"training, {number} pairs at once", findings)
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    moments = sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values() for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )  # fmt: skip
+    return pair, weights, weights + moments
+
+
+def seconds(model: DiffusionModel, work: Callable[[], object]) -> float:
+    """Seconds on the clock of one call, with the device's queue emptied before and after."""
+    synchronise(model)
+    started = time.monotonic()
+    work()
+    synchronise(model)
+    return time.monotonic() - started
+
+
+def synchronise(model: DiffusionModel) -> None:
+    """Wait for the device."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def memory(model: DiffusionModel, what: str, findings: Findings) -> None:
+    """Note the peak of GPU memory since the last note; nothing on a CPU."""
+    if model.device.type != "cuda":
+        return
+    peak = torch.cuda.max_memory_allocated(model.device)
+    total = torch.cuda.get_device_properties(model.device).total_memory
+    findings.add(
+        f"GPU memory, {what}", f"{peak / GB:.1f} of {total / GB:.1f} GB", holds=peak < 0.95 * total
+    )
+    torch.cuda.reset_peak_memory_stats(model.device)

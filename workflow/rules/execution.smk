@@ -1,0 +1,111 @@
+# How jobs run, and never what they compute: GPUs, batches, environments, where files lie.
+# Where files go through a bucket, as on Kubernetes: the provider's name. Nothing on a shared disk.
+STORAGE = workflow.storage_settings.default_storage_provider
+if STORAGE and ON_COLLAPSE != "warn":
+    raise WorkflowError(
+        f"guards.on_collapse is {ON_COLLAPSE}, which looks for results on a disk, but this run "
+        f"keeps them in {STORAGE} storage: set it to warn, or run on a shared disk"
+    )
+
+# A small stage takes a GPU, or a slot of one where they are shared; a training takes whole ones.
+JOBS_PER_GPU = EXECUTION["jobs_per_gpu"]
+IS_SHARED = JOBS_PER_GPU > 1
+SHARING = {"jobs_per_gpu": JOBS_PER_GPU} if IS_SHARED else {}
+SMALL_GPU = {"gpu": int(not IS_SHARED), "gpu_slot": int(IS_SHARED)}
+
+
+allowed = workflow.global_resources.get("gpu")
+allowed = getattr(allowed, "value", allowed)
+if allowed is not None and allowed < EXECUTION["training_gpus"]:
+    raise WorkflowError(
+        f"a training takes execution.training_gpus = {EXECUTION['training_gpus']} GPUs, but "
+        f"--resources gpu={allowed} allows fewer, which Snakemake would clip in silence: "
+        "allow more, or lower execution.training_gpus"
+    )
+# --resources gpu=8 goes on to mean eight GPUs; they have so many slots.
+if allowed is not None and IS_SHARED and workflow.is_main_process:
+    workflow.register_resource("gpu_slot", allowed * JOBS_PER_GPU)
+
+
+onstart:
+    if IS_SHARED and workflow.non_local_exec:
+        raise WorkflowError(
+            f"execution.jobs_per_gpu is {JOBS_PER_GPU}, which shares the GPUs of this machine, but "
+            "the jobs of this call go to a scheduler, which would be asked for no GPU: set it to 1, "
+            "and let the scheduler share cards in its own way"
+        )
+    try:
+        refuse_unwritable([Path(RUN), Path(LOGS), Path(WORK)])
+    except DiskError as error:
+        raise WorkflowError(str(error))
+
+
+def training_execution():
+    """How a training runs, as one resource: Snakemake reruns nothing when it changes."""
+    keys = ("micro_batch_pairs", "save_every")
+    words = [flags({key: EXECUTION[key] for key in keys}, "execution")]
+    if EXECUTION["gradient_checkpointing"]:
+        words.append("--execution.gradient-checkpointing")
+    if EXECUTION["trackers"]:
+        words.append(flags({"trackers": EXECUTION["trackers"]}))
+    return " ".join(words)
+
+
+TRAINING_GPUS = {
+    "gpu": EXECUTION["training_gpus"],
+    "gpu_slot": EXECUTION["training_gpus"] * JOBS_PER_GPU if IS_SHARED else 0,
+    "execution": training_execution(),
+}
+
+
+def batches(key):
+    """How many items go at once, as a resource: Snakemake reruns nothing when it changes.
+
+    No flag where the key is null: then all of a prompt go at once.
+    """
+    flag, size = key.split("_", 1)[1], EXECUTION[key]
+    return flags({**({flag: size} if size else {}), **SHARING})
+
+
+def options_of(metric):
+    """A metric's own block of the config, as one flag."""
+    options = config["metrics"].get(metric, {})
+    words = [word for name in sorted(options) for word in (name, options[name])]
+    return flags({"options": words}) if words else ""
+
+
+def metric_environment(wildcards):
+    """The environment file of a metric that has pins of its own, else that of all metrics."""
+    own = EXECUTION["metric_environments"].get(wildcards.get("metric", FEATURES))
+    return str(Path(own).resolve()) if own else f"{workflow.basedir}/envs/metrics.yaml"
+
+
+# Of a metric that is a network.
+METRIC_GPU = {
+    "gpu": lambda wildcards: SMALL_GPU["gpu"] * needs_gpu(wildcards.metric),
+    "gpu_slot": lambda wildcards: SMALL_GPU["gpu_slot"] * needs_gpu(wildcards.metric),
+}
+
+
+def stored_results():
+    """A command that shows the copies of stored files where they lie on a shared disk."""
+    if not STORAGE:
+        return ""
+    if Path("results").is_dir() and not Path("results").is_symlink():
+        raise WorkflowError(
+            f"results/ is a folder here, but this run keeps its results in {STORAGE} storage, "
+            "and makes results/ a link to its copies: move the folder away, or use another "
+            "--directory"
+        )
+    prefix = workflow.storage_settings.default_storage_prefix.rstrip("/")
+    provider = workflow.storage_registry.default_storage_provider
+    copies = shlex.quote(str(provider.object(f"{prefix}/results").local_path()))
+    return f"ln -sfn {copies} results; ".replace("{", "{{").replace("}", "}}")
+
+
+# Snakemake formats the prefix: hence the doubled braces.
+HOME = shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
+shell.prefix(
+    f'export PYTHONPATH={HOME}; . "$PYTHONPATH/workflow/prelude.sh" || exit 1; '
+    + stored_results()
+)
