@@ -64,6 +64,7 @@ def read_named_set(plan: RunPlan, name: str, findings: Findings) -> list[Evaluat
 def labelled_pairs(config: Mapping[str, Any], findings: Findings) -> int:
     """Rows of all files of human labels; notes what cannot be recognised."""
     block = config["preferences"]
+    columns: dict[str, Any] = dict(block.get("columns", {}))
     names = block.get("files", [])
     if not all(map(matches_of, names)) or not names:
         return 0
@@ -72,12 +73,7 @@ def labelled_pairs(config: Mapping[str, Any], findings: Findings) -> int:
         layout = find_layout(
             [Path(name) for name in names],
             block["layout"],
-            Columns(
-                **{
-                    k: tuple(v) if isinstance(v, list) else v
-                    for k, v in block.get("columns", {}).items()
-                }
-            ),
+            Columns(**columns | {"group": tuple(columns.get("group", ()))}),
             Path(block["root"]) if "root" in block else None,
         )
         rows = num_labels(layout)
