@@ -16,7 +16,7 @@ demo: .venv/installed ## set up, run the whole pipeline on the embedded world, s
 
 test: .venv/installed-test ## set up, pass the tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow and not long" \
-		-n logical --maxprocesses 4 --dist loadgroup
+		-n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/installed-test ## check style, types and rules
 	$(BIN)/ruff check .

@@ -313,8 +313,9 @@ def test_how_a_training_runs_moves_its_weights_by_rounding_only(
     for step, other in zip(steps, others, strict=True):
         assert other.loss == pytest.approx(step.loss, abs=2e-5)
         assert other.gradient_norm == pytest.approx(step.gradient_norm, rel=1e-2)
+    weights = expected.state_dict()
     for name, value in found.state_dict().items():
-        torch.testing.assert_close(value, expected.state_dict()[name], atol=4e-5, rtol=0)
+        torch.testing.assert_close(value, weights[name], atol=4e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -397,9 +398,9 @@ def test_float16_that_overflows_stops_with_what_to_do(family: Family, tmp_path: 
 def test_an_average_of_the_weights_is_not_the_last_weights(family: Family, tmp_path: Path) -> None:
     last, _, _ = trained(family.load(), tmp_path / "a", LORA)
     average, _, _ = trained(family.load(), tmp_path / "b", LORA, ema_decay=0.9)
+    weights = last.state_dict()
     assert any(
-        not torch.equal(value, last.state_dict()[name])
-        for name, value in average.state_dict().items()
+        not torch.equal(value, weights[name]) for name, value in average.state_dict().items()
     )
 
 

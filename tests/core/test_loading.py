@@ -74,10 +74,10 @@ def test_a_single_files_policy_and_reference_are_two_networks(
     model = load_model(settings(path, dtype, config=str(base)), device=CPU)
     policy, reference = model.load_for_training(None, None, FULL, seed=0)
     assert policy.network is not reference.network
-    fresh = load_model(settings(base), device=CPU).load_denoiser()
+    fresh = load_model(settings(base), device=CPU).load_denoiser().state_dict()
     for name, value in policy.state_dict().items():
         assert value.dtype == torch.float32
-        assert torch.equal(value, fresh.state_dict()[name])
+        assert torch.equal(value, fresh[name])
     next(policy.parameters()).data.add_(1.0)
     assert not torch.equal(next(policy.parameters()), next(reference.parameters()).float())
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 
 from stages.core.plan.pool import MAX_BYTES
 from tests.workflow.projects import ROOT, environment, merged
+from tests.workflow.warm import warm_python
 
 COUNT = re.compile(r"^([a-z_]+) +(\d+)$", flags=re.MULTILINE)
 
@@ -45,13 +47,14 @@ def plan(configs: Sequence[Path]) -> dict[str, int]:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
                 file.truncate(2 * MAX_BYTES)  # of a larger pool nobody counts the prompts
+        python = warm_python()
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
+                *(str(python), "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
                 *("--directory", folder, "--dry-run", "--quiet", "rules"),
                 *("--resources", "gpu=8", "--configfile", *map(str, configs)),
             ],
-            capture_output=True, text=True, env=environment(), check=False,
+            capture_output=True, text=True, env=environment(python), check=False,
         )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{configs}: {done.stdout}{done.stderr}")
@@ -67,8 +70,11 @@ def overlaid(path: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        jobs = sum(plan(overlaid(Path(name))).values())
-        print(f"{name}: {jobs} jobs")
-        if not jobs:
-            sys.exit(f"{name} plans nothing")
+    warm_python()
+    with ThreadPoolExecutor(2) as pool:
+        planned = pool.map(lambda name: plan(overlaid(Path(name))), sys.argv[1:])
+        for name, counts in zip(sys.argv[1:], planned, strict=True):
+            jobs = sum(counts.values())
+            print(f"{name}: {jobs} jobs")
+            if not jobs:
+                sys.exit(f"{name} plans nothing")

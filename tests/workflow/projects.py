@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from stages.core.plan.configuration import merged
+from tests.workflow.warm import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config" / "config.yaml"
@@ -59,13 +60,14 @@ class Project:
     def call(
         self, *flags: str, config: Mapping[str, Any] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run Snakemake to its end; what it printed is in stdout."""
+        """Run Snakemake to its end, its stages and itself warm; what it printed is in stdout."""
+        python = warm_python()
         return subprocess.run(
-            self.command(*flags, config=config),
+            [str(python), "-m", "snakemake", *self.arguments(*flags, config=config)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment(),
+            env=environment(python),
             timeout=1400,
             check=False,
         )
@@ -97,7 +99,9 @@ def whole_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if value is not None}
 
 
-def environment() -> dict[str, str]:
-    """Where `python` is the one that runs the tests, as in an activated environment."""
-    binaries = Path(sys.executable).parent
-    return {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+def environment(python: Path | None = None) -> dict[str, str]:
+    """Where `python` is the one that runs the tests, as in an activated environment, or another."""
+    places = [Path(sys.executable).parent, os.environ["PATH"]]
+    if python is not None:
+        places.insert(0, python.parent)
+    return {**os.environ, "PATH": os.pathsep.join(map(str, places))}
