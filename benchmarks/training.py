@@ -31,7 +31,7 @@ from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
 from stages.core.policies.encoding import EncodedPairs, encode_captions
-from stages.core.training.loop import train_dpo
+from stages.core.training.loop import Training
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings
 from tests import tiny_models
@@ -187,11 +187,11 @@ def child(job: dict[str, Any]) -> dict[str, float]:
 
     def train(passes: float) -> float:
         started = time.monotonic()
-        train_dpo(
+        Training(
             model, policy, reference, pairs, replace(settings, passes=passes), seed=0,
             work=Path(tempfile.gettempdir()) / "unused", identity="", processes=Processes(device),
             execution=how,
-        )  # fmt: skip
+        ).run()  # fmt: skip
         return time.monotonic() - started
 
     train(1.0)

@@ -10,16 +10,20 @@ from pathlib import Path
 
 import torch
 import tyro
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from stages.core.artifacts.joins import join_latents
 from stages.core.artifacts.provenance import policy_files
 from stages.core.artifacts.schemas import HOLDOUT_REWARDS, PAIR_LATENTS, PREFERENCES
 from stages.core.artifacts.tables import read_table, write_table
 from stages.core.execution.runtime import choose_device, progress, run_stage, stage
-from stages.core.method.noising import reward_draws
+from stages.core.method.noising import Draws, reward_draws
 from stages.core.method.rewards import implicit_reward, preference_probability
-from stages.core.method.scoring import draw_errors
+from stages.core.method.scoring import Errors, draw_errors
 from stages.core.method.seeding import seed_of
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import Denoiser
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
 from stages.core.policies.encoding import latents_tensor
@@ -63,49 +67,88 @@ def main(args: Args) -> None:
     with stage("score_holdout") as run:
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
         policy, reference = load_denoisers(model, args.policy, args.reference)
-        pairs = join_latents(
-            read_table(args.preferences, PREFERENCES, ["pair_id", "prompt"]),
-            read_table(args.latents, PAIR_LATENTS),
-            args.latents,
-        )
-        sides = [
-            latents_tensor(pairs.column(name), model.latents_shape, str(args.latents))
-            for name in (f"{side}_latents" for side in SIDES)
-        ]
         rows = []
-        for index in progress(range(len(pairs)), "scoring held-out pairs", "pairs"):
-            name, prompt = (pairs.column(c)[index].as_py() for c in ("pair_id", "prompt"))
+        for pair in progress(read_pairs(args, model), "scoring held-out pairs", "pairs"):
             draws = reward_draws(
-                seed_of(args.seed, "score_holdout", name),
+                seed_of(args.seed, "score_holdout", pair.pair_id),
                 num_draws=args.num_draws,
                 num_timesteps=model.num_timesteps,
                 latents_shape=model.latents_shape,
             )
-            latents = torch.stack([side[index] for side in sides])
-            sizes = [pairs.column(f"{side}_geometry")[index].as_py() for side in SIDES]
-            text = model.place(model.encode_text([prompt]).repeat(2), torch.tensor(sizes))
-            errors = draw_errors(
-                model, policy, reference, latents, text, draws, rows_per_batch=args.rows_per_batch
-            )
-            reward = implicit_reward(
-                policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()
-            ).reward
-            rows.append(
-                {
-                    "pair_id": name,
-                    "winner_reward": reward[0],
-                    "loser_reward": reward[1],
-                    "probability": preference_probability(reward[0] - reward[1], args.dpo_beta),
-                    "drift": float(errors.drift.mean()),
-                }
-            )
+            errors = pair_errors(model, policy, reference, pair, draws, args.rows_per_batch)
+            rows.append({"pair_id": pair.pair_id, **judgement(errors, args.dpo_beta)})
         files = {*policy_files(args.policy), *policy_files(args.reference)}
         inputs = [args.preferences, args.latents, *sorted(files)]
         write_table(
             args.output, rows, HOLDOUT_REWARDS,
             stage="score_holdout", arguments=args, inputs=inputs,
         )  # fmt: skip
-        run.rows_in, run.rows_out = len(pairs), len(rows)
+        run.rows_in = run.rows_out = len(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutPair:
+    """A pair as the network takes it, the winner first."""
+
+    pair_id: str
+    prompt: str
+    latents: Float[Tensor, "side channel height width"]
+    geometry: Int[Tensor, "side number"]
+    """How each image was cut, for families that are told."""
+
+
+def read_pairs(args: Args, model: DiffusionModel) -> list[HeldOutPair]:
+    """The held-out pairs, in their table's order."""
+    table = join_latents(
+        read_table(args.preferences, PREFERENCES, ["pair_id", "prompt"]),
+        read_table(args.latents, PAIR_LATENTS),
+        args.latents,
+    )
+    sides = [
+        latents_tensor(table.column(f"{side}_latents"), model.latents_shape, str(args.latents))
+        for side in SIDES
+    ]
+    latents = torch.stack(sides, dim=1)
+    columns = ("pair_id", "prompt", *(f"{side}_geometry" for side in SIDES))
+    return [
+        HeldOutPair(
+            pair_id=name,
+            prompt=prompt,
+            latents=latents[index],
+            geometry=torch.tensor(sizes),
+        )
+        for index, (name, prompt, *sizes) in enumerate(
+            zip(*(table.column(column).to_pylist() for column in columns), strict=True)
+        )
+    ]
+
+
+def pair_errors(
+    model: DiffusionModel,
+    policy: Denoiser,
+    reference: Denoiser,
+    pair: HeldOutPair,
+    draws: Draws,
+    rows_per_batch: int | None,
+) -> Errors:
+    """Errors of both images of a pair with the same draws, and the policy's drift."""
+    text = model.place(model.encode_text([pair.prompt]).repeat(2), pair.geometry)
+    return draw_errors(
+        model, policy, reference, pair.latents, text, draws, rows_per_batch=rows_per_batch
+    )
+
+
+def judgement(errors: Errors, dpo_beta: float) -> dict[str, float]:
+    """How a policy with these errors judges a pair, the winner's first: a row but for its name."""
+    winner, loser = implicit_reward(
+        policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()
+    ).reward
+    return {
+        "winner_reward": winner,
+        "loser_reward": loser,
+        "probability": preference_probability(winner - loser, dpo_beta),
+        "drift": float(errors.drift.mean()),
+    }
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.policies.encoding import EncodedPairs
 from stages.core.training.early_stopping import BestWeights, best_score
 from stages.core.training.held_out import HeldOut, Progress, best_step
-from stages.core.training.loop import Step, train_dpo
+from stages.core.training.loop import Step, Training
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings
 from tests.builders import CAPTIONS
@@ -97,7 +97,7 @@ def train(
     **changes: object,
 ) -> tuple[list[Step], list[Progress], dict[str, Tensor]]:
     policy = model.load_denoiser()
-    steps, curve = train_dpo(
+    steps, curve = Training(
         model,
         policy,
         model.load_denoiser(),
@@ -109,7 +109,7 @@ def train(
         processes=Processes(CPU),
         execution=Execution(save_every=2),
         held_out=held_out,
-    )
+    ).run()
     return steps, curve, policy.state_dict()
 
 

@@ -29,7 +29,7 @@ from stages.core.models.policy import Policy
 from stages.core.models.stable_diffusion import StableDiffusion
 from stages.core.models.stable_diffusion_xl import StableDiffusionXL
 from stages.core.policies.encoding import EncodedPairs
-from stages.core.training.loop import TrainingError, train_dpo
+from stages.core.training.loop import Training, TrainingError
 from stages.core.training.optimizers import make_optimizer
 from stages.core.training.pair_losses import batch_loss
 from stages.core.training.processes import Processes
@@ -113,7 +113,7 @@ def trained(
     **changes: Any,
 ) -> tuple[Denoiser, Denoiser, list[Any]]:
     policy, reference = model.load_for_training(None, None, lora, seed=1)
-    steps, _ = train_dpo(
+    steps, _ = Training(
         model,
         policy,
         reference,
@@ -124,7 +124,7 @@ def trained(
         identity="one",
         processes=Processes(CPU),
         execution=how or Execution(),
-    )
+    ).run()
     return policy, reference, steps
 
 
@@ -268,7 +268,7 @@ def test_the_next_iteration_starts_from_the_policy_at_ln_2(
     first = Policy(tmp_path / "first")
     policy, reference = model.load_for_training(first, first, lora, 1)
     before = {name: value.clone() for name, value in reference.state_dict().items()}
-    steps, _ = train_dpo(
+    steps, _ = Training(
         model,
         policy,
         reference,
@@ -279,12 +279,12 @@ def test_the_next_iteration_starts_from_the_policy_at_ln_2(
         identity="two",
         processes=Processes(CPU),
         execution=Execution(),
-    )
+    ).run()
     assert steps[0].loss == pytest.approx(np.log(2), abs=1e-7)
     assert steps[0].logit == 0
     assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
     against_base, base = model.load_for_training(first, None, lora, 1)
-    steps, _ = train_dpo(
+    steps, _ = Training(
         model,
         against_base,
         base,
@@ -295,7 +295,7 @@ def test_the_next_iteration_starts_from_the_policy_at_ln_2(
         identity="three",
         processes=Processes(CPU),
         execution=Execution(),
-    )
+    ).run()
     assert steps[0].logit != 0
 
 
@@ -381,7 +381,7 @@ def test_float16_that_overflows_stops_with_what_to_do(family: Family, tmp_path: 
     with torch.no_grad():
         policy.network.conv_out.weight.mul_(1e6)  # past 65504
     with pytest.raises(TrainingError, match="loss nan.*No policy was written.*dtype float32"):
-        train_dpo(
+        Training(
             model,
             policy,
             reference,
@@ -392,7 +392,7 @@ def test_float16_that_overflows_stops_with_what_to_do(family: Family, tmp_path: 
             identity="one",
             processes=Processes(CPU),
             execution=Execution(),
-        )
+        ).run()
 
 
 def test_an_average_of_the_weights_is_not_the_last_weights(family: Family, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from stages.core.models.denoiser import Denoiser, LoraSettings
 from stages.core.models.loading import Source
 from stages.core.models.stable_diffusion import StableDiffusion
 from stages.core.policies.encoding import EncodedPairs
-from stages.core.training.loop import Step, TrainingError, train_dpo
+from stages.core.training.loop import Step, Training, TrainingError
 from stages.core.training.pair_losses import batch_loss
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings, num_steps
@@ -89,7 +89,7 @@ def train(
     save_every: int = 2,
 ) -> tuple[list[Step], dict[str, Tensor]]:
     policy = policy or model.load_denoiser()
-    steps, _ = train_dpo(
+    steps, _ = Training(
         model,
         policy,
         reference or model.load_denoiser(),
@@ -100,7 +100,7 @@ def train(
         identity=identity,
         processes=Processes(CPU),
         execution=Execution(save_every=save_every),
-    )
+    ).run()
     return steps, policy.state_dict()
 
 
@@ -312,7 +312,7 @@ def test_a_training_that_is_asked_to_stop_saves_its_last_whole_step_and_continue
         model = AskedModel(Source(settings(tiny_base)), device=CPU)
         model.stop_at = stop_at
         policy, reference = model.load_denoiser(), model.load_denoiser()
-        steps, _ = train_dpo(
+        steps, _ = Training(
             model,
             policy,
             reference,
@@ -323,7 +323,7 @@ def test_a_training_that_is_asked_to_stop_saves_its_last_whole_step_and_continue
             identity="one",
             processes=Processes(CPU),
             execution=Execution(save_every=100, micro_batch_pairs=1),
-        )
+        ).run()
         return without_speed(steps), policy.state_dict()
 
     unbroken, expected = run(tmp_path / "unbroken", -1)
@@ -362,7 +362,7 @@ def test_every_kind_of_training_continues_bit_identically(
     def run(stop_at: int, work: Path) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
         model = failing(tiny_base, stop_at)
         policy, reference = model.load_for_training(None, None, lora, seed=5)
-        steps, _ = train_dpo(
+        steps, _ = Training(
             model,
             policy,
             reference,
@@ -373,7 +373,7 @@ def test_every_kind_of_training_continues_bit_identically(
             identity="one",
             processes=Processes(CPU),
             execution=execution,
-        )
+        ).run()
         return without_speed(steps), policy.state_dict()
 
     unbroken, expected = run(-1, tmp_path / "unbroken")

@@ -18,7 +18,7 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
 from stages.core.policies.encoding import EncodedPairs
-from stages.core.training.loop import train_dpo
+from stages.core.training.loop import Training
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings
 from tests import tiny_models
@@ -97,10 +97,10 @@ def trained(
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     AcceleratorState._reset_state(True)  # one process, first on one device, then on the other
     policy, reference = model.load_for_training(None, None, lora, seed=1)
-    steps, _ = train_dpo(
+    steps, _ = Training(
         model, policy, reference, pairs_of(model), TRAINING, seed=3, work=work, identity="one",
         processes=Processes(model.device), execution=Execution(micro_batch_pairs=2),
-    )  # fmt: skip
+    ).run()  # fmt: skip
     weights = {name: weight.cpu() for name, weight in policy.state_dict().items()}
     return weights, [step.loss for step in steps]
 

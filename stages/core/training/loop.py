@@ -58,48 +58,14 @@ class Step:
     pairs_per_second: float
 
 
-def train_dpo(
-    model: DiffusionModel,
-    policy: Denoiser,
-    reference: Denoiser | None,
-    pairs: EncodedPairs,
-    settings: TrainingSettings,
-    *,
-    seed: int,
-    work: Path,
-    identity: str,
-    processes: Processes,
-    execution: Execution,
-    held_out: HeldOut | None = None,
-) -> tuple[list[Step], list[Progress]]:
-    """Train `policy` in place on the pairs; one record per step, and the held-out curve.
+class Training:
+    """One training of a policy on pairs: what it works on, and what it has shown so far.
 
     The state is saved in `work` every `save_every` steps under `identity`: the same training,
     started again after an interruption, continues from there and ends with the same weights.
     Several processes share each batch; what a pair draws does not depend on how many there are.
-    TrainingError if the loss or the gradient stops being finite; the state then stays where it was.
     Paper: SAIL Alg. 1; Diffusion-DPO's loss on mean errors.
     """
-    _refuse_unscored_stop(settings, held_out)
-    if execution.gradient_checkpointing:
-        policy.network.enable_gradient_checkpointing()
-    training = _Training(
-        model, policy, reference, pairs, settings,
-        seed=seed, work=work, identity=identity,
-        processes=processes, execution=execution, held_out=held_out,
-    )  # fmt: skip
-    processes.wrap(policy)
-    training.go_on()
-    processes.unwrap(policy)
-    if execution.gradient_checkpointing:
-        policy.network.disable_gradient_checkpointing()
-    training.put_final_weights()
-    policy.freeze()
-    return training.steps, training.curve
-
-
-class _Training:
-    """A training on its way: what it works on, and what it has shown so far."""
 
     def __init__(
         self,
@@ -114,9 +80,10 @@ class _Training:
         identity: str,
         processes: Processes,
         execution: Execution,
-        held_out: HeldOut | None,
+        held_out: HeldOut | None = None,
     ) -> None:
         """Where a saved state of the same identity stands, else before the first step."""
+        _refuse_unscored_stop(settings, held_out)
         self.model, self.policy, self.reference = model, policy, reference
         self.pairs, self.settings, self.seed = pairs, settings, seed
         self.processes, self.execution = processes, execution
@@ -144,7 +111,25 @@ class _Training:
         self.total = num_steps(len(pairs), settings)
         self.order = _order(len(pairs), self.total * settings.batch_pairs, seed)
 
-    def go_on(self) -> None:
+    def run(self) -> tuple[list[Step], list[Progress]]:
+        """Train the policy in place; one record per step, and the held-out curve.
+
+        TrainingError if the loss or the gradient stops being finite; the state then stays where it
+        was.
+        """
+        is_checkpointed = self.execution.gradient_checkpointing
+        if is_checkpointed:
+            self.policy.network.enable_gradient_checkpointing()
+        self.processes.wrap(self.policy)
+        self._go_on()
+        self.processes.unwrap(self.policy)
+        if is_checkpointed:
+            self.policy.network.disable_gradient_checkpointing()
+        self._put_final_weights()
+        self.policy.freeze()
+        return self.steps, self.curve
+
+    def _go_on(self) -> None:
         """Take the steps that are left; score and save on the way."""
         if self.held_out is not None and not self.curve:
             self._score(self.held_out, 0)
@@ -163,7 +148,7 @@ class _Training:
             if number % self.execution.save_every == 0:
                 self._save()
 
-    def put_final_weights(self) -> None:
+    def _put_final_weights(self) -> None:
         """Give the policy the average of its weights, or the best ones, where asked for."""
         if self.average is not None:
             self.average.copy_to(self.parameters)
@@ -206,6 +191,34 @@ class _Training:
         """Gradients of the batch's mean loss, from this process's share of it; the share's measures.
 
         None if SIGTERM has come to a process that is alone: its grace may be shorter than a step.
+        """
+        rows, draws, dropped = self._share(rows, step_seed)
+        size = self.execution.micro_batch_pairs or len(rows)
+        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        sums: dict[str, Tensor] = {}
+        for part in parts:
+            if STOP.is_asked and self.processes.count == 1:
+                return None
+            weight = len(rows[part]) / len(rows)
+            is_last = part is parts[-1]
+            with nullcontext() if is_last else self.processes.without_averaging(self.policy):
+                with self.model.autocast():
+                    measures = batch_loss(
+                        self.model, self.policy, self.reference, self.pairs, rows[part],
+                        Draws(draws.timesteps[part], draws.noise[part]),
+                        self.settings, dropped[part],
+                    )  # fmt: skip
+                loss = measures["loss"] * weight
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            for name, value in measures.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() * weight
+        return sums
+
+    def _share(
+        self, rows: Int[Tensor, " batch"], step_seed: int
+    ) -> tuple[Int[Tensor, " share"], Draws, Bool[Tensor, " share"]]:
+        """Rows of the batch that this process takes, their draws, and which lose their caption.
+
         All processes draw for the whole batch and take their part: no two pairs share a noise, and
         one process alone would draw the same.
         """
@@ -216,28 +229,8 @@ class _Training:
             num_timesteps=self.model.num_timesteps,
             latents_shape=tuple(self.pairs.winner.shape[1:]),
         )
-        dropped = _dropped(len(rows), self.settings.caption_dropout, step_seed)[mine]
-        rows, draws = rows[mine], Draws(draws.timesteps[mine], draws.noise[mine])
-        size = self.execution.micro_batch_pairs or len(rows)
-        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-        sums: dict[str, Tensor] = {}
-        for part in parts:
-            if STOP.is_asked and self.processes.count == 1:
-                return None
-            share = len(rows[part]) / len(rows)
-            is_last = part is parts[-1]
-            with nullcontext() if is_last else self.processes.without_averaging(self.policy):
-                with self.model.autocast():
-                    measures = batch_loss(
-                        self.model, self.policy, self.reference, self.pairs, rows[part],
-                        Draws(draws.timesteps[part], draws.noise[part]),
-                        self.settings, dropped[part],
-                    )  # fmt: skip
-                loss = measures["loss"] * share
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            for name, value in measures.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() * share
-        return sums
+        dropped = _dropped(len(rows), self.settings.caption_dropout, step_seed)
+        return rows[mine], Draws(draws.timesteps[mine], draws.noise[mine]), dropped[mine]
 
     def _is_scored_at(self, held_out: HeldOut, number: int) -> bool:
         return number % held_out.every_steps == 0 or number == self.total

@@ -23,7 +23,7 @@ from stages.core.policies.encoding import EncodedPairs
 from stages.core.policies.loading import finished
 from stages.core.policies.saving import save_policy
 from stages.core.training.held_out import HeldOut, Progress, best_step
-from stages.core.training.loop import Step, train_dpo
+from stages.core.training.loop import Step, Training
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings, needs_reference
 
@@ -96,7 +96,7 @@ def train_policy(
             log.info("training on %d processes", processes.count)
         processes.start_trackers(task.stage, asdict(settings))
         with STOP.deferred():  # to the end of a step; after the last one the policy is written
-            steps, curve = train_dpo(
+            steps, curve = Training(
                 model,
                 policy,
                 reference if needs_reference(settings) else None,
@@ -108,7 +108,7 @@ def train_policy(
                 processes=processes,
                 execution=execution,
                 held_out=held_out,
-            )
+            ).run()
             processes.end_trackers()
             if processes.is_main:
                 facts = {
