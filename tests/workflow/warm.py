@@ -38,7 +38,15 @@ CLASSES = {
         "AutoTokenizer", "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer",
     ),
 }  # fmt: skip
-READ_AT_IMPORT = ("CUDA", "DIFFUSERS", "DISABLE_TELEMETRY", "GOMP", "HF_", "OMP", "TRANSFORMERS")
+READ_AT_IMPORT = (
+    "CUDA",
+    "DIFFUSERS",
+    "DISABLE_TELEMETRY",
+    "GOMP",
+    "HF_",
+    "OMP_WAIT",
+    "TRANSFORMERS",
+)
 """Beginnings of variables that a library may look at while it is imported."""
 
 Request = tuple[list[str], str, dict[str, str]]
@@ -75,6 +83,7 @@ def warm_python() -> Path:
     client.write_text(CLIENT.format(real=sys.executable, socket=folder / "socket"))
     client.chmod(0o755)
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean["OMP_NUM_THREADS"] = "1"  # of numpy, as Snakemake has it; stages tell torch theirs
     server = subprocess.Popen(
         [sys.executable, "-P", __file__, str(folder / "socket")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean, cwd=folder, text=True,
