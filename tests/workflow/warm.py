@@ -8,6 +8,7 @@ signals or looks at processes, it starts real ones; so do .ci/run's own run and 
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -74,6 +75,21 @@ os._exit(os.WEXITSTATUS(status))
 """
 
 
+SERVERS: list[subprocess.Popen[str]] = []
+"""Those of this process; each lives as long as its standard input is open."""
+
+
+@atexit.register
+def end_servers() -> None:
+    """Close the servers' standard input, by which they end, and wait for that."""
+    for server in SERVERS:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.close()
+        server.stdout.close()
+        server.wait(10)
+
+
 @cache
 def warm_python() -> Path:
     """A `python` whose stages and Snakemakes start at once; it ends with this process."""
@@ -89,6 +105,7 @@ def warm_python() -> Path:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean, cwd=folder, text=True,
         start_new_session=True,
     )  # fmt: skip
+    SERVERS.append(server)
     assert server.stdout is not None
     assert server.stdout.readline() == "ready\n"
     return client
