@@ -222,8 +222,10 @@ def of_ones_own(finished: Project, folder: Path) -> tuple[Project, dict[str, Any
     for path in evaluation.glob("shapes/*/scores/total.parquet"):
         shutil.copy(path, path.with_name("pickscore.parquet"))
     shutil.copytree(evaluation / "shapes", evaluation / "tales")
-    for name in ("evaluation", "tales"):
-        shutil.copy(data / "evaluation.txt", data / f"{name}-prompts.txt")
+    shutil.copy(data / "evaluation.txt", data / "evaluation-prompts.txt")
+    prompts = (data / "evaluation.txt").read_text()
+    assert len(prompts.splitlines()) == 200
+    (data / "tales-prompts.txt").write_text(16 * prompts)  # as many as HPSv2's, in its layout too
     config = {
         "shapes": None,
         "preferences": {"files": ["data/preferences.parquet"]},
