@@ -18,7 +18,7 @@ PROGRAMS = sorted(
 )
 WITHOUT_TORCH = (
     "check_collapse", "check_leakage", "doctor", "export_preferences", "import_preferences",
-    "measure_diversity", "mix_preferences", "report", "score_metric", "select_evaluation_prompts",
+    "measure_diversity", "mix_preferences", "write_report", "score_metric", "select_evaluation_prompts",
     "select_pairs", "select_prompts", "start_iteration", "summarise_evaluation",
     "summarise_guards", "write_model_cards",
 )  # fmt: skip
