@@ -104,15 +104,20 @@ def memory(job: Json) -> str:
 
 
 def assert_fair(job: Json, *, gpus: int) -> None:
-    """A pod that a cluster would take: its GPUs as a limit, its volumes mounted, one try."""
+    """A pod that a cluster would take: its GPUs as a limit, its volumes mounted, one try.
+
+    A pod without a GPU asks for none and stays off the nodes that have some.
+    """
     spec = job["spec"]["template"]["spec"]
     resources = container(job)["resources"]
+    asked = str(gpus) if gpus else None
     for kind in ("requests", "limits"):
-        assert resources[kind]["nvidia.com/gpu"] == str(gpus)
+        assert resources[kind].get("nvidia.com/gpu") == asked
     assert resources["limits"]["memory"] == resources["requests"]["memory"]
     assert job["spec"]["backoffLimit"] == 0
     assert spec["restartPolicy"] == "Never"
-    assert [t["key"] for t in spec["tolerations"]] == ["nvidia.com/gpu"]
+    tolerated = [taint["key"] for taint in spec.get("tolerations") or []]
+    assert tolerated == (["nvidia.com/gpu"] if gpus else [])
     assert {mount["mountPath"] for mount in container(job)["volumeMounts"]} == {
         "/workdir",
         "/workdir/work",
