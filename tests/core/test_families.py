@@ -20,7 +20,7 @@ from diffusers import (
 from stages.core.errors import UserError
 from stages.core.method.noising import generator, reward_draws, training_draws
 from stages.core.method.sampling import sample_latents
-from stages.core.method.scoring import draw_errors
+from stages.core.method.scoring import Difference, draw_errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LORA_FILE, Denoiser, LoraSettings
 from stages.core.models.families import load_model
@@ -49,6 +49,8 @@ TRAINING = TrainingSettings(
     weight_decay=0.01,
     caption_dropout=0.0,
 )
+ROUNDED = TRAINING.dpo_beta * 2 * float(np.finfo(np.float32).eps)
+"""Two units in the last place of an error: with gradients on, some CPUs' kernels round a Linear otherwise."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +223,8 @@ def test_training_starts_at_ln_2_moves_the_policy_and_leaves_the_reference(
 ) -> None:
     model = any_family.load()
     policy, reference, steps = trained(model, tmp_path / "work", lora)
-    assert steps[0].loss == pytest.approx(np.log(2), abs=1e-7)
-    assert steps[0].logit == 0
+    assert steps[0].logit == pytest.approx(0, abs=ROUNDED)
+    assert steps[0].loss == pytest.approx(np.log(2), abs=ROUNDED)
     assert steps[-1].loss != steps[0].loss
     fresh = UNet2DConditionModel.from_pretrained(any_family.base / "unet").state_dict()
     if lora.rank:
@@ -247,15 +249,15 @@ def test_a_saved_policy_is_read_back_and_scores_as_it_was_trained(
     draws = reward_draws(5, num_draws=3, num_timesteps=1000, latents_shape=model.latents_shape)
     latents = torch.randn((2, *model.latents_shape), generator=generator(1))
     text = model.encode_text(PROMPTS[:1])
-    expected = draw_errors(model, policy, reference, latents, text, draws)
+    expected = draw_errors(model, Difference(policy, reference), latents, text, draws)
     saved = Policy(tmp_path / "policy")
     again, base = family.load().load_denoisers(saved, None)
-    found = draw_errors(model, again, base, latents, text, draws)
+    found = draw_errors(model, Difference(again, base), latents, text, draws)
     torch.testing.assert_close(found.policy, expected.policy, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(found.reference, expected.reference, atol=1e-6, rtol=1e-6)
     assert (found.policy != found.reference).any()
     same, itself = family.load().load_denoisers(saved, saved)
-    equal = draw_errors(model, same, itself, latents, text, draws)
+    equal = draw_errors(model, Difference(same, itself), latents, text, draws)
     assert torch.equal(equal.policy, equal.reference)
 
 
@@ -280,8 +282,8 @@ def test_the_next_iteration_starts_from_the_policy_at_ln_2(
         processes=Processes(CPU),
         execution=Execution(),
     ).run()
-    assert steps[0].loss == pytest.approx(np.log(2), abs=1e-7)
-    assert steps[0].logit == 0
+    assert steps[0].logit == pytest.approx(0, abs=ROUNDED)
+    assert steps[0].loss == pytest.approx(np.log(2), abs=ROUNDED)
     assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
     against_base, base = model.load_for_training(first, None, lora, 1)
     steps, _ = Training(
@@ -327,7 +329,7 @@ def test_in_half_precision_policy_and_reference_still_start_equal_and_weights_ar
     policy, _, steps = trained(model, tmp_path / "work", lora)
     # On CPUs torch takes another float16 attention where gradients are asked for.
     assert abs(steps[0].logit) <= (0.01 if dtype == "float16" else 0.0)
-    assert steps[0].loss == pytest.approx(np.log(2), abs=0.005 if dtype == "float16" else 1e-7)
+    assert steps[0].loss == pytest.approx(np.log(2), abs=0.005 if dtype == "float16" else ROUNDED)
     assert steps[-1].logit != steps[0].logit
     assert {value.dtype for value in policy.state_dict().values()} == {torch.float32}
 
