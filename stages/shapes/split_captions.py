@@ -3,7 +3,8 @@ r"""The captions of the embedded world out, split into seed, training and evalua
 The evaluation folds are the same for every seed: 'tuning' is for finding settings, 'report' for
 what is reported. Example:
     python -m stages.shapes.split_captions --seed 0 --num-seed-captions 260 \\
-        --evaluation-fold report --seed-captions seed.txt --pool pool.txt --evaluation eval.txt
+        --evaluation-fold report --num-evaluation-captions 200 \\
+        --seed-captions seed.txt --pool pool.txt --evaluation eval.txt
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Args:
     """Captions that human pairs are made for."""
     evaluation_fold: Literal["report", "tuning"]
     """Which held-out captions to evaluate on."""
+    num_evaluation_captions: int = FOLD_CAPTIONS
+    """How many of them: the first."""
     seed_captions: Path
     """Where the captions for human pairs go, one a line."""
     pool: Path
@@ -56,12 +59,18 @@ def main(args: Args) -> None:
                 f"num_seed_captions must be between 1 and {len(rest) - 1}, found "
                 f"{args.num_seed_captions}"
             )
+        if not 0 < args.num_evaluation_captions <= FOLD_CAPTIONS:
+            raise UserError(
+                f"num_evaluation_captions must be between 1 and {FOLD_CAPTIONS}, found "
+                f"{args.num_evaluation_captions}"
+            )
         rng = np.random.default_rng(seed_of(args.seed, "split_captions"))
         rest = [rest[i] for i in rng.permutation(len(rest))]
         write_text(args.seed_captions, "\n".join(rest[: args.num_seed_captions]) + "\n")
         write_text(args.pool, "\n".join(rest[args.num_seed_captions :]) + "\n")
-        write_text(args.evaluation, "\n".join(folds[args.evaluation_fold]) + "\n")
-        run.rows_in, run.rows_out = len(captions), len(rest) + FOLD_CAPTIONS
+        evaluation = folds[args.evaluation_fold][: args.num_evaluation_captions]
+        write_text(args.evaluation, "\n".join(evaluation) + "\n")
+        run.rows_in, run.rows_out = len(captions), len(rest) + len(evaluation)
 
 
 if __name__ == "__main__":

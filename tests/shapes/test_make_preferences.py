@@ -100,6 +100,21 @@ def test_the_run_seed_moves_the_seed_captions_and_not_the_evaluation(tmp_path: P
     assert report == other_report
 
 
+def test_fewer_evaluation_captions_are_the_folds_first_and_change_nothing_else(
+    tmp_path: Path,
+) -> None:
+    seed, pool, report = split(tmp_path)
+    assert split(tmp_path, num_evaluation_captions=7) == [seed, pool, report[:7]]
+
+
+@pytest.mark.parametrize("number", [0, 201])
+def test_evaluation_captions_that_a_fold_does_not_have_are_refused(
+    tmp_path: Path, number: int
+) -> None:
+    with pytest.raises(UserError, match=f"between 1 and 200, found {number}"):
+        split(tmp_path, num_evaluation_captions=number)
+
+
 @pytest.mark.parametrize("number", [0, 1040])
 def test_captions_for_everyone_or_no_one_are_refused(tmp_path: Path, number: int) -> None:
     with pytest.raises(UserError, match=f"between 1 and 1039, found {number}"):

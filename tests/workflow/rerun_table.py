@@ -224,8 +224,8 @@ def of_ones_own(finished: Project, folder: Path) -> tuple[Project, dict[str, Any
     shutil.copytree(evaluation / "shapes", evaluation / "tales")
     shutil.copy(data / "evaluation.txt", data / "evaluation-prompts.txt")
     prompts = (data / "evaluation.txt").read_text()
-    assert len(prompts.splitlines()) == 200
-    (data / "tales-prompts.txt").write_text(16 * prompts)  # as many as HPSv2's, in its layout too
+    assert len(prompts.splitlines()) == 16
+    (data / "tales-prompts.txt").write_text(200 * prompts)  # as many as HPSv2's, in its layout too
     config = {
         "shapes": None,
         "preferences": {"files": ["data/preferences.parquet"]},
@@ -421,7 +421,7 @@ ROWS = [
     ),
     Row(
         section=DATA,
-        change="`shapes.evaluation_fold`, `num_seed_captions`",
+        change="`shapes.evaluation_fold`, `num_evaluation_captions`, `num_seed_captions`",
         begins=("split_captions",),
         config={"shapes": {"evaluation_fold": "tuning"}},
     ),
@@ -503,10 +503,17 @@ ROWS = [
     ),
     Row(
         section=LOOP,
-        change="`score_candidates.*`",
+        change="`score_candidates.num_draws`, `reference`, `reencode`",
         begins=("score_candidates",),
         note="iteration 1 is not sampled again",
         config={"score_candidates": {"num_draws": 3}},
+    ),
+    Row(
+        section=LOOP,
+        change="`score_candidates.rewards_by`, `dtype`",
+        begins=("score_candidates", "score_holdout"),
+        note="iteration 1 is not sampled again",
+        config={"score_candidates": {"rewards_by": "derivative"}},
     ),
     Row(
         section=LOOP,

@@ -24,6 +24,7 @@ def test_200_prompts_by_four_metrics_are_scored_and_only_what_is_missing_again(
     published = publish(weights)
     config = {
         "iterations": 0,
+        "shapes": {"num_evaluation_captions": NUM_PROMPTS},
         "evaluation": {
             "metrics": list(METRICS),
             "primary_metric": "pickscore",

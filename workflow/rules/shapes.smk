@@ -22,10 +22,12 @@ if "shapes" in config:
         params:
             **stage("shapes.split_captions"),
             evaluation_fold=config["shapes"]["evaluation_fold"],
+            num_evaluation_captions=config["shapes"]["num_evaluation_captions"],
             num_seed_captions=config["shapes"]["num_seed_captions"],
             seed=config["seed"],
         shell:
             "{params.command} --evaluation-fold {params.evaluation_fold}"
+            " --num-evaluation-captions {params.num_evaluation_captions}"
             " --num-seed-captions {params.num_seed_captions} --seed {params.seed}"
             " --seed-captions {output.seed_captions:q} --pool {output.pool:q}"
             " --evaluation {output.evaluation:q} 2>&1 | record {log:q}"
