@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.core.models.denoiser import LORA_FILE
+from stages.core.models.lora_files import is_lora_file
 
 
 @dataclass(frozen=True)
@@ -13,18 +14,20 @@ class Policy:
     """Trained weights in diffusers' layout: a full fine-tune, or a LoRA. None stands for the base."""
 
     folder: Path
-    """Where they lie; for a full fine-tune also a hub id."""
+    """Where they lie; also one file of them; for a full fine-tune also a hub id."""
 
     def __str__(self) -> str:
-        """The folder, or the hub id."""
+        """The folder, the file or the hub id."""
         return str(self.folder)
 
     @property
     def lora_file(self) -> Path:
         """The file of a LoRA's weights."""
-        return self.folder / LORA_FILE
+        return self.folder if self.folder.is_file() else self.folder / LORA_FILE
 
     @property
     def is_lora(self) -> bool:
         """Whether it is a LoRA; else it is a full fine-tune."""
+        if self.folder.is_file():
+            return is_lora_file(self.folder)
         return self.lora_file.is_file()
