@@ -33,7 +33,8 @@ def sample_latents(
 
     Equal to diffusers' own pipeline for the same seed, scheduler and guidance: the generator that
     draws an image's first noise also draws its sampler's noise, if the sampler has any.
-    `unconditional` is one row, used where guidance_scale is not 1.
+    `unconditional` is one row, used where guidance_scale is not 1. ModelError for latents that are not
+    finite.
     """
     scheduler = model.sampler(sampler)
     scheduler.set_timesteps(num_inference_steps, device=model.device)
@@ -51,4 +52,8 @@ def sample_latents(
             without, with_text = prediction.chunk(2)
             prediction = without + guidance_scale * (with_text - without)
         latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
-    return latents
+    return model.finite(
+        latents,
+        "the sampler's latents",
+        "Either the policy has diverged (lower its learning_rate or dpo_beta), or model.dtype is too narrow.",
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,15 +9,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import safetensors.torch
+import safetensors
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core.models.conditioning import Conditioning
-from stages.core.models.denoiser import LORA_METADATA, Denoiser, LoraSettings
+from stages.core.models.denoiser import Denoiser, LoraSettings
 from stages.core.models.loading import ModelError, Source
+from stages.core.models.lora_files import read_lora
 from stages.core.models.policy import Policy
 
 SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}
@@ -131,6 +131,14 @@ class DiffusionModel(ABC):
 
     # The same for all families
 
+    def finite(self, values: Tensor, what: str, remedy: str) -> Tensor:
+        """The values. ModelError if one of them is not a finite number."""
+        if not torch.isfinite(values).all():
+            raise ModelError(
+                f"{self.base}: {what} are not finite in {str(values.dtype)[6:]}. {remedy}"
+            )
+        return values
+
     def native_geometry(self, count: int) -> Geometry:
         """The geometry of images that the model itself makes: its own size, nothing cropped."""
         size = self.image_size
@@ -159,6 +167,15 @@ class DiffusionModel(ABC):
             for name, each in (("policy", policy), ("reference", reference))
         ]
         return found[0], found[1]
+
+    def fused_network(self, policy: Policy | None) -> Any:
+        """The policy's whole network in float32, its LoRA added into the weights."""
+        denoiser = self.load_denoiser(policy, torch.float32)
+        if denoiser.adapter is not None:
+            denoiser.select()
+            denoiser.network.fuse_lora()
+            denoiser.network.unload_lora()
+        return denoiser.network
 
     def load_for_training(
         self, initial: Policy | None, reference: Policy | None, lora: LoraSettings, seed: int
@@ -241,16 +258,16 @@ class DiffusionModel(ABC):
         """Load a policy's LoRA as the adapter `name`. ModelError if it does not fit."""
         path = policy.lora_file
         try:
-            weights = safetensors.torch.load_file(path)
-            with safetensors.safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get(LORA_METADATA, "null"))
+            file = read_lora(path, network.config)
+            alphas = {"network_alphas": file.alphas} if file.alphas else {}
             with warnings.catch_warnings():
                 # A second adapter, the reference's, is what we want.
                 warnings.filterwarnings("error", "While injecting the PEFT", RuntimeWarning)
                 warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
                 network.load_lora_adapter(
-                    weights, prefix=self.denoiser_part, adapter_name=name, metadata=header
-                )
+                    file.weights, prefix=self.denoiser_part, adapter_name=name,
+                    metadata=file.metadata, **alphas,
+                )  # fmt: skip
             if name not in getattr(network, "peft_config", {}):
                 raise ValueError(f"it has no keys that begin with {self.denoiser_part}.")
         except (
@@ -260,7 +277,7 @@ class DiffusionModel(ABC):
             RuntimeWarning,
             safetensors.SafetensorError,
         ) as error:
-            first = str(error).strip().splitlines()[0][:300]
+            first = str(error).strip().splitlines()[0][:400]
             raise ModelError(
                 f"{path} does not fit {self.base}: {first}. A LoRA belongs to the base it was "
                 "trained on; use that base, or train anew."

@@ -37,8 +37,9 @@ class ModelSettings:
 
     base: str
     """A folder in diffusers' layout, a hub id, or a single .safetensors checkpoint."""
-    dtype: Literal["float32", "bfloat16", "float16"]
-    """Precision of the networks; denoising errors are float32 always."""
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"]
+    """Precision of the networks; denoising errors are float32 always. 'tf32' is float32 whose products
+    GPUs multiply in TF32; on a CPU it is float32."""
     vae: str | None = None
     """Another VAE instead of the model's own (a folder or hub id), as SDXL's fp16-fix."""
     config: str | None = None
@@ -64,13 +65,13 @@ class Source:
                 f"{self.base} is no model: expected a folder in diffusers' layout, a .safetensors "
                 "checkpoint or a hub id"
             )
-        if not self.is_local and (self.base.count("/") != 1 or _is_meant_as_path(self.base)):
+        if not self.is_local and not is_hub_id(self.base):
             raise ModelError(
                 f"{self.base} does not exist; model.base must be a folder in diffusers' layout, a "
                 ".safetensors checkpoint, or a hub id such as owner/name"
             )
         vae = settings.vae
-        if vae and not Path(vae).exists() and (vae.count("/") != 1 or _is_meant_as_path(vae)):
+        if vae and not Path(vae).exists() and not is_hub_id(vae):
             raise ModelError(
                 f"model.vae {vae} does not exist; it must be the folder of a VAE, a .safetensors file or "
                 "a hub id"
@@ -254,10 +255,11 @@ def _said_by_keys(path: Path) -> dict[str, Any]:
     return said
 
 
-def _is_meant_as_path(name: str) -> bool:
-    """Whether a name that does not exist is a path's and no hub id: it begins as one, or where one is."""
+def is_hub_id(name: str) -> bool:
+    """Whether a name that does not exist here is owner/name and no path: paths begin with a folder."""
     first = name.split("/")[0]
-    return first in ("", ".", "..", "~") or Path(first).is_dir() or name.endswith(".safetensors")
+    is_path = first in ("", ".", "..", "~") or Path(first).is_dir() or name.endswith(".safetensors")
+    return name.count("/") == 1 and not is_path
 
 
 def _variant_of(folder: Path) -> str | None:
@@ -274,6 +276,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
     names = {
         "float32": torch.float32,
+        "tf32": torch.float32,
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
     }

@@ -23,6 +23,11 @@ from stages.core.models.tokens import num_truncated
 log = logging.getLogger(__name__)
 
 PREDICTIONS = ("epsilon", "v_prediction")
+OTHER_VAE = (
+    "Set model.dtype to bfloat16 or float32, or name a VAE that does not overflow as model.vae (of "
+    "SDXL's: madebyollin/sdxl-vae-fp16-fix)."
+)
+OTHER_PRECISION = "Set model.dtype to bfloat16 or float32, or look whether the file is damaged."
 
 
 def schedule_of(source: Source) -> dict[str, Any]:
@@ -86,6 +91,12 @@ class StableDiffusion(DiffusionModel):
                 f"{self.base}: scheduler/scheduler_config.json has prediction_type "
                 f"{self.prediction_type!r}; supported are {', '.join(PREDICTIONS)}"
             )
+        if self.prediction_type == "epsilon" and not self._schedule.alphas_cumprod[-1] > 0:
+            raise ModelError(
+                f"{self.base}: scheduler/scheduler_config.json has rescale_betas_zero_snr, by which the last "
+                "timestep is pure noise, and prediction_type epsilon, by which nothing can be seen in it: "
+                "one of the two is wrong. Models of zero terminal SNR predict v (v_prediction)"
+            )
         self._latents_shape = self._shape_of(source.config_of("unet", UNet2DConditionModel))
 
     def _shape_of(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -132,7 +143,8 @@ class StableDiffusion(DiffusionModel):
         tokenizer = self._load("tokenizer", CLIPTokenizer)
         encoder = self._load("text_encoder", CLIPTextModel)
         tokens = self._tokens(tokenizer, encoder, prompts)
-        return Conditioning({"text": encoder(tokens)[0]})
+        text = self.finite(encoder(tokens)[0], "the text encoder's states", OTHER_PRECISION)
+        return Conditioning({"text": text})
 
     def unconditional(self) -> Conditioning:
         """The empty prompt."""
@@ -159,7 +171,7 @@ class StableDiffusion(DiffusionModel):
         posterior = vae.encode(images.to(self.device, vae.dtype)).latent_dist
         mean, std = _normalisation(vae)
         normalised = (posterior.mode() - mean) / std * vae.config.scaling_factor
-        return cast(Tensor, normalised.to(self.dtype))
+        return self.finite(normalised.to(self.dtype), "the VAE's latents of an image", OTHER_VAE)
 
     @torch.no_grad()
     def decode_latents(
@@ -169,8 +181,10 @@ class StableDiffusion(DiffusionModel):
         vae = self._vae()
         mean, std = _normalisation(vae)
         scaled = latents.to(self.device, vae.dtype) * std / vae.config.scaling_factor + mean
-        decoded = vae.decode(scaled).sample
-        return cast(Tensor, (decoded.float().cpu() / 2 + 0.5).clamp(0, 1))
+        decoded = self.finite(
+            vae.decode(scaled).sample, "the images that the VAE decodes", OTHER_VAE
+        )
+        return (decoded.float().cpu() / 2 + 0.5).clamp(0, 1)
 
     def add_noise(
         self,

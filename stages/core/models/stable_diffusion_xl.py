@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from stages.core.models.adapter import Geometry
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
-from stages.core.models.stable_diffusion import StableDiffusion
+from stages.core.models.stable_diffusion import OTHER_PRECISION, StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -40,7 +40,7 @@ class StableDiffusionXL(StableDiffusion):
             tokens = self._tokens(tokenizer, encoder, prompts)
             output = encoder(tokens, output_hidden_states=True)
             states.append(output.hidden_states[-2])
-        text = torch.cat(states, dim=-1)
+        text = self.finite(torch.cat(states, dim=-1), "the text encoders' states", OTHER_PRECISION)
         sizes = self.native_geometry(len(prompts)).to(self.device)
         return Conditioning({"text": text, "pooled": output.text_embeds, "sizes": sizes})
 

@@ -45,13 +45,18 @@ class EncodedPairs:
 def latents_tensor(
     column: pa.ChunkedArray, shape: tuple[int, ...], where: str
 ) -> Float[Tensor, "row channel height width"]:
-    """The latents in a column. UserError if they are not of this model's shape."""
+    """The latents in a column. UserError if they are not finite, or not of this model's shape."""
     parts = [np.asarray(chunk.flatten(), dtype=np.float32) for chunk in column.chunks]
     flat = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if len(flat) != len(column) * int(np.prod(shape)):
         raise UserError(
             f"{where}: latents of {len(column)} images have {len(flat)} values, expected {shape} "
             "each; they were made with another base model. Make the file anew."
+        )
+    if not np.isfinite(flat).all():
+        raise UserError(
+            f"{where}: {int((~np.isfinite(flat)).sum())} values of the latents are not finite; the model "
+            "that made them overflowed in its model.dtype. Make the file anew in another precision."
         )
     return torch.from_numpy(flat).reshape(len(column), *shape)
 
