@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.training import build
 from stages.core.artifacts.files import write_text
 from stages.core.method.noising import generator, reward_draws
-from stages.core.method.scoring import draw_errors
+from stages.core.method.scoring import Difference, draw_errors
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
@@ -201,7 +201,12 @@ def scoring_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
 
     def ours() -> torch.Tensor:
         found = draw_errors(
-            model, policy, reference, latents, model.encode_text([PROMPT]), draws, rows_per_batch=40
+            model,
+            Difference(policy, reference),
+            latents,
+            model.encode_text([PROMPT]),
+            draws,
+            rows_per_batch=40,
         )
         return (found.reference - found.policy).mean(dim=1)
 

@@ -25,11 +25,12 @@ from stages.core.plan.run import RunPlan
 from stages.core.preflight.data import check_evaluation, check_prompts, labelled_pairs
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.invariants import check_invariants
+from stages.core.preflight.judge import check_judge
 from stages.core.preflight.table import show
 from stages.core.preflight.timing import measure
 from stages.metrics import metric_names
 from stages.metrics.check import check_weights
-from stages.shapes.folds import FOLD_CAPTIONS, num_pool_captions
+from stages.shapes.folds import num_pool_captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ def main(args: Args) -> None:
         model = load_model(ModelSettings(**config["model"]), device=device)
         try:
             check_invariants(model, config, findings)
+            check_judge(model, config, findings)
             rates = measure(model, config, findings)
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
@@ -87,7 +89,8 @@ def num_prompts(plan: RunPlan, findings: Findings) -> int:
         return check_prompts(plan, findings)
     num_captions = num_pool_captions(plan.config["shapes"]["num_seed_captions"])
     findings.add_all(plan.pool_problems(num_captions))
-    return FOLD_CAPTIONS
+    count: int = plan.config["shapes"]["num_evaluation_captions"]
+    return count
 
 
 def check_metrics(plan: RunPlan, findings: Findings) -> None:

@@ -28,7 +28,7 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
 from stages.core.policies.encoding import latents_tensor
-from stages.core.policies.loading import load_denoisers
+from stages.core.policies.loading import RewardsBy, load_judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,8 @@ class Args:
     """Number of this iteration, from 1."""
     output: Path
     """Where the rewards go (schema rewards)."""
+    rewards_by: RewardsBy = "difference"
+    """'difference' of two errors, or the 'derivative' half way between, which half precision suffices for."""
     rows_per_batch: int | None = None
     """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1
@@ -77,7 +79,7 @@ def main(args: Args) -> None:
 
 def score(model: DiffusionModel, table: pa.Table, args: Args) -> Iterator[dict[str, object]]:
     """One row of the rewards table for each candidate."""
-    policy, reference = load_denoisers(model, args.policy, args.reference)
+    judge = load_judge(model, args.policy, args.reference, args.rewards_by)
     names = np.array(table.column("prompt_id").to_pylist())
     starts = [row for row in range(len(names)) if row == 0 or names[row] != names[row - 1]]
     ends = [*starts[1:], len(names)] if len(names) else []
@@ -94,7 +96,7 @@ def score(model: DiffusionModel, table: pa.Table, args: Args) -> Iterator[dict[s
         )
         text = model.encode_text([group.column("prompt")[0].as_py()])
         errors = draw_errors(
-            model, policy, reference, candidate_latents(model, group, args), text, draws,
+            model, judge, candidate_latents(model, group, args), text, draws,
             rows_per_batch=args.rows_per_batch,
         )  # fmt: skip
         policy_errors, reference_errors = errors.policy.numpy(), errors.reference.numpy()

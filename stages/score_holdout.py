@@ -20,14 +20,13 @@ from stages.core.artifacts.tables import read_table, write_table
 from stages.core.execution.runtime import choose_device, progress, run_stage, stage
 from stages.core.method.noising import Draws, reward_draws
 from stages.core.method.rewards import implicit_reward, preference_probability
-from stages.core.method.scoring import Errors, draw_errors
+from stages.core.method.scoring import Errors, Judge, draw_errors
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
-from stages.core.models.denoiser import Denoiser
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
 from stages.core.policies.encoding import latents_tensor
-from stages.core.policies.loading import load_denoisers
+from stages.core.policies.loading import RewardsBy, load_judge
 
 SIDES = ("winner", "loser")
 
@@ -54,6 +53,8 @@ class Args:
     """Evaluation seed: every policy judges with the same draws."""
     output: Path
     """Where the rewards go (schema holdout_rewards)."""
+    rewards_by: RewardsBy = "difference"
+    """'difference' of two errors, or the 'derivative' half way between, which half precision suffices for."""
     rows_per_batch: int | None = None
     """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1
@@ -66,7 +67,7 @@ def main(args: Args) -> None:
     """Score winner and loser of every pair with the same draws for every policy."""
     with stage("score_holdout") as run:
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
-        policy, reference = load_denoisers(model, args.policy, args.reference)
+        judge = load_judge(model, args.policy, args.reference, args.rewards_by)
         rows = []
         for pair in progress(read_pairs(args, model), "scoring held-out pairs", "pairs"):
             draws = reward_draws(
@@ -75,7 +76,7 @@ def main(args: Args) -> None:
                 num_timesteps=model.num_timesteps,
                 latents_shape=model.latents_shape,
             )
-            errors = pair_errors(model, policy, reference, pair, draws, args.rows_per_batch)
+            errors = pair_errors(model, judge, pair, draws, args.rows_per_batch)
             rows.append({"pair_id": pair.pair_id, **judgement(errors, args.dpo_beta)})
         files = {*policy_files(args.policy), *policy_files(args.reference)}
         inputs = [args.preferences, args.latents, *sorted(files)]
@@ -125,17 +126,14 @@ def read_pairs(args: Args, model: DiffusionModel) -> list[HeldOutPair]:
 
 def pair_errors(
     model: DiffusionModel,
-    policy: Denoiser,
-    reference: Denoiser,
+    judge: Judge,
     pair: HeldOutPair,
     draws: Draws,
     rows_per_batch: int | None,
 ) -> Errors:
     """Errors of both images of a pair with the same draws, and the policy's drift."""
     text = model.place(model.encode_text([pair.prompt]).repeat(2), pair.geometry)
-    return draw_errors(
-        model, policy, reference, pair.latents, text, draws, rows_per_batch=rows_per_batch
-    )
+    return draw_errors(model, judge, pair.latents, text, draws, rows_per_batch=rows_per_batch)
 
 
 def judgement(errors: Errors, dpo_beta: float) -> dict[str, float]:

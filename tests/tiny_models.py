@@ -164,6 +164,16 @@ def sd15(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Pa
     )
 
 
+def middle_size_sd15(folder: Path) -> Path:
+    """As `sd15` with 28 million weights in its UNet and latents of 4 x 16 x 16."""
+    base = sd15(folder)
+    torch.manual_seed(0)
+    config = UNet2DConditionModel.load_config(base / "unet")
+    wide = {"sample_size": 16, "block_out_channels": (64, 128, 256, 256), "norm_num_groups": 32}
+    UNet2DConditionModel.from_config({**config, **wide}).save_pretrained(base / "unet")
+    return base
+
+
 def sdxl(folder: Path, *, seed: int = 0) -> Path:
     """An SDXL 1.0 in diffusers' layout: 64 x 64 pixels, latents 4 x 8 x 8."""
     torch.manual_seed(seed)

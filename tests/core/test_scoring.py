@@ -8,7 +8,7 @@ import torch
 
 from stages.core.method.noising import Draws, generator, reward_draws
 from stages.core.method.rewards import implicit_reward
-from stages.core.method.scoring import draw_errors
+from stages.core.method.scoring import Difference, draw_errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
@@ -42,7 +42,9 @@ def test_policy_equal_to_reference_has_reward_exactly_0(
 ) -> None:
     model = load_model(settings(tiny_base, dtype), device=torch.device("cpu"))
     text = model.encode_text([CAPTIONS[0]])
-    errors = draw_errors(model, model.load_denoiser(), model.load_denoiser(), latents, text, draws)
+    errors = draw_errors(
+        model, Difference(model.load_denoiser(), model.load_denoiser()), latents, text, draws
+    )
     assert errors.policy.dtype == torch.float32
     reward = implicit_reward(
         policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()
@@ -60,9 +62,11 @@ def test_errors_do_not_depend_on_which_candidates_are_scored_together(
     text: Conditioning,
     draws: Draws,
 ) -> None:
-    together = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
+    together = draw_errors(model, Difference(other_denoiser, base_denoiser), latents, text, draws)
     for rows in ([0], [2], [1, 0]):
-        found = draw_errors(model, other_denoiser, base_denoiser, latents[rows], text, draws)
+        found = draw_errors(
+            model, Difference(other_denoiser, base_denoiser), latents[rows], text, draws
+        )
         for name in ("policy", "reference", "drift"):
             torch.testing.assert_close(
                 getattr(found, name), getattr(together, name)[rows], atol=1e-6, rtol=1e-5
@@ -79,9 +83,9 @@ def test_errors_do_not_depend_on_how_many_rows_go_through_the_network_at_once(
     draws: Draws,
     rows_per_batch: int,
 ) -> None:
-    models = (model, other_denoiser, base_denoiser)
-    whole = draw_errors(*models, latents, text, draws)
-    found = draw_errors(*models, latents, text, draws, rows_per_batch=rows_per_batch)
+    judge = Difference(other_denoiser, base_denoiser)
+    whole = draw_errors(model, judge, latents, text, draws)
+    found = draw_errors(model, judge, latents, text, draws, rows_per_batch=rows_per_batch)
     for name in ("policy", "reference", "drift"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), atol=1e-6, rtol=1e-5)
 
@@ -94,8 +98,8 @@ def test_both_models_see_the_same_draws(
     text: Conditioning,
     draws: Draws,
 ) -> None:
-    one = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
-    turned = draw_errors(model, base_denoiser, other_denoiser, latents, text, draws)
+    one = draw_errors(model, Difference(other_denoiser, base_denoiser), latents, text, draws)
+    turned = draw_errors(model, Difference(base_denoiser, other_denoiser), latents, text, draws)
     assert torch.equal(one.policy, turned.reference)
     assert torch.equal(one.reference, turned.policy)
     assert torch.equal(one.drift, turned.drift)
@@ -110,7 +114,7 @@ def test_errors_and_drift_equal_a_loop_over_images_and_draws(
     text: Conditioning,
     draws: Draws,
 ) -> None:
-    found = draw_errors(model, other_denoiser, base_denoiser, latents, text, draws)
+    found = draw_errors(model, Difference(other_denoiser, base_denoiser), latents, text, draws)
     alphas = model.sampler("ddpm").alphas_cumprod.double().numpy()
     for image in range(3):
         for draw in range(4):

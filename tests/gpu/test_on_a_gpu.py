@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from stages.core.execution.runtime import choose_device
 from stages.core.method.noising import generator, reward_draws
 from stages.core.method.sampling import sample_latents
-from stages.core.method.scoring import draw_errors
+from stages.core.method.scoring import Difference, draw_errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
@@ -128,7 +128,9 @@ def test_errors_equal_the_cpus(base: Path) -> None:
         )
         latents = torch.randn((2, *model.latents_shape), generator=generator(0))
         denoiser, text = model.load_denoiser(), model.encode_text(PROMPTS[:1])
-        found.append(draw_errors(model, denoiser, denoiser, latents, text, draws).policy)
+        found.append(
+            draw_errors(model, Difference(denoiser, denoiser), latents, text, draws).policy
+        )
     torch.testing.assert_close(found[1], found[0], atol=0, rtol=1e-4)
 
 

@@ -13,12 +13,15 @@ from stages import preflight
 from stages.core.errors import UserError
 from stages.core.method.scoring import Errors
 from stages.core.models.adapter import DiffusionModel
+from stages.core.models.families import load_model
 from stages.core.plan.configuration import check_config
 from stages.core.plan.run import RunPlan
 from stages.core.preflight import data, invariants
 from stages.core.preflight.findings import Findings
+from stages.core.preflight.judge import check_judge
 from stages.metrics import NETWORKS
 from tests import tiny_models
+from tests.builders import settings
 from tests.label_files import WRITERS, some_pairs
 from tests.metrics.conftest import Published, publish
 
@@ -95,9 +98,9 @@ def test_a_config_that_is_no_yaml_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "found"),
     [
-        ("pickapic", "1 files, layout pickapic, 6 rows"),
-        ("likes-csv", "1 files, layout likes, 6 rows"),
-        ("folders", "1 files, layout folders, 6 rows"),
+        ("pickapic", "1 files, layout pickapic, 6 usable rows"),
+        ("likes-csv", "1 files, layout likes, 6 usable rows"),
+        ("folders", "1 files, layout folders, 6 usable rows"),
     ],
 )
 def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
@@ -125,7 +128,7 @@ def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
     assert data.check_prompts(RunPlan(config=config), findings) == 2
     assert findings.checks[0][1:] == (found, True)
     assert [check[1:] for check in findings.checks[1:]] == [
-        ("2 prompts", True), ("1 prompts, 1 empty or too long are left out", True),
+        ("those of 6 labels can be read", True), ("2 prompts", True), ("1 prompts, 1 empty or too long are left out", True),
         ("2 prompts", True),
     ]  # fmt: skip
     config["prompts"]["per_iteration"] = [2]  # of a cat and a dog, which the evaluation keeps
@@ -136,6 +139,64 @@ def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
     )
     config["preferences"]["files"] = [str(tmp_path / "nothing-*")]
     assert data.labelled_pairs(config, findings) == 0
+
+
+def test_too_few_labels_bad_rows_and_missing_images_are_found(tmp_path: Path) -> None:
+    WRITERS["folders"][1](tmp_path / "data", some_pairs())
+    block = {"files": [str(tmp_path / "data")], "layout": "auto", "num_pairs": 5, "num_holdout": 2}
+    findings = Findings()
+    assert data.labelled_pairs({"preferences": block}, findings) == 6
+    assert findings.failed == ["preferences.num_pairs"]
+    assert "7 are wanted with preferences.num_holdout, at most 6" in findings.checks[1][1]
+    table = tmp_path / "labels.csv"
+    lines = ["a cat,data/win/0.jpg,data/lose/0.jpg", "a dog,data/win/1.jpg,gone.png"]
+    table.write_text("\n".join(["prompt,chosen,rejected", *lines]) + "\n")
+    block |= {"files": [str(table)], "num_pairs": 2, "num_holdout": 0, "root": str(tmp_path)}
+    findings = Findings()
+    data.labelled_pairs({"preferences": block}, findings)
+    assert findings.failed == ["images of preferences.files"], findings.checks
+    assert "gone.png" in findings.checks[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("rewards_by", "dtype", "is_right"),
+    [
+        ("difference", "bfloat16", False),
+        ("derivative", "float16", True),
+        ("difference", "float32", None),
+    ],
+)
+def test_the_judges_precision_is_measured_on_the_users_own_model(
+    model: DiffusionModel, rewards_by: str, dtype: str, is_right: bool | None
+) -> None:
+    config = check_config(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+    config["score_candidates"] |= {"rewards_by": rewards_by, "dtype": dtype}
+    findings = Findings()
+    check_judge(model, config, findings)
+    assert [holds for *_, holds in findings.checks] == ([] if is_right is None else [is_right])
+    assert (is_right is False) == ("set score_candidates.rewards_by" in str(findings.checks))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_raises_no_false_alarm_in_the_invariants(tmp_path: Path, dtype: str) -> None:
+    model = load_model(settings(tiny_models.sd15(tmp_path), dtype), device=torch.device("cpu"))
+    config = check_config(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+    config["model"]["dtype"] = dtype
+    findings = Findings()
+    invariants.check_invariants(model, config, findings)
+    assert findings.failed == []
+    assert [what for what, *_ in findings.checks][:2] == ["device", "a picture through the VAE"]
+
+
+def test_a_loss_that_knows_no_winner_fails(
+    model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = invariants.preference_logit
+    monkeypatch.setattr(invariants, "preference_logit", lambda *args: real(*args).abs())
+    findings = Findings()
+    config = check_config(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+    invariants.check_invariants(model, config, findings)
+    assert findings.failed == ["logit of the exchanged pair"]
 
 
 def test_missing_and_damaged_weights_are_found_before_anything_is_spent(

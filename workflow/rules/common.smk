@@ -124,17 +124,21 @@ def stage(name):
     }
 
 
-def settings(block, prefix="settings"):
+def settings(block, prefix="settings", without=()):
     """A block as flags, save what is left at its defaults: a new optional key reruns nothing.
 
     What a training starts from and compares with are files, which the rules name themselves.
     """
     kept = without_defaults(config[block], block)
-    others = ("reference", "policy")
+    others = ("reference", "policy", *without)
     return flags({k: v for k, v in kept.items() if k not in others}, prefix)
 
 
 MODEL = settings("model", "model")
+# The same model in the precision that judges.
+JUDGING = {**config["model"], "dtype": config["score_candidates"]["dtype"]}
+JUDGE = flags(without_defaults(JUDGING, "model"), "model")
+REWARDS_BY = flags({"rewards_by": config["score_candidates"]["rewards_by"]})
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")
 

@@ -176,13 +176,15 @@ rule score_holdout:
     params:
         **stage("score_holdout"),
         policy=policy_folder,
-        model=MODEL,
+        model=JUDGE,
+        rewards_by=REWARDS_BY,
         dpo_beta=config["update_policy"]["dpo_beta"],
         num_draws=config["evaluation"]["holdout_draws"],
         seed=config["evaluation"]["seed"],
     shell:
         "{params.command} --preferences {input.preferences:q} --latents {input.latents:q}"
-        " --policy {params.policy:q} {params.model} --dpo-beta {params.dpo_beta}"
+        " --policy {params.policy:q} {params.model} {params.rewards_by}"
+        " --dpo-beta {params.dpo_beta}"
         " --num-draws {params.num_draws} --reference base --seed {params.seed}"
         " {resources.execution} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 

@@ -156,8 +156,8 @@ rule score_candidates:
         policy=policy_folder,
         reference=reference_folder,
         iteration=iteration,
-        model=MODEL,
-        settings=settings("score_candidates", ""),
+        model=JUDGE,
+        settings=settings("score_candidates", "", without=["dtype"]),
         seed=config["seed"],
     shell:
         "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"

@@ -127,16 +127,6 @@ def read_lora(policy: ExportedPolicy) -> tuple[dict[str, Tensor], dict[str, Any]
     return weights, {key.removeprefix(prefix): value for key, value in header.items()}
 
 
-def fused_network(policy: ExportedPolicy) -> Any:
-    """The policy's whole denoiser in float32 on the CPU, its LoRA added into the weights."""
-    denoiser = policy.model.load_denoiser(policy, dtype=torch.float32)
-    if denoiser.adapter is not None:
-        denoiser.select()
-        denoiser.network.fuse_lora()
-        denoiser.network.unload_lora()
-    return denoiser.network
-
-
 def write_diffusers(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -> None:
     """A whole pipeline in diffusers' layout. All that is as in the base or the policy is linked."""
     model, source = policy.model, policy.model.source
@@ -153,7 +143,7 @@ def write_diffusers(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) ->
         _replace_part(folder / "vae", source.read("vae", AutoencoderKL, torch.float32))
     target = folder / model.denoiser_part
     if policy.is_lora:
-        _replace_part(target, fused_network(policy).to(dtype))
+        _replace_part(target, policy.model.fused_network(policy).to(dtype))
         return
     _remove_files(target)
     for file in _wanted(policy.folder / model.denoiser_part):
@@ -318,7 +308,7 @@ def lora_file(policy: ExportedPolicy) -> str:
 def write_single_file(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -> None:
     """One fused checkpoint in the original layout, every weight in `dtype`."""
     model, source = policy.model, policy.model.source
-    network = fused_network(policy).to(dtype)
+    network = policy.model.fused_network(policy).to(dtype)
     if not policy.is_xl and network.config.cross_attention_dim == SD2_TEXT_WIDTH:
         raise UserError(
             f"{model.base} is a Stable Diffusion 2.x, whose text encoder is not CLIP's; the "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core.method.noising import Draws
@@ -25,11 +26,52 @@ class Errors:
     """Mean squared difference of the two predictions."""
 
 
+class Judge(ABC):
+    """What knows a policy's and its reference's errors on noised rows."""
+
+    @abstractmethod
+    def errors(
+        self,
+        model: DiffusionModel,
+        noised: Float[Tensor, "row channel height width"],
+        timesteps: Int[Tensor, " row"],
+        context: Conditioning,
+        target: Float[Tensor, "row channel height width"],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(policy's errors, reference's errors, mean squared difference of predictions) of each row."""
+
+
+@dataclass(frozen=True)
+class Difference(Judge):
+    """Both models predict, one after the other. Paper: SAIL Eq. 8, as it stands."""
+
+    policy: Denoiser
+    reference: Denoiser
+
+    def errors(
+        self,
+        model: DiffusionModel,
+        noised: Float[Tensor, "row channel height width"],
+        timesteps: Int[Tensor, " row"],
+        context: Conditioning,
+        target: Float[Tensor, "row channel height width"],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(policy's errors, reference's errors, mean squared difference of predictions) of each row."""
+        policy, reference = (
+            model.predict(denoiser, noised, timesteps, context)
+            for denoiser in (self.policy, self.reference)
+        )
+        return (
+            denoising_error(policy, target),
+            denoising_error(reference, target),
+            denoising_error(policy, reference),
+        )
+
+
 @torch.no_grad()
 def draw_errors(
     model: DiffusionModel,
-    policy: Denoiser,
-    reference: Denoiser,
+    judge: Judge,
     latents: Float[Tensor, "image channel height width"],
     text: Conditioning,
     draws: Draws,
@@ -39,7 +81,7 @@ def draw_errors(
     """Errors of every image of one prompt at every draw, float32 on the CPU.
 
     `text` is one row for all images, or one for each. Both models see the same noised rows, without
-    guidance; `rows_per_batch` of images x draws go through a network at once, None is all.
+    guidance; `rows_per_batch` of images x draws go through at once, None is all.
     Paper: SAIL Eq. 8.
     """
     num_images, num_draws = len(latents), len(draws.timesteps)
@@ -53,16 +95,6 @@ def draw_errors(
     size = rows_per_batch or len(rows)
     for part in (slice(start, start + size) for start in range(0, len(rows), size)):
         some = context.rows(torch.arange(len(rows))[part])
-        policy_prediction, reference_prediction = (
-            model.predict(denoiser, noised[part], timesteps[part], some)
-            for denoiser in (policy, reference)
-        )
-        found.append(
-            (
-                denoising_error(policy_prediction, target[part]),
-                denoising_error(reference_prediction, target[part]),
-                denoising_error(policy_prediction, reference_prediction),
-            )
-        )
+        found.append(judge.errors(model, noised[part], timesteps[part], some, target[part]))
     shape = (num_images, num_draws)
     return Errors(*(torch.cat(e).reshape(shape).cpu() for e in zip(*found, strict=True)))

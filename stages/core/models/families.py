@@ -21,7 +21,11 @@ ADAPTERS: dict[str, type[DiffusionModel]] = {
 
 
 def load_model(settings: ModelSettings, *, device: torch.device) -> DiffusionModel:
-    """The adapter for a model. ModelError if it is of a family that has none."""
+    """The adapter for a model, in whose arithmetic this process goes on.
+
+    ModelError if it is of a family that has none.
+    """
+    use_arithmetic(settings)
     source = Source(settings)
     family = source.pipeline_class()
     if family not in ADAPTERS:
@@ -30,3 +34,9 @@ def load_model(settings: ModelSettings, *, device: torch.device) -> DiffusionMod
             "one adapter in stages/core/models."
         )
     return ADAPTERS[family](source, device=device)
+
+
+def use_arithmetic(settings: ModelSettings) -> None:
+    """Say to torch whether it may multiply in TF32; by itself it does so in convolutions."""
+    is_allowed = settings.dtype == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_allowed

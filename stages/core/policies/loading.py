@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from stages.core.artifacts.provenance import BASE, policy_digest
+from stages.core.method.derivative import Derivative
+from stages.core.method.scoring import Difference, Judge
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.models.policy import Policy
+
+RewardsBy = Literal["difference", "derivative"]
+"""How a reward is had of two models: see method/scoring.py and method/derivative.py."""
 
 
 def finished(policy: str) -> Policy | None:
@@ -23,6 +29,17 @@ def load_denoiser(model: DiffusionModel, policy: str) -> Denoiser:
     return model.load_denoiser(finished(policy))
 
 
-def load_denoisers(model: DiffusionModel, policy: str, reference: str) -> tuple[Denoiser, Denoiser]:
-    """(policy, reference), which share one network where they differ by LoRA adapters only."""
-    return model.load_denoisers(finished(policy), finished(reference))
+def load_judge(
+    model: DiffusionModel, policy: str, reference: str, rewards_by: RewardsBy = "difference"
+) -> Judge:
+    """What judges by a policy and its reference, of which either may be 'base'.
+
+    For a difference they share one network where they differ by LoRA adapters only.
+    """
+    if rewards_by == "difference":
+        return Difference(*model.load_denoisers(finished(policy), finished(reference)))
+    weights = [
+        {name: value.data.cpu() for name, value in model.fused_network(each).named_parameters()}
+        for each in (finished(policy), finished(reference))
+    ]
+    return Derivative.between(model.load_denoiser().network, *weights)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from stages.core.artifacts.images import ImageError
 from stages.core.data.evaluation_prompts import EvaluationPrompt
+from stages.core.data.image_spool import ImageSpool
+from stages.core.data.import_report import places
 from stages.core.data.layouts.columns import Columns
-from stages.core.data.layouts.labels import Layout, Ledger
+from stages.core.data.layouts.labels import Cell, Label, Layout, Ledger
 from stages.core.data.layouts.recognition import find_layout
 from stages.core.data.prompts import read_pool
 from stages.core.errors import UserError
@@ -19,6 +21,9 @@ from stages.core.evaluation.paper import read_paper_tables
 from stages.core.plan.pool import count_free, read_set
 from stages.core.plan.run import RunPlan, files_of, matches_of
 from stages.core.preflight.findings import Findings
+
+LABELS_LOOKED_AT = 200
+"""Labels whose images preflight reads."""
 
 
 def check_prompts(plan: RunPlan, findings: Findings) -> int:
@@ -62,7 +67,9 @@ def read_named_set(plan: RunPlan, name: str, findings: Findings) -> list[Evaluat
 
 
 def labelled_pairs(config: Mapping[str, Any], findings: Findings) -> int:
-    """Rows of all files of human labels; notes what cannot be recognised."""
+    """Usable rows of all files of human labels; notes what cannot be recognised, what is too few or bad,
+    and images that are not there, of which some are looked at.
+    """
     block = config["preferences"]
     columns: dict[str, Any] = dict(block.get("columns", {}))
     names = block.get("files", [])
@@ -76,20 +83,43 @@ def labelled_pairs(config: Mapping[str, Any], findings: Findings) -> int:
             Columns(**columns | {"group": tuple(columns.get("group", ()))}),
             Path(block["root"]) if "root" in block else None,
         )
-        rows = num_labels(layout)
+        ledger = Ledger(allowed_bad=block.get("skip_bad", 0))
+        labels = list(layout.labels(ledger))
     except UserError as error:
         findings.add(shown, str(error), holds=False)
         return 0
-    found = f"{len(layout.files)} files, layout {layout.name}, {rows:,} rows"
-    findings.add(shown, found, holds=True)
-    return rows
+    found = f"{len(layout.files)} files, layout {layout.name}, {len(labels):,} usable rows"
+    bad = f", {len(ledger.bad):,} that cannot be used" if ledger.bad else ""
+    findings.add(shown, found + bad, holds=True)
+    wanted = max(2, block.get("num_pairs") or 2) + block.get("num_holdout", 0)
+    if len(labels) < wanted:
+        found = (
+            f"{wanted:,} are wanted with preferences.num_holdout, at most {len(labels):,} are there"
+        )
+        findings.add("preferences.num_pairs", found, holds=False)
+    look_at_images(layout, labels, findings)
+    return len(labels)
 
 
-def num_labels(layout: Layout) -> int:
-    """Rows of Parquet files by their metadata; of other files by reading them."""
-    if all(file.suffix == ".parquet" for file in layout.files):
-        return sum(pq.read_metadata(file).num_rows for file in layout.files)
-    return sum(1 for _label in layout.labels(Ledger(allowed_bad=sys.maxsize)))
+def look_at_images(layout: Layout, labels: Sequence[Label], findings: Findings) -> None:
+    """Read the images of some labels, evenly spread, as the import reads them."""
+    some = labels[:: max(1, len(labels) // LABELS_LOOKED_AT)][:LABELS_LOOKED_AT]
+    wanted: dict[Path, set[Cell]] = defaultdict(set)
+    for label in some:
+        for file, cell in places(label):
+            wanted[file].add(cell)
+    problems = []
+    with TemporaryDirectory() as folder, ImageSpool(Path(folder)) as spool:
+        for file, cells in wanted.items():
+            for image in layout.images(file, cells):
+                try:
+                    spool.store(image)
+                except ImageError as error:
+                    problems.append(f"{file}, row {image.cell.row}: {error}")
+    found = f"those of {len(some):,} labels can be read"
+    if problems:
+        found = f"{len(problems)} of {2 * len(some):,} cannot be read: {'; '.join(problems[:3])}"
+    findings.add("images of preferences.files", found, holds=not problems)
 
 
 def check_evaluation(plan: RunPlan, findings: Findings) -> None:

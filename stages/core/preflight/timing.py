@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from stages.core.artifacts.images import encode_png, to_pixels
+from stages.core.artifacts.provenance import BASE
 from stages.core.method.noising import reward_draws, training_draws
 from stages.core.method.sampling import sample_latents
 from stages.core.method.scoring import draw_errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.plan.costs import Rates
+from stages.core.policies.loading import load_judge
 from stages.core.preflight.findings import Findings
+from stages.core.preflight.judge import in_precision
 from stages.core.preflight.samples import PROMPTS, lora_settings, random_pairs
 from stages.core.training.optimizers import make_optimizer
 from stages.core.training.pair_losses import batch_loss
@@ -69,24 +73,33 @@ def time_inference(
     decoded = model.decode_latents(latents[:1])
     decoding = seconds(model, lambda: model.decode_latents(latents[:1]))
     memory(model, "sampling and decoding", findings)
-    draws = reward_draws(
-        1, num_draws=config["score_candidates"]["num_draws"],
-        num_timesteps=model.num_timesteps, latents_shape=model.latents_shape,
-    )  # fmt: skip
     one = latents[: config["sample_candidates"]["candidates_per_prompt"]].float().cpu()
-    prompt = model.encode_text(PROMPTS[:1])
-    rows = execution["score_rows_per_batch"]
-    scoring = seconds(model, lambda: draw_errors(
-        model, denoiser, denoiser, one, prompt, draws, rows_per_batch=rows))  # fmt: skip
+    scoring = time_scoring(model, one, config)
     memory(model, "scoring", findings)
     images = torch.zeros((1, 3, model.image_size, model.image_size))
     encoding = seconds(model, lambda: model.encode_images(images))
     return (
         sampled + decoding,
-        scoring / (len(one) * len(draws.timesteps)),
+        scoring / (len(one) * config["score_candidates"]["num_draws"]),
         encoding,
         len(encode_png(to_pixels(decoded.numpy())[0])),
     )
+
+
+def time_scoring(model: DiffusionModel, latents: torch.Tensor, config: Mapping[str, Any]) -> float:
+    """Seconds to score one prompt's candidates, as the config says."""
+    settings = config["score_candidates"]
+    draws = reward_draws(
+        1, num_draws=settings["num_draws"],
+        num_timesteps=model.num_timesteps, latents_shape=model.latents_shape,
+    )  # fmt: skip
+    with in_precision(model, settings["dtype"]) as judging:
+        judge = load_judge(judging, BASE, BASE, settings["rewards_by"])
+        text, rows = judging.encode_text(PROMPTS[:1]), config["execution"]["score_rows_per_batch"]
+        return seconds(
+            judging,
+            partial(draw_errors, judging, judge, latents, text, draws, rows_per_batch=rows),
+        )
 
 
 def time_training(
