@@ -20,9 +20,10 @@ HEAD = """# Fuzzing: how {cases} random cases ended
 
     {command}
 
-Of the readers of configs, prompts, labels, images and artifacts (`tests/fuzz/targets.py`), on two CPU
+Of the readers of configs, prompts, labels, models, images and artifacts (`tests/fuzz/targets.py`), on two CPU
 cores. A case ends in a result, in a clear error (a `UserError` that says what is wrong), or in a
-traceback, which is a bug.
+traceback, which is a bug. A label that was guessed counts as a traceback too: of the tables with verdicts the
+generator knows every winner.
 
 | what is read | cases | results | clear errors | tracebacks | seconds |
 |---|---|---|---|---|---|

@@ -32,6 +32,7 @@ from stages.core.data.prompts import prompt_id, read_prompts
 from stages.core.errors import UserError
 from stages.core.export.preferences import count_pairs
 from stages.core.plan.configuration import check_config, read_config
+from tests.fuzz import models, verdicts
 from tests.fuzz import strategies as some
 
 
@@ -253,6 +254,8 @@ TARGETS = (
     Target("labels: damaged Parquet and Arrow", _table_bytes(), _label_bytes),
     Target("labels: folders of images", _folders(), _label_files),
     Target("labels: webdatasets", _archives(), _label_archive),
+    Target("labels: verdicts of known winners", verdicts.verdict_tables(), verdicts.import_table),
+    Target("models: configs", models.model_configs(), models.load),
     Target("images", some.IMAGE_FILES, _images),
     Target("artifacts: damaged", _artifact_bytes(), _artifact),
     Target("artifacts: other tables", some.tables(["artifact", "artifact", "pairs"]), _other_artifact),

@@ -6,8 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from diffusers import DDIMScheduler
 
+from stages.core.data.layouts import rows
+from stages.core.data.layouts.verdicts import names_of
 from stages.core.errors import UserError
+from stages.core.models.adapter import SAMPLERS
 from tests.fuzz.runner import Ending, fuzz, run
 from tests.fuzz.targets import TARGETS, Target
 
@@ -47,3 +51,27 @@ def test_the_committed_run_threw_10000_cases_at_every_target_and_found_no_traceb
     for name, (_, results, errors, _) in counts.items():
         assert results > 0, name
         assert errors > 0, name
+
+
+def test_a_label_that_is_guessed_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    [target] = [target for target in TARGETS if target.name == "labels: verdicts of known winners"]
+    monkeypatch.setattr(rows, "names_of", lambda one, other: names_of(other, one))
+    ending = fuzz(target, 40, random_seed=1)
+    assert any("AssertionError" in text and "people said" in text for text in ending.tracebacks)
+
+
+def test_a_schedule_other_than_the_models_own_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    [target] = [target for target in TARGETS if target.name == "models: configs"]
+    monkeypatch.setitem(SAMPLERS, "ddim", Linear)
+    ending = fuzz(target, 10, random_seed=1)
+    assert any("Tensor-likes are not close" in text for text in ending.tracebacks)
+
+
+class Linear(DDIMScheduler):
+    """A sampler that takes no notice of the model's betas."""
+
+    @classmethod
+    def from_config(cls, *_args: object, **_others: object) -> DDIMScheduler:
+        return DDIMScheduler(
+            beta_start=0.1, beta_end=0.2, beta_schedule="linear", clip_sample=False
+        )

@@ -93,7 +93,13 @@ class Source:
                 "a model in diffusers' layout, with unet/, vae/, text_encoder/, tokenizer/ and "
                 "scheduler/"
             )
-        return str(self.index()["_class_name"])
+        name = self.index().get("_class_name")
+        if not isinstance(name, str):
+            raise ModelError(
+                f"{self.base}: model_index.json has _class_name {name!r}; expected the pipeline's name, as "
+                "StableDiffusionPipeline or StableDiffusionXLPipeline"
+            )
+        return name
 
     def index(self) -> Mapping[str, Any]:
         """What model_index.json says; empty for a single-file checkpoint."""

@@ -23,6 +23,7 @@ from stages.core.models.tokens import num_truncated
 log = logging.getLogger(__name__)
 
 PREDICTIONS = ("epsilon", "v_prediction")
+SPACINGS = ("leading", "trailing", "linspace")
 OTHER_VAE = (
     "Set model.dtype to bfloat16 or float32, or name a VAE that does not overflow as model.vae (of "
     "SDXL's: madebyollin/sdxl-vae-fp16-fix)."
@@ -56,8 +57,43 @@ def schedule_of(source: Source) -> dict[str, Any]:
             f"{where} has no beta_start, beta_end and beta_schedule; without them the noise that the model "
             "was trained on is not known. Stable Diffusion's are 0.00085, 0.012 and scaled_linear"
         )
-    whole = dict(kind.from_config(config).config)  # type: ignore[union-attr]  # it has parameters
-    return {**whole, "clip_sample": config.get("clip_sample", False)}
+    whole = dict(_built(kind, config, where).config)
+    clips, spacing = config.get("clip_sample", False), whole.get("timestep_spacing", "leading")
+    if not isinstance(clips, bool) or spacing not in SPACINGS:
+        raise ModelError(
+            f"{where} has clip_sample {clips!r} and timestep_spacing {spacing!r}; expected true or false, and "
+            f"one of {', '.join(SPACINGS)}"
+        )
+    return {**whole, "clip_sample": clips}
+
+
+def _built(kind: Any, config: Mapping[str, Any], where: str) -> Any:
+    """A scheduler with this config. ModelError where its class refuses it, or makes no schedule of it."""
+    try:
+        scheduler = kind.from_config(config)
+        kept = torch.as_tensor(scheduler.alphas_cumprod).double()
+        is_schedule = bool(((kept >= 0) & (kept <= 1)).all() and (kept.diff() <= 0).all())
+    except Exception as error:  # diffusers raises whatever comes of a value that it did not expect
+        first = str(error).strip().split("\n")[0][:200]
+        raise ModelError(
+            f"{where} cannot be used by diffusers' {kind.__name__}: {type(error).__name__}: {first}. Compare "
+            "it with the one of the published model"
+        ) from error
+    if not is_schedule or len(kept) != config.get("num_train_timesteps", 1000) or len(kept) < 2:
+        raise ModelError(
+            f"{where} gives no noise schedule: the share of the image that is kept must fall from 1 to 0 over "
+            f"num_train_timesteps; it has {len(kept)} timesteps, beta_start {config.get('beta_start')!r}, "
+            f"beta_end {config.get('beta_end')!r}, beta_schedule {config.get('beta_schedule')!r}"
+        )
+    return scheduler
+
+
+def _number(config: Mapping[str, Any], key: str, where: str, default: int) -> int:
+    """A whole number above 0. ModelError for anything else."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"{where} has {key} {value!r}; expected a whole number above 0")
+    return value
 
 
 def _normalisation(vae: AutoencoderKL) -> tuple[Tensor | float, Tensor | float]:
@@ -84,7 +120,8 @@ class StableDiffusion(DiffusionModel):
         """ModelError if the model predicts something that no formula here covers."""
         super().__init__(source, device=device)
         self._own_schedule = schedule_of(source)
-        self._schedule = DDPMScheduler.from_config(self._own_schedule)
+        where = f"{self.base}: scheduler/scheduler_config.json"
+        self._schedule = _built(DDPMScheduler, self._own_schedule, where)
         self.prediction_type = self._schedule.config.prediction_type
         if self.prediction_type not in PREDICTIONS:
             raise ModelError(
@@ -102,15 +139,16 @@ class StableDiffusion(DiffusionModel):
     def _shape_of(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         """The latents' shape by the UNet's config. ModelError for a UNet that is given more than latents."""
         where = f"{self.base}: unet/config.json"
-        size, channels = config.get("sample_size"), int(config.get("in_channels", 4))
-        if not isinstance(size, int):
+        size = config.get("sample_size")
+        channels, out = (_number(config, f"{side}_channels", where, 4) for side in ("in", "out"))
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ModelError(
                 f"{where} has sample_size {size!r}; expected one number, the side of the latents: 64 for "
                 "SD1.5, 128 for SDXL. Write it there"
             )
-        if channels != config.get("out_channels", 4):
+        if channels != out:
             raise ModelError(
-                f"{where} has in_channels {channels} and out_channels {config.get('out_channels', 4)}: it is "
+                f"{where} has in_channels {channels} and out_channels {out}: it is "
                 "also given a mask or an image, as for inpainting. Name a text-to-image model"
             )
         if config.get("time_cond_proj_dim") is not None:
@@ -134,8 +172,13 @@ class StableDiffusion(DiffusionModel):
     @property
     def image_size(self) -> int:
         """Width and height in pixels of the images this model makes."""
-        config = self.source.config_of("vae", AutoencoderKL)
-        return int(self._latents_shape[-1] * 2 ** (len(config["block_out_channels"]) - 1))
+        levels = self.source.config_of("vae", AutoencoderKL).get("block_out_channels", [64])
+        if not isinstance(levels, list | tuple) or not 1 <= len(levels) <= 10:
+            raise ModelError(
+                f"{self.base}: vae/config.json has block_out_channels {levels!r}; expected a list, one number "
+                "a level"
+            )
+        return int(self._latents_shape[-1] * 2 ** (len(levels) - 1))
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Conditioning:
