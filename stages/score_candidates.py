@@ -19,16 +19,20 @@ from stages.core.artifacts.provenance import policy_files
 from stages.core.artifacts.schemas import CANDIDATES, REWARDS
 from stages.core.artifacts.tables import read_table, write_table
 from stages.core.errors import UserError
-from stages.core.execution.runtime import choose_device, progress, run_stage, stage
+from stages.core.execution.runtime import choose_device, log, progress, run_stage, stage
+from stages.core.method.derivative import Derivative, TwoPoints
 from stages.core.method.noising import reward_draws
-from stages.core.method.rewards import implicit_reward
-from stages.core.method.scoring import draw_errors
+from stages.core.method.rewards import ImplicitReward, implicit_reward
+from stages.core.method.scoring import Errors, draw_errors
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
 from stages.core.policies.encoding import latents_tensor
 from stages.core.policies.loading import RewardsBy, load_judge
+
+MAX_BEND = 0.05
+"""Of the rewards' spread, that a derivative half way between may miss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,12 @@ def score(model: DiffusionModel, table: pa.Table, args: Args) -> Iterator[dict[s
         )  # fmt: skip
         policy_errors, reference_errors = errors.policy.numpy(), errors.reference.numpy()
         result = implicit_reward(policy_errors=policy_errors, reference_errors=reference_errors)
+        if start == 0 and isinstance(judge, Derivative):
+            latents = candidate_latents(model, group, args)
+            closer = draw_errors(
+                model, TwoPoints.of(judge), latents, text, draws, rows_per_batch=args.rows_per_batch
+            )
+            tell_bend(result, closer, args)
         if not np.isfinite(result.reward).all():
             raise UserError(
                 f"the rewards of prompt {names[start]} are not finite: {result.reward.tolist()}. "
@@ -118,6 +128,23 @@ def score(model: DiffusionModel, table: pa.Table, args: Args) -> Iterator[dict[s
                 "timesteps": draws.timesteps.numpy(),
                 "draw_seed": draw_seed,
             }
+
+
+def tell_bend(found: ImplicitReward, closer: Errors, args: Args) -> None:
+    """Log how far the derivative is from a closer one, on one prompt; warn where a ranking may suffer."""
+    exact = implicit_reward(
+        policy_errors=closer.policy.numpy(), reference_errors=closer.reference.numpy()
+    ).reward
+    spread = float(exact.std())
+    apart = (found.reward - found.reward.mean()) - (exact - exact.mean())
+    share = float(np.sqrt((apart**2).mean())) / spread if spread else 0.0
+    log.info("score_candidates: rewards_by derivative is %.1f %% of the spread off", 100 * share)
+    if share > MAX_BEND:
+        log.warning(
+            "score_candidates: %s is so far from %s that a derivative half way between misses %.0f %% of the "
+            "rewards' spread; set score_candidates.rewards_by to difference, and dtype to tf32 or float32",
+            args.policy, args.reference, 100 * share,
+        )  # fmt: skip
 
 
 def candidate_latents(model: DiffusionModel, group: pa.Table, args: Args) -> torch.Tensor:

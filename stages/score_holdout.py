@@ -77,7 +77,7 @@ def main(args: Args) -> None:
                 latents_shape=model.latents_shape,
             )
             errors = pair_errors(model, judge, pair, draws, args.rows_per_batch)
-            rows.append({"pair_id": pair.pair_id, **judgement(errors, args.dpo_beta)})
+            rows.append(pair.names | judgement(errors, args.dpo_beta))
         files = {*policy_files(args.policy), *policy_files(args.reference)}
         inputs = [args.preferences, args.latents, *sorted(files)]
         write_table(
@@ -92,16 +92,22 @@ class HeldOutPair:
     """A pair as the network takes it, the winner first."""
 
     pair_id: str
+    prompt_id: str
     prompt: str
     latents: Float[Tensor, "side channel height width"]
     geometry: Int[Tensor, "side number"]
     """How each image was cut, for families that are told."""
 
+    @property
+    def names(self) -> dict[str, object]:
+        """What the pair and its prompt are called."""
+        return {"pair_id": self.pair_id, "prompt_id": self.prompt_id}
+
 
 def read_pairs(args: Args, model: DiffusionModel) -> list[HeldOutPair]:
     """The held-out pairs, in their table's order."""
     table = join_latents(
-        read_table(args.preferences, PREFERENCES, ["pair_id", "prompt"]),
+        read_table(args.preferences, PREFERENCES, ["pair_id", "prompt_id", "prompt"]),
         read_table(args.latents, PAIR_LATENTS),
         args.latents,
     )
@@ -110,15 +116,16 @@ def read_pairs(args: Args, model: DiffusionModel) -> list[HeldOutPair]:
         for side in SIDES
     ]
     latents = torch.stack(sides, dim=1)
-    columns = ("pair_id", "prompt", *(f"{side}_geometry" for side in SIDES))
+    columns = ("pair_id", "prompt_id", "prompt", *(f"{side}_geometry" for side in SIDES))
     return [
         HeldOutPair(
             pair_id=name,
+            prompt_id=prompt_id,
             prompt=prompt,
             latents=latents[index],
             geometry=torch.tensor(sizes),
         )
-        for index, (name, prompt, *sizes) in enumerate(
+        for index, (name, prompt_id, prompt, *sizes) in enumerate(
             zip(*(table.column(column).to_pylist() for column in columns), strict=True)
         )
     ]
@@ -136,7 +143,7 @@ def pair_errors(
     return draw_errors(model, judge, pair.latents, text, draws, rows_per_batch=rows_per_batch)
 
 
-def judgement(errors: Errors, dpo_beta: float) -> dict[str, float]:
+def judgement(errors: Errors, dpo_beta: float) -> dict[str, object]:
     """How a policy with these errors judges a pair, the winner's first: a row but for its name."""
     winner, loser = implicit_reward(
         policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()

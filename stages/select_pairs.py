@@ -66,10 +66,20 @@ def main(args: Args) -> None:
             args.ranking) else {}  # fmt: skip
         chosen = {name: choose(name, rows, metric.get(name, []) if args.ranking else None, args)
                   for name, rows in rewards.items()}  # fmt: skip
-        kept = {name: pair for name, pair in chosen.items() if is_clear(pair, args)}
+        different = {name: pair for name, pair in chosen.items() if pair is not None}
+        if not different:
+            raise UserError(
+                f"the two images of each of {len(chosen)} pairs have the same score: the judge has no "
+                f"opinion. {args.policy} may be the model that score_candidates.reference compares it with: "
+                "look whether its training moved it (iterNN/training.parquet), and train it longer or faster."
+            )
+        if len(different) < len(chosen):
+            alike = len(chosen) - len(different)
+            log.warning("select_pairs: %d pairs of equal scores are left out", alike)
+        kept = {name: pair for name, pair in different.items() if is_clear(pair, args)}
         if not kept:
             raise UserError(
-                f"none of {len(chosen)} pairs has a margin of at least "
+                f"none of {len(different)} pairs has a margin of at least "
                 f"{args.min_margin_in_standard_errors} standard errors. Lower "
                 "select_pairs.min_margin_in_standard_errors or raise score_candidates.num_draws."
             )
@@ -100,8 +110,11 @@ def by_prompt(rows: list[Row]) -> dict[str, list[Row]]:
     return {name: sorted(group, key=lambda row: row["candidate"]) for name, group in groups.items()}
 
 
-def choose(name: str, rewards: list[Row], metric: list[Row] | None, args: Args) -> Row:
-    """The two candidates of one prompt, with margin, standard error and probability."""
+def choose(name: str, rewards: list[Row], metric: list[Row] | None, args: Args) -> Row | None:
+    """The two candidates of one prompt, with margin, standard error and probability.
+
+    None where both have the same score: neither is better.
+    """
     ranking = [r["reward"] for r in rewards] if metric is None else [r["score"] for r in metric]
     for what, count in (("rewards", len(rewards)), ("scores", len(ranking))):
         if count != args.candidates_per_prompt:
@@ -116,6 +129,8 @@ def choose(name: str, rewards: list[Row], metric: list[Row] | None, args: Args) 
     else:
         rng = np.random.default_rng(seed_of(args.seed, "select_pairs", args.iteration, name))
         winner, loser = random_pair(scores, rng)
+    if scores[winner] == scores[loser]:
+        return None
     margin = rewards[winner]["reward"] - rewards[loser]["reward"]
     error = margin_standard_error(
         policy_errors=np.array([row["policy_errors"] for row in rewards]),
@@ -135,9 +150,13 @@ def choose(name: str, rewards: list[Row], metric: list[Row] | None, args: Args) 
 
 
 def is_clear(pair: Row, args: Args) -> bool:
-    """Whether the margin is large enough beside its standard error."""
-    threshold = args.min_margin_in_standard_errors * (pair["margin_standard_error"] or 0.0)
-    return threshold == 0 or pair["margin"] >= threshold
+    """Whether the margin is large enough beside its standard error. Not so where it has none."""
+    if args.min_margin_in_standard_errors == 0:
+        return True
+    margin, error = pair["margin"], pair["margin_standard_error"]
+    if error is None:
+        return False
+    return bool(margin > 0 and margin >= args.min_margin_in_standard_errors * error)
 
 
 def spool_images(

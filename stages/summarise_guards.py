@@ -15,7 +15,7 @@ import tyro
 
 from stages.core.artifacts.schemas import HOLDOUT_REWARDS, PROMPTS, RELIABILITY
 from stages.core.artifacts.tables import read_table, read_tables, write_table
-from stages.core.evaluation.guard_tables import Evidence, GuardTables, floats
+from stages.core.evaluation.guard_tables import Evidence, GuardTables, floats, prompts_of
 from stages.core.evaluation.guards import GUARDS_TABLE, Limits, all_warnings, in_words, measured
 from stages.core.evaluation.statistics import reliability
 from stages.core.execution.runtime import log, run_stage, stage
@@ -107,11 +107,12 @@ def reliability_rows(holdout: tuple[Path, ...]) -> list[dict[str, Any]]:
     """The judge's bins of every iteration."""
     rows = []
     for iteration, path in enumerate(holdout):
-        judged = floats(read_table(path, HOLDOUT_REWARDS), "probability")
+        table = read_table(path, HOLDOUT_REWARDS)
+        judged = floats(table, "probability")
         num_bins = min(8, max(1, len(judged) // PAIRS_PER_BIN))
         rows += [
             {"iteration": iteration, "policy": f"iter{iteration:02d}", **asdict(part)}
-            for part in reliability(judged, num_bins)
+            for part in reliability(judged, num_bins, clusters=prompts_of(table))
         ]
     return rows
 

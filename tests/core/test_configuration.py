@@ -223,6 +223,22 @@ def test_keys_that_contradict_each_other_are_told(
     assert words in complaint(change(config, key, value))
 
 
+def test_label_smoothing_is_for_the_loss_that_knows_it(config: Config) -> None:
+    change(config, "train_seed.label_smoothing", 0.1)
+    check_config(config)
+    change(config, "train_seed.loss", "ipo")
+    assert "'train_seed.label_smoothing' is 0.1, which the loss 'ipo' does not know" in complaint(
+        config
+    )
+
+
+def test_one_draw_has_no_standard_error_to_ask_for(config: Config) -> None:
+    change(config, "select_pairs.min_margin_in_standard_errors", 1.0)
+    check_config(config)
+    change(config, "score_candidates.num_draws", 1)
+    assert "one draw has no standard error" in complaint(config)
+
+
 def test_without_the_shapes_block_a_run_names_its_own_data(config: Config) -> None:
     del config["shapes"]
     text = complaint(config)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.method.derivative import Derivative, Differentiable
+from stages.core.method.derivative import Derivative, Differentiable, TwoPoints
 from stages.core.method.noising import Draws, generator, reward_draws
 from stages.core.method.scoring import Difference, Errors, draw_errors
 from stages.core.models.adapter import DiffusionModel
@@ -212,3 +212,22 @@ def test_the_policys_folder_is_known_to_the_judge(base: Path, tmp_path: Path) ->
     plain = dict(model.load_denoiser().network.named_parameters())
     assert fused.keys() == plain.keys()
     assert sum(not torch.equal(fused[name], plain[name]) for name in plain) > 10
+
+
+def test_two_points_come_closer_than_the_middle(base: Path) -> None:
+    model = load_model(settings(base), device=CPU)
+    latents, draws = question(model)
+    text = model.encode_text([PROMPT])
+    reference = model.load_denoiser()
+    weights = moved(reference.network, 0.02)
+    ours = {name: value.data for name, value in reference.network.named_parameters()}
+    middle = Derivative.between(model.load_denoiser().network, weights, ours)
+    exact, once, twice = (
+        gain(draw_errors(model, judge, latents, text, draws))
+        for judge in (
+            Difference(with_weights(model, weights), reference),
+            middle,
+            TwoPoints.of(middle),
+        )
+    )
+    assert np.abs(twice - exact).mean() < 0.5 * np.abs(once - exact).mean()

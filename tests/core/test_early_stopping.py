@@ -17,8 +17,9 @@ from stages.core.training.early_stopping import BestWeights, best_score
 from stages.core.training.held_out import HeldOut, Progress, best_step
 from stages.core.training.loop import Step, Training
 from stages.core.training.processes import Processes
+from stages.core.training.run import Task, refuse_untouched
 from stages.core.training.settings import Execution, TrainingSettings
-from tests.builders import CAPTIONS
+from tests.builders import CAPTIONS, FULL
 from tests.failing_model import Interrupted, failing
 
 CPU = torch.device("cpu")
@@ -166,3 +167,25 @@ def test_stopping_needs_scores_of_what_is_kept(
         train(model, pairs, None, tmp_path)
     with pytest.raises(UserError, match="ema_decay an average that was not"):
         train(model, pairs, held_out, tmp_path, ema_decay=0.9)
+
+
+def test_a_seed_training_without_gain_is_no_policy_and_an_update_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    point = Progress(step=0, accuracy=0.5, logit=0.0, winner_error=0.0, loser_error=0.0)
+    curve = [point, replace(point, step=5, accuracy=0.4)]
+    task = Task(
+        stage="train_seed",
+        arguments=None,
+        inputs=[],
+        initial="base",
+        reference="base",
+        lora=FULL,
+        seed=0,
+    )
+    with pytest.raises(
+        UserError, match="none of 1 scores .* better than the base.*No policy was written"
+    ):
+        refuse_untouched(task, curve)
+    refuse_untouched(replace(task, initial="results/a/iter00/policy"), curve)
+    assert "results/a/iter00/policy is handed on as it was" in caplog.text

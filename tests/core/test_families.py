@@ -441,3 +441,29 @@ def test_a_long_prompt_is_cut_and_counted(family: Family) -> None:
     prompts = ["word " * 400, "short"]
     assert model.num_truncated(prompts) == 1
     assert model.encode_text(prompts)["text"].shape[:2] == (2, 77)
+
+
+@pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
+def test_nothing_is_dropped_out_in_a_training(
+    family: Family, lora: LoraSettings, tmp_path: Path
+) -> None:
+    """Whatever an adopted LoRA's file or the UNet's config says: policy and reference begin equal."""
+    model = family.load()
+    policy, _ = model.load_for_training(None, None, lora, 1)
+    for module in policy.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+        if lora.rank and hasattr(module, "lora_dropout"):
+            module.lora_dropout["policy"] = torch.nn.Dropout(0.5)
+    with torch.no_grad():
+        for name, weight in policy.named_weights():
+            if "lora_B" in name:
+                weight.fill_(0.01)
+    policy.trainable()
+    latents = torch.randn((2, *model.latents_shape), generator=generator(1))
+    text = model.encode_text(["a cat", "a dog"])
+    steps = torch.tensor([10, 900])
+    with torch.no_grad():
+        once, again = (model.predict(policy, latents, steps, text) for _ in range(2))
+    assert policy.network.training
+    assert torch.equal(once, again)

@@ -74,7 +74,9 @@ def tables(tmp_path: Path) -> GuardTables:
 
     for iteration, sure in enumerate((0.7, 0.9)):
         judged = {"winner_reward": 1.0, "loser_reward": 0.0, "probability": sure, "drift": 0.01}
-        rows = [{"pair_id": str(number), **judged} for number in range(20)]
+        rows = [
+            {"pair_id": str(number), "prompt_id": str(number), **judged} for number in range(20)
+        ]
         write("holdout", iteration, rows, HOLDOUT_REWARDS)
         drawn = {"num_images": 2, "num_blank": 0, "pixel_distance": 0.2, "feature_distance": 9.0}
         row = {"prompt_id": "a", "features": "perceptual", **drawn}

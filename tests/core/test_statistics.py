@@ -12,6 +12,7 @@ from scipy.spatial.distance import pdist
 
 from stages.core.evaluation.statistics import (
     NUM_RESAMPLES,
+    clustered_share_interval,
     compare,
     effect_size,
     group_units,
@@ -152,6 +153,31 @@ def test_holm_equals_its_definition() -> None:
 @pytest.mark.parametrize(("hits", "trials"), [(0, 10), (7, 10), (10, 10), (1, 1)])
 def test_wilson_equals_scipys_for_whole_counts(hits: int, trials: int) -> None:
     assert wilson(hits / trials, trials) == pytest.approx(share_interval(hits, trials), abs=1e-12)
+
+
+def test_clustered_interval_of_hand_clusters() -> None:
+    points = np.array([1, 1, 1, 1, 0, 0, 1, 0], np.float64)  # 5 of 8
+    clusters = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    # residuals of 2 - 2 x 5/8, twice, 0 - 2 x 5/8 and 1 - 2 x 5/8: 2 x 0.5625 + 1.5625 + 0.0625 = 2.75
+    variance = 4 / 3 * 2.75 / 64
+    independent = (5 / 8) * (3 / 8) / variance * (1.959964 / 3.182446) ** 2
+    assert clustered_share_interval(points, clusters) == pytest.approx(
+        wilson(5 / 8, independent), abs=1e-6
+    )
+    assert clustered_share_interval(points, np.arange(8)) == pytest.approx(wilson(5 / 8, 8))
+    low, high = clustered_share_interval(points, clusters)
+    assert low < wilson(5 / 8, 8)[0]
+    assert high > wilson(5 / 8, 8)[1]
+
+
+def test_clustered_interval_at_its_ends() -> None:
+    assert clustered_share_interval(np.ones(6), np.array([0, 0, 0, 1, 1, 1])) == wilson(1.0, 2)
+    assert clustered_share_interval(np.ones(3), np.zeros(3, np.int64)) == (0.0, 1.0)
+    low, high = clustered_share_interval(np.full(20, 0.5), np.arange(20))  # no opinion at all
+    assert low < 0.5 < high
+    # alike in every cluster: no narrower than as many independent trials
+    even = np.tile([1.0, 0.0], 10)
+    assert clustered_share_interval(even, np.arange(20) // 2) == pytest.approx(wilson(0.5, 20))
 
 
 def test_reliability_of_hand_pairs() -> None:

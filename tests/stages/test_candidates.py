@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ import torch
 
 from stages import sample_candidates, score_candidates, score_metric, select_pairs, select_prompts
 from stages.core.artifacts.provenance import policy_digest, write_manifest
-from stages.core.artifacts.tables import read_metadata
+from stages.core.artifacts.schemas import REWARDS
+from stages.core.artifacts.tables import read_metadata, write_table
 from stages.core.errors import UserError
 from stages.core.method.rewards import preference_probability
 from stages.core.method.seeding import seed_of
@@ -267,3 +268,80 @@ def test_tables_say_which_policy_and_inputs_made_them(
     manifest = str(Path(selected.policy) / "manifest.json")
     for path in (selected.output, scored[0].output, scored[0].candidates):
         assert manifest in read_metadata(path)["inputs"]
+
+
+def alike(scored: list[score_candidates.Args], folder: Path, prompts: int) -> tuple[Path, ...]:
+    """The rewards, with the candidates of some prompts all alike."""
+    found = []
+    for number, args in enumerate(scored):
+        rows = read_rows(args.output)
+        names = sorted({row["prompt_id"] for row in rows})[:prompts]
+        for row in rows:
+            if row["prompt_id"] in names:
+                row |= {"reward": 0.0, "standard_error": 0.0,
+                        "policy_errors": row["reference_errors"]}  # fmt: skip
+        path = folder / f"{number}.parquet"
+        write_table(path, rows, REWARDS, stage="score_candidates", arguments={})
+        found.append(path)
+    return tuple(found)
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+@pytest.mark.parametrize("strategy", ["best_worst", "random"])
+def test_a_prompt_whose_rewards_are_all_equal_makes_no_pair(
+    selected: select_pairs.Args,
+    scored: list[score_candidates.Args],
+    tmp_path: Path,
+    margin: float,
+    strategy: Literal["best_worst", "random"],
+) -> None:
+    args = replace(
+        selected, rewards=alike(scored, tmp_path, 1), output=tmp_path / "pairs.parquet",
+        strategy=strategy, min_margin_in_standard_errors=margin / 100,
+    )  # fmt: skip
+    select_pairs.main(args)
+    assert len(read_rows(args.output)) == len(read_rows(selected.output)) - len(scored)
+    args = replace(args, rewards=alike(scored, tmp_path, 99), output=tmp_path / "none.parquet")
+    with pytest.raises(UserError, match="have the same score: the judge has no opinion"):
+        select_pairs.main(args)
+    assert not args.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("margin", "error", "is_kept"),
+    [(0.2, 0.1, True), (0.2, 0.11, False), (0.2, None, False), (0.2, 0.0, True), (0.0, 0.0, False)],
+)
+def test_a_margin_is_clear_beside_its_standard_error_and_not_without_one(
+    selected: select_pairs.Args, margin: float, error: float | None, is_kept: bool
+) -> None:
+    pair = {"margin": margin, "margin_standard_error": error}
+    args = replace(selected, min_margin_in_standard_errors=2.0)
+    assert select_pairs.is_clear(pair, args) == is_kept
+    assert select_pairs.is_clear(pair, replace(args, min_margin_in_standard_errors=0.0))
+
+
+def test_rewards_by_derivative_rank_as_by_difference_and_say_how_far_they_are_off(
+    scored: list[score_candidates.Args], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    args = replace(scored[0], rewards_by="derivative", output=tmp_path / "rewards.parquet")
+    score_candidates.main(args)
+    ours, theirs = keyed([scored[0].output]), keyed([args.output])
+    rewards = np.array([[rows[key]["reward"] for key in ours] for rows in (ours, theirs)])
+    assert np.abs(rewards[0]).max() > 0
+    np.testing.assert_allclose(rewards[1], rewards[0], atol=0.02 * rewards[0].std())
+    assert "rewards_by derivative is 0." in caplog.text
+    assert "so far from" not in caplog.text
+
+
+def test_a_policy_too_far_for_a_derivative_is_told(
+    scored: list[score_candidates.Args],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(score_candidates, "MAX_BEND", 0.0)
+    caplog.set_level("INFO")
+    args = replace(scored[0], rewards_by="derivative", output=tmp_path / "rewards.parquet")
+    score_candidates.main(args)
+    assert "set score_candidates.rewards_by to difference" in caplog.text

@@ -200,10 +200,11 @@ METRIC_SCORES = Schema(
 
 HOLDOUT_REWARDS = Schema(
     "holdout_rewards",
-    1,
+    2,
     pa.schema(
         [
             column("pair_id", pa.string(), "a human pair that no training saw"),
+            column("prompt_id", pa.string(), "its prompt, by which intervals are clustered"),
             column("winner_reward", pa.float32(), "implicit reward of the winner"),
             column("loser_reward", pa.float32(), "implicit reward of the loser"),
             column("probability", pa.float32(), "p(winner > loser), SAIL Eq. 9"),

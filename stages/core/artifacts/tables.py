@@ -30,7 +30,7 @@ def read_table(path: Path, schema: Schema, columns: Sequence[str] | None = None)
     fields = _wanted(path, file, schema, columns)
     names = [field.name for field in fields]
     # One row group at a time: Arrow's 32-bit offsets do not reach over a whole table's images.
-    with naming(path, error_type=ArtifactError):
+    with _reading(path):
         groups = [file.read_row_group(group, columns=names) for group in range(file.num_row_groups)]
         table = pa.concat_tables(groups) if groups else file.read(columns=names)
         _check_texts(table)
@@ -61,7 +61,7 @@ def read_batches(
         stop = start + file.metadata.row_group(group).num_rows
         inside = [row - start for row in _between(rows, start, stop)] if rows is not None else None
         if inside is None or inside:
-            with naming(path, error_type=ArtifactError):
+            with _reading(path):
                 table = file.read_row_group(group, columns=names)
                 _check_texts(table)
             _refuse_nulls(path, table, fields, first_row=start)
@@ -194,8 +194,21 @@ def write_rows(
 def _open_parquet(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; run the stage that writes it first")
-    with naming(path, error_type=ArtifactError):
-        return pq.ParquetFile(path)
+    with _reading(path):
+        return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """While a table is read: ArtifactError names it where it is damaged, and says what to do."""
+    try:
+        with naming(path, error_type=ArtifactError):
+            yield
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{error}. It is damaged, or no table of a run: delete it and call snakemake again, which makes it "
+            "and what depends on it anew"
+        ) from error
 
 
 def _wanted(

@@ -230,7 +230,7 @@ def _read_parquet(path: Path) -> Iterator[PromptItem]:
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     with naming(path):
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
         name = _named(path, file.schema_arrow.names, PROMPT_COLUMNS)
         texts = (
             text

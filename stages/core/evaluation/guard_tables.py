@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from stages.core.artifacts.schemas import (
     DIVERSITY,
@@ -94,6 +94,12 @@ def by_candidate(paths: Sequence[Path], schema: Schema, column: str) -> ByPrompt
     for row in rows:
         groups[row["prompt_id"]].append((row["candidate"], row[column]))
     return {name: np.array([value for _, value in sorted(group)]) for name, group in groups.items()}
+
+
+def prompts_of(table: pa.Table) -> Int[np.ndarray, " row"]:
+    """A number for each row, the same for rows of one prompt."""
+    names = np.array(table.column("prompt_id").to_pylist())
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def floats(table: pa.Table, column: str) -> Float[np.ndarray, " row"]:

@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from stages.core.artifacts.schemas import column
 from stages.core.evaluation.guard import Guard, Limit, Line, Measured
-from stages.core.evaluation.guard_tables import Evidence, floats
-from stages.core.evaluation.statistics import rank_correlation, share_interval
+from stages.core.evaluation.guard_tables import Evidence, floats, prompts_of
+from stages.core.evaluation.statistics import clustered_share_interval, rank_correlation
 from stages.core.evaluation.wording import number, percent
 
 CONFIDENT = 0.9
@@ -18,13 +18,14 @@ CONFIDENT = 0.9
 def measure_accuracy(evidence: Evidence) -> Measured:
     """How often the reward ranks held-out pairs as people do, with its interval."""
     judged = evidence.held_out
-    agrees = floats(judged, "winner_reward") > floats(judged, "loser_reward")
-    low, high = share_interval(int(agrees.sum()), len(agrees))
+    gain = floats(judged, "winner_reward") - floats(judged, "loser_reward")
+    points = (gain > 0) + 0.5 * (gain == 0)
+    low, high = clustered_share_interval(points, prompts_of(judged))
     return {
-        "reward_accuracy": float(agrees.mean()),
+        "reward_accuracy": float(points.mean()),
         "reward_accuracy_low": low,
         "reward_accuracy_high": high,
-        "num_holdout_pairs": len(agrees),
+        "num_holdout_pairs": len(points),
     }
 
 
@@ -50,8 +51,16 @@ def accuracy_note(row: Measured) -> str:
 REWARD_ACCURACY = Guard(
     columns=(
         column("reward_accuracy", pa.float64(), "share of held-out pairs it ranks as people"),
-        column("reward_accuracy_low", pa.float64(), "95 % Wilson interval, lower end"),
-        column("reward_accuracy_high", pa.float64(), "95 % Wilson interval, upper end"),
+        column(
+            "reward_accuracy_low",
+            pa.float64(),
+            "95 % interval, pairs clustered by prompt, lower end",
+        ),
+        column(
+            "reward_accuracy_high",
+            pa.float64(),
+            "95 % interval, pairs clustered by prompt, upper end",
+        ),
         column("num_holdout_pairs", pa.int32(), "held-out human pairs"),
     ),
     title="Reward accuracy",
@@ -110,7 +119,8 @@ def measure_best(evidence: Evidence) -> Measured:
         scores[p["prompt_id"]][p["winner_candidate"]] - scores[p["prompt_id"]][p["loser_candidate"]]
         for p in evidence.pairs
     ]
-    return {"best_beats_worst": float(np.mean(np.array(gaps) > 0))}
+    found = np.array(gaps)
+    return {"best_beats_worst": float(np.mean((found > 0) + 0.5 * (found == 0)))}
 
 
 BEST_BEATS_WORST = Guard(
@@ -118,7 +128,7 @@ BEST_BEATS_WORST = Guard(
         column(
             "best_beats_worst",
             pa.float64(),
-            "share of this iteration's pairs whose winner has the higher candidate metric",
+            "share of this iteration's pairs whose winner has the higher candidate metric; a tie is half",
             nullable=True,
         ),
     ),

@@ -237,6 +237,33 @@ def wilson(share: float, num_trials: int | float) -> tuple[float, float]:
     return float(max(0, (centre - half) / scale)), float(min(1, (centre + half) / scale))
 
 
+def clustered_share_interval(
+    points: Float[np.ndarray, " trial"], clusters: Int[np.ndarray, " trial"]
+) -> tuple[float, float]:
+    """95 % interval of a share whose trials come in clusters; each gave 1, 0 or, in a tie, one half.
+
+    Wilson's, with the number of independent trials that would vary as much: Korn and Graubard,
+    "Confidence intervals for proportions with small expected number of positive counts estimated
+    from survey data", with the variance of a ratio over clusters and their t quantile; never more
+    than there are trials. Without clusters or ties it is Wilson's interval.
+    """
+    share, count = float(points.mean()), len(points)
+    units = group_units(points, np.zeros(count, np.int64), clusters)
+    number = len(units.sums)
+    if number == count and set(np.unique(points)) <= {0.0, 1.0}:
+        return wilson(share, count)
+    if number < 2:
+        return 0.0, 1.0
+    residuals = units.sums - share * units.counts
+    variance = number / (number - 1) * float(np.square(residuals).sum()) / count**2
+    coin = share * (1 - share)
+    if coin == 0:
+        return wilson(share, number)
+    shrink = (special.ndtri(0.975) / special.stdtrit(number - 1, 0.975)) ** 2
+    independent = count if variance == 0 else min(count, shrink * coin / variance)
+    return wilson(share, independent)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReliabilityBin:
     """Pairs that a judge was about equally sure of, and how often it was right."""
@@ -249,21 +276,26 @@ class ReliabilityBin:
 
 
 def reliability(
-    probabilities: Float[np.ndarray, " pair"], num_bins: int = 8
+    probabilities: Float[np.ndarray, " pair"],
+    num_bins: int = 8,
+    *,
+    clusters: Int[np.ndarray, " pair"] | None = None,
 ) -> list[ReliabilityBin]:
     """How often a judge is right about pairs it is so sure of, in bins of equally many pairs.
 
     A probability is p(winner > loser) of a human pair. The judge's certainty is p or 1 - p,
-    whichever is larger; it is right if p is above 0.5, and half right at 0.5.
+    whichever is larger; it is right if p is above 0.5, and half right at 0.5. Pairs of one cluster are
+    taken to be right or wrong together.
     """
     values = probabilities.astype(np.float64)
+    clusters = np.arange(len(values)) if clusters is None else clusters
     certainty = np.maximum(values, 1 - values)
     right = (values > 0.5) + 0.5 * (values == 0.5)
     parts = np.array_split(np.argsort(certainty, kind="stable"), min(num_bins, len(values)))
     bins = []
     for part in parts:
         share_right = float(right[part].mean())
-        low, high = wilson(share_right, len(part))
+        low, high = clustered_share_interval(right[part], clusters[part])
         bins.append(
             ReliabilityBin(
                 num_pairs=len(part),

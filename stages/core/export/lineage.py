@@ -82,7 +82,9 @@ def _trained_on(preferences: str | None, num_pairs: int | None) -> dict[str, Any
     unknown = {"human": "-", "generated": "-", "prompts": "-"}
     if preferences is None or not Path(preferences).is_file():
         return unknown
-    table = pq.read_table(preferences, columns=["source", "prompt_id"])
+    table = pq.read_table(
+        preferences, columns=["source", "prompt_id"], page_checksum_verification=True
+    )
     if len(table) != num_pairs:
         return unknown
     sources = table.column("source").to_pylist()

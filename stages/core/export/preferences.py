@@ -160,7 +160,7 @@ def _ours(name: str) -> str:
 
 
 def _checked(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(path, page_checksum_verification=True)
     found = file.schema_arrow
     for name in columns:
         count = found.names.count(name)

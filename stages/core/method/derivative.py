@@ -62,6 +62,14 @@ class Derivative(Judge):
             direction[name] = ((to - ours) * scale).to(value.device, value.dtype)
         return cls(network, middle, direction, scale)
 
+    def moved(self, share: float) -> Derivative:
+        """The same direction from a point that is `share` of the way off the middle, towards the policy."""
+        middle = {
+            name: value + self.direction[name] * (share / self.scale)
+            for name, value in self.middle.items()
+        }
+        return Derivative(self.network, middle, self.direction, self.scale)
+
     def errors(
         self,
         model: DiffusionModel,
@@ -84,6 +92,38 @@ class Derivative(Judge):
         drift = difference.square().flatten(start_dim=1).mean(dim=1)
         both = denoising_error(middle, target) + drift / 4
         return both + half, both - half, drift
+
+
+@dataclass(frozen=True)
+class TwoPoints(Judge):
+    """The mean of the derivatives at Gauss's two points: exact up to the fifth order, at twice the cost."""
+
+    first: Derivative
+    second: Derivative
+
+    @classmethod
+    def of(cls, middle: Derivative) -> TwoPoints:
+        """Beside a derivative half way between."""
+        share = 0.5 / math.sqrt(3)
+        return cls(middle.moved(-share), middle.moved(share))
+
+    def errors(
+        self,
+        model: DiffusionModel,
+        noised: Float[Tensor, "row channel height width"],
+        timesteps: Int[Tensor, " row"],
+        context: Conditioning,
+        target: Float[Tensor, "row channel height width"],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(policy's errors, reference's errors, mean squared difference of predictions) of each row."""
+        first, second = (
+            point.errors(model, noised, timesteps, context, target)
+            for point in (self.first, self.second)
+        )
+        policy, reference, drift = (
+            (one + other) / 2 for one, other in zip(first, second, strict=True)
+        )
+        return policy, reference, drift
 
 
 def _with_weights(network: Any, weights: Weights, *args: Any, **kwargs: Any) -> Any:

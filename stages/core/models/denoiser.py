@@ -82,9 +82,16 @@ class Denoiser:
             parameter.copy_(weights[name])
 
     def trainable(self) -> list[torch.nn.Parameter]:
-        """The weights to train, in training mode and with gradients; the rest stays frozen."""
+        """The weights to train, in training mode and with gradients; the rest stays frozen.
+
+        Nothing is dropped out, whatever the model's config or an adopted LoRA says: policy and reference
+        would no longer be equal where they are the same, and they may share this network.
+        """
         self.is_trainable = True
         self.network.requires_grad_(False).train()
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
         parameters = list(self.parameters())
         for parameter in parameters:
             parameter.requires_grad_(True)

@@ -271,6 +271,14 @@ def _check_together(config: Config) -> Iterator[str]:
                 f"'{block}.stop_after_no_gain' is {patience} and 'held_out_curve.num_pairs' is 0: "
                 "nothing would be scored"
             )
+        if config[block].get("label_smoothing") and config[block].get("loss") not in (
+            None,
+            "sigmoid",
+        ):
+            yield (
+                f"'{block}.label_smoothing' is {config[block]['label_smoothing']}, which the loss "
+                f"{config[block]['loss']!r} does not know; leave it out, or use the loss 'sigmoid'"
+            )
         if patience and config[block].get("ema_decay"):
             yield (
                 f"'{block}.stop_after_no_gain' keeps scored weights and '{block}.ema_decay' an "
@@ -284,6 +292,13 @@ def _check_together(config: Config) -> Iterator[str]:
         yield (
             "'score_candidates.reference' is 'seed', but in iteration 1 the seed policy is the judge: "
             "every reward would be 0 and no pair would mean anything; use 'base'"
+        )
+    if config["select_pairs"]["min_margin_in_standard_errors"] and (
+        config["score_candidates"]["num_draws"] < 2
+    ):
+        yield (
+            "'select_pairs.min_margin_in_standard_errors' is above 0 and 'score_candidates.num_draws' is 1: "
+            "one draw has no standard error; set num_draws to 2 or more"
         )
     if config["train_seed"].get("policy") and not iterations:
         yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"

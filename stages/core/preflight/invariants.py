@@ -33,19 +33,19 @@ def check_invariants(model: DiffusionModel, config: Mapping[str, Any], findings:
     """Policy equal to reference: reward 0, loss ln 2. Swapped: sign flipped. Batches: no matter."""
     findings.add("device", device_name(model.device), holds=True)
     check_vae(model, findings)
-    denoiser = model.load_denoiser()
+    judge = Difference(model.load_denoiser(), model.load_denoiser())
     shape = model.latents_shape
     latents = torch.randn((2, *shape), generator=generator(0))
     draws = reward_draws(1, num_draws=2, num_timesteps=model.num_timesteps, latents_shape=shape)
     text = model.encode_text(PROMPTS[:1])
-    errors = draw_errors(model, Difference(denoiser, denoiser), latents, text, draws)
+    errors = draw_errors(model, judge, latents, text, draws)
     reward = implicit_reward(
         policy_errors=errors.policy.numpy(), reference_errors=errors.reference.numpy()
     ).reward
     findings.add(
         "reward of a policy that is its own reference", f"{reward.tolist()}", holds=not reward.any()
     )
-    alone = draw_errors(model, Difference(denoiser, denoiser), latents[:1], text, draws).policy
+    alone = draw_errors(model, judge, latents[:1], text, draws).policy
     change = float(((alone - errors.policy[:1]) / errors.policy[:1]).abs().max())
     findings.add(
         "an image's error alone and in a batch",

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stages.core.artifacts.provenance import policy_files, provenance, write_manifest
+from stages.core.artifacts.provenance import BASE, policy_files, provenance, write_manifest
 from stages.core.artifacts.schemas import HELD_OUT_CURVE, TRAINING
 from stages.core.artifacts.tables import write_table
 from stages.core.errors import UserError
@@ -110,6 +110,8 @@ def train_policy(
                 held_out=held_out,
             ).run()
             processes.end_trackers()
+            if settings.stop_after_no_gain and best_step(curve) == 0:
+                refuse_untouched(task, curve)
             if processes.is_main:
                 facts = {
                     "base": model.base,
@@ -127,6 +129,23 @@ def train_policy(
                 )  # fmt: skip
                 shutil.rmtree(outputs.work, ignore_errors=True)
     return len(steps)
+
+
+def refuse_untouched(task: Task, curve: Sequence[Progress]) -> None:
+    """UserError where no step judged held-out pairs better than the base does, which has no opinion.
+
+    An update that gains nothing hands on the policy that it began with, and says so.
+    """
+    if task.initial == BASE:
+        raise UserError(
+            f"early stopping: none of {len(curve) - 1} scores on the way judged the held-out pairs better than "
+            "the base, which has no opinion on them. No policy was written: it would be the base itself. Look "
+            "at the labels, raise the learning rate or the passes, or set stop_after_no_gain to 0."
+        )
+    log.warning(
+        "early stopping: no score on the way was better than the start's; %s is handed on as it was",
+        task.initial,
+    )
 
 
 def _write_tables(

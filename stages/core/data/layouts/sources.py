@@ -189,7 +189,7 @@ def _too_large(name: str, size: int) -> str:
 
 
 def _parquet(file: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(file, buffer_size=BUFFER)
+    return pq.ParquetFile(file, buffer_size=BUFFER, page_checksum_verification=True)
 
 
 def _parquet_rows(
