@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from stages.core.execution.snakemake_lock import HEADS, free_stale_lock
+import pytest
+
+from stages.core.errors import UserError
+from stages.core.execution.snakemake_lock import HEADS, free_stale_lock, hold_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,3 +86,19 @@ def test_the_locks_of_one_that_left_no_sign_of_its_host_stay(tmp_path: Path) -> 
     assert all(path.is_file() for path in paths)
     assert file is not None
     file.close()
+
+
+def test_a_run_has_one_snakemake_at_a_time_and_another_run_may_have_another(tmp_path: Path) -> None:
+    first = hold_run(tmp_path, "one")
+    assert first is not None
+    with pytest.raises(
+        UserError, match=rf"process {os.getpid()}, makes the run 'one' in this folder"
+    ):
+        hold_run(tmp_path, "one")
+    other = hold_run(tmp_path, "two")
+    assert other is not None
+    first.close()
+    again = hold_run(tmp_path, "one")
+    assert again is not None
+    again.close()
+    other.close()

@@ -178,17 +178,46 @@ def test_a_second_snakemake_is_refused_and_the_first_goes_on_unharmed(
 
 
 @pytest.mark.slow
-def test_two_snakemakes_without_locks_may_fail_and_then_end_with_the_right_results(
+def test_of_two_snakemakes_without_locks_one_makes_the_run_and_the_other_is_refused(
     finished: Project, tmp_path: Path
 ) -> None:
     project = finished.copy(tmp_path / "copy")
     for name in ("iter01/candidates", "evaluation/holdout"):
         shutil.rmtree(project.results / name)
     heads = [start(project, "--nolock") for _ in range(2)]
-    for head in heads:
-        head.communicate(timeout=600)  # either may fail: the other took a file away to make it anew
-    project.make("--quiet", "all")
+    outputs = [head.communicate(timeout=600)[0] for head in heads]
+    assert sorted(head.returncode for head in heads) == [0, 1], outputs
+    [refused] = [text for text, head in zip(outputs, heads, strict=True) if head.returncode]
+    assert f"makes the run '{RUN}' in this folder" in refused
     assert differences(contents(finished.results), contents(project.results)) == []
+
+
+@pytest.mark.slow
+def test_after_another_run_has_ended_beside_it_a_run_is_still_its_first_snakemakes(
+    finished: Project, tmp_path: Path
+) -> None:
+    """When the other one ends, Snakemake removes its lock of the first."""
+    project = finished.copy(tmp_path / "copy")
+    TO_MAKE[POLICY](project)
+    first = start(project, "--", POLICY)
+    until(has_begun(project, POLICY), first)
+    [stage] = stages_in(project.folder)
+    stage.suspend()
+    others = project.call(
+        "--quiet", "rules", "--", "results/other/world/pool.txt", config={"run": "other"}
+    )
+    again = project.call("--quiet", "rules", "--", POLICY)
+    plan = project.call("--dry-run", "--quiet", "rules", "--", POLICY)
+    stage.resume()
+    assert others.returncode == 0, others.stdout
+    assert again.returncode != 0
+    assert f"makes the run '{RUN}' in this folder" in again.stdout
+    assert "Traceback" not in again.stdout
+    assert plan.returncode == 0, plan.stdout  # who only looks is no rival
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, output
+    name = "iter00/policy/manifest.json"
+    assert contents(project.results)[name] == contents(finished.results)[name]
 
 
 DAY = 86400.0

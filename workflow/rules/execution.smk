@@ -28,6 +28,11 @@ if allowed is not None and IS_SHARED and workflow.is_main_process:
 
 
 onstart:
+    global RUN_LOCK  # held as long as this process lives
+    try:
+        RUN_LOCK = hold_run(Path(), config["run"])
+    except UserError as error:
+        raise WorkflowError(str(error))
     if IS_SHARED and workflow.non_local_exec:
         raise WorkflowError(
             f"execution.jobs_per_gpu is {JOBS_PER_GPU}, which shares the GPUs of this machine, but "

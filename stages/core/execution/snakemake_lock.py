@@ -1,4 +1,8 @@
-"""Snakemake's lock on the folder that it runs in: freed if the Snakemake that took it was killed."""
+"""Snakemake's lock on the folder that it runs in: freed if the Snakemake that took it was killed.
+
+And a lock of our own on each run. Snakemake removes all of its locks of a folder when any Snakemake there
+ends, so that a third one could start beside the first and take its files away.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,29 @@ import platform
 from pathlib import Path
 from typing import IO
 
+from stages.core.errors import UserError
+from stages.core.execution.locks import try_lock
+
 HEADS = "heads"
 """Folder in .snakemake with a lock file for each host on which a Snakemake has run."""
+
+
+def hold_run(folder: Path, run: str) -> IO[str] | None:
+    """A file to keep open while this Snakemake makes the run. None on a file system without flock.
+
+    UserError if another Snakemake makes it: of this host, and on a shared file system of any.
+    """
+    path = folder / ".snakemake" / "runs" / f"{run}.lock"
+    try:
+        file = try_lock(path)
+    except OSError:
+        return None
+    if file is None:
+        raise UserError(
+            f"another snakemake, process {path.read_text().strip() or '?'}, makes the run {run!r} in this "
+            "folder: wait for it or end it, or make another run beside it (--config run=another)"
+        )
+    return file
 
 
 def free_stale_lock(folder: Path) -> tuple[IO[str] | None, int]:
