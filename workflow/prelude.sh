@@ -5,6 +5,9 @@ set -euo pipefail
 trap : TERM
 export SAIL_SNAKEMAKE=$PPID
 
+# Without an activated environment: the Python that runs Snakemake.
+command -v python >/dev/null || PATH="$PATH:$SAIL_PYTHON"
+
 # `launch 4 stages.train_seed ...` starts four processes, each with a GPU of its own.
 launch() {
     if [ "$1" -gt 1 ]; then

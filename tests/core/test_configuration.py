@@ -19,6 +19,8 @@ from stages.core.plan.configuration import (
     check_config,
     known_keys,
     merged,
+    read_config,
+    refuse_repeated_keys,
     without_defaults,
 )
 from stages.core.training.held_out import HeldOutFiles
@@ -277,3 +279,23 @@ def test_early_stopping_needs_scores_of_what_is_kept(
     for key, value in changes.items():
         change(config, key, value)
     assert expected in complaint(config)
+
+
+def test_a_key_that_a_file_names_twice_is_refused_with_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("run: mine\nlora:\n  rank: 8\n  rank: 4\nseed: 1\nlora: {alpha: 4}\n")
+    for read in (read_config, refuse_repeated_keys):
+        with pytest.raises(ConfigError) as caught:
+            read(path)
+        assert f"{path}, line 4: the key 'rank' stands in line 3 already" in str(caught.value)
+        assert f"{path}, line 6: the key 'lora' stands in line 2 already" in str(caught.value)
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]\n")
+    refuse_repeated_keys(path, tmp_path / "none.yaml")
+
+
+def test_an_overlay_alone_is_taken_for_one(config: Config) -> None:
+    for key in list(config):
+        if key not in ("run", "model"):
+            del config[key]
+    text = complaint(config)
+    assert "is it an overlay? Name the config that it lies on before it" in text.splitlines()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -208,3 +209,33 @@ def test_a_stage_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     assert "500 seed pairs are needed" in " ".join(done.stdout.split())
     assert not (project.results / "seed" / "preferences.parquet").exists()
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.skipif(
+    shutil.which("python", path="/usr/bin:/bin") is not None, reason="python is everywhere"
+)
+def test_without_an_activated_environment_the_stages_run_by_snakemakes_python(
+    tmp_path: Path,
+) -> None:
+    project = Project(tmp_path)
+    done = subprocess.run(
+        project.command("--quiet", "rules", "--", f"results/{RUN}/world/pool.txt"),
+        capture_output=True, text=True, check=False, env={**environment(), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (project.results / "world" / "pool.txt").is_file()
+
+
+def test_a_block_given_twice_is_refused_by_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(CONFIG.read_text() + "\nlora: {rank: 4}\nlora: {alpha: 8}\n")
+    command = [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
+        *("--directory", str(tmp_path), "--cores", "1", "--configfile", str(path), "-n"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert "the key 'lora' stands in line" in said
+    assert "make one block of the two" in said
+    assert "Traceback" not in said

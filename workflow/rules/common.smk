@@ -8,7 +8,12 @@ sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from stages.core.plan.configuration import ConfigError, check_config, without_defaults
+from stages.core.plan.configuration import (
+    ConfigError,
+    check_config,
+    refuse_repeated_keys,
+    without_defaults,
+)
 from stages.core.execution.disk import DiskError, refuse_full, refuse_unwritable
 from stages.core.errors import UserError
 from stages.core.artifacts.fingerprint import code_version
@@ -38,6 +43,7 @@ if workflow.is_main_process:
         )
 
 try:
+    refuse_repeated_keys(*map(Path, workflow.overwrite_configfiles or []))
     config = check_config(config)
 except ConfigError as error:
     raise WorkflowError(str(error))

@@ -110,7 +110,8 @@ def stored_results():
 
 # Snakemake formats the prefix: hence the doubled braces.
 HOME = shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
+PYTHON = str(Path(sys.executable).parent).replace("{", "{{").replace("}", "}}")
 shell.prefix(
-    f'export PYTHONPATH={HOME}; . "$PYTHONPATH/workflow/prelude.sh" || exit 1; '
-    + stored_results()
+    f"export PYTHONPATH={HOME} SAIL_PYTHON={shlex.quote(PYTHON)}; "
+    '. "$PYTHONPATH/workflow/prelude.sh" || exit 1; ' + stored_results()
 )

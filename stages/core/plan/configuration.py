@@ -25,6 +25,9 @@ MAX_DEPTH = 20
 MAX_ENTRIES = 100_000
 """Of keys, values and list items; what has more is a mistake, or a bomb of YAML aliases."""
 
+ONLY_FORGOTTEN = 5
+"""Keys that somebody may have forgotten; with more missing, the file was never a whole config."""
+
 Config = dict[str, Any]
 
 
@@ -48,7 +51,14 @@ def check_config(config: Config) -> Config:
     errors = sorted(
         _Validator(schema).iter_errors(config), key=lambda error: list(map(str, error.path))
     )
-    _refuse([line for error in errors for line in _explain(error, schema)])
+    mistakes = [line for error in errors for line in _explain(error, schema)]
+    if sum(line.endswith(" is missing") for line in mistakes) > ONLY_FORGOTTEN:
+        mistakes = [
+            "most keys are missing: is it an overlay? Name the config that it lies on before it, as "
+            "--configfile config/sd15.yaml mine.yaml",
+            *mistakes,
+        ]
+    _refuse(mistakes)
     _refuse(list(_check_together(config)))
     return config
 
@@ -61,13 +71,52 @@ def read_config(*paths: Path) -> Config:
     config: Config = {}
     for path in paths:
         try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            loaded, repeated = yaml.safe_load(text), repeated_keys(text)
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
         loaded = {} if loaded is None else loaded
+        _refuse([f"{path}, {where}" for where in repeated])
         _refuse(list(_check_plain(loaded)))
         config = merged(config, loaded)
     return check_config(config)
+
+
+def repeated_keys(text: str) -> list[str]:
+    """Where a block of YAML names a key twice: all but the last would be forgotten without a word."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    waiting, found = [root], []
+    seen: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or len(seen) > MAX_ENTRIES:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        if isinstance(node, yaml.MappingNode):
+            names: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                name = str(key.value)[:200]
+                if name in names and name != "<<":
+                    found.append(
+                        f"line {line}: the key {name!r} stands in line {names[name]} already; make one block "
+                        "of the two"
+                    )
+                names[name] = line
+                waiting.append(value)
+    return found
+
+
+def refuse_repeated_keys(*paths: Path) -> None:
+    """ConfigError for a key that a file names twice. What cannot be read is left to others."""
+    for path in paths:
+        try:
+            repeated = repeated_keys(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            continue
+        _refuse([f"{path}, {where}" for where in repeated])
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
