@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.training import build
 from stages.core.artifacts.files import write_text
+from stages.core.method.derivative import Derivative
 from stages.core.method.noising import generator, reward_draws
-from stages.core.method.scoring import Difference, draw_errors
+from stages.core.method.scoring import Difference, Judge, draw_errors
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
@@ -199,18 +201,22 @@ def scoring_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
                 rewards.append((errors[1] - errors[0]).mean().cpu())
         return torch.stack(rewards)
 
-    def ours() -> torch.Tensor:
+    weights, base = (
+        {name: value.data.float().cpu() for name, value in denoiser.network.named_parameters()}
+        for denoiser in (policy, reference)
+    )
+
+    def ours(judge: Judge) -> torch.Tensor:
         found = draw_errors(
-            model,
-            Difference(policy, reference),
-            latents,
-            model.encode_text([PROMPT]),
-            draws,
-            rows_per_batch=40,
+            model, judge, latents, model.encode_text([PROMPT]), draws, rows_per_batch=40
         )
         return (found.reference - found.policy).mean(dim=1)
 
-    return {"plain scorer": plain, "SAIL": ours}
+    return {
+        "plain scorer": plain,
+        "SAIL": partial(ours, Difference(policy, reference)),
+        "SAIL, by derivative": partial(ours, Derivative.between(reference.network, weights, base)),
+    }
 
 
 def perturbed(model: DiffusionModel) -> Denoiser:

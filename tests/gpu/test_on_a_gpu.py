@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from stages.core.execution.runtime import choose_device
+from stages.core.method.derivative import Derivative
 from stages.core.method.noising import generator, reward_draws
 from stages.core.method.sampling import sample_latents
 from stages.core.method.scoring import Difference, draw_errors
@@ -132,6 +133,28 @@ def test_errors_equal_the_cpus(base: Path) -> None:
             draw_errors(model, Difference(denoiser, denoiser), latents, text, draws).policy
         )
     torch.testing.assert_close(found[1], found[0], atol=0, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-3), ("float16", 0.05)])
+def test_a_derivative_equals_the_cpus(base: Path, dtype: str, close: float) -> None:
+    found = []
+    for device, kind in (("cpu", "float32"), ("cuda", dtype)):
+        model = load_model(settings(base, kind), device=torch.device(device))
+        network = model.load_denoiser().network
+        exact = {name: value.data.float().cpu() for name, value in network.named_parameters()}
+        rng = generator(5)
+        moved = {
+            name: value + 1e-3 * value.std(correction=0) * torch.randn(value.shape, generator=rng)
+            for name, value in exact.items()
+        }
+        draws = reward_draws(
+            1, num_draws=3, num_timesteps=model.num_timesteps, latents_shape=model.latents_shape
+        )
+        latents = torch.randn((2, *model.latents_shape), generator=generator(0))
+        text = model.encode_text(PROMPTS[:1])
+        errors = draw_errors(model, Derivative.between(network, moved, exact), latents, text, draws)
+        found.append(errors.reference - errors.policy)
+    torch.testing.assert_close(found[1], found[0], atol=close * float(found[0].abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
