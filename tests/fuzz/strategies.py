@@ -238,6 +238,11 @@ def _is_half(text: str) -> bool:
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+def _shift(name: str, kind: pa.DataType, place: int) -> int:
+    """So that two columns of a row hold different images, and one of two labels is 1."""
+    return place if kind in (STRUCT, pa.binary()) else int(name == "label_1")
+
+
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, pa.int64()).cast(kind) if pa.types.is_duration(kind) else pa.array(values, kind)  # fmt: skip
 
@@ -248,13 +253,13 @@ def tables(draw: st.DrawFn, layouts: Sequence[str]) -> pa.Table:
     columns = LAYOUTS[draw(st.sampled_from(list(layouts)))]
     count = draw(st.sampled_from([5, 8, 3, 0, 2]))
     names, arrays = [], []
-    for name, kinds in columns.items():
+    for place, (name, kinds) in enumerate(columns.items()):
         fate = draw(FATES)
         if fate == 11:
             continue
         kind = draw(st.sampled_from(list(KINDS) if fate in (12, 13) else kinds))
         values = (
-            [SOUND[kind](row + (name == "label_1")) for row in range(count)]
+            [SOUND[kind](row + _shift(name, kind, place)) for row in range(count)]
             if kind in SOUND and fate != 14
             else None
         )
@@ -279,12 +284,12 @@ def records(draw: st.DrawFn, layouts: Sequence[str]) -> Rows:
     rows: Rows = []
     for number in range(draw(st.sampled_from([5, 8, 3, 0, 2]))):
         row: dict[str, Any] = {}
-        for name, kinds in columns.items():
+        for place, (name, kinds) in enumerate(columns.items()):
             fate = draw(FATES)
             if fate == 11:
                 continue
             is_image, is_list = kinds[0] in (STRUCT, pa.binary()), pa.types.is_list(kinds[0])
-            sound: Any = "0.png" if is_image else ["0.png", "1.jpg"] if is_list else SOUND[kinds[0]](number + (name == "label_1"))  # fmt: skip
+            sound: Any = ("0.png", "1.jpg")[place % 2] if is_image else ["0.png", "1.jpg"] if is_list else SOUND[kinds[0]](number + (name == "label_1"))  # fmt: skip
             row[name] = draw(JSON) if fate in (12, 13) else draw(NAMES) if fate == 14 else sound
         rows.append(row)
     return rows
