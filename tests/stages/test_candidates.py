@@ -345,3 +345,13 @@ def test_a_policy_too_far_for_a_derivative_is_told(
     args = replace(scored[0], rewards_by="derivative", output=tmp_path / "rewards.parquet")
     score_candidates.main(args)
     assert "set score_candidates.rewards_by to difference" in caplog.text
+
+
+def test_each_iteration_judges_with_draws_of_its_own(
+    scored: list[score_candidates.Args], tmp_path: Path
+) -> None:
+    args = replace(scored[0], iteration=2, output=tmp_path / "rewards.parquet")
+    score_candidates.main(args)
+    for ours, theirs in zip(read_rows(scored[0].output), read_rows(args.output), strict=True):
+        assert ours["draw_seed"] != theirs["draw_seed"]
+        assert ours["timesteps"] != theirs["timesteps"]

@@ -1,0 +1,165 @@
+"""What a single wrong line would change, and no formula's test would see: each was once a silent mutant."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from stages.core.evaluation.guard_tables import Evidence, GuardTables
+from stages.core.evaluation.judge_guards import measure_accuracy, measure_best, measure_confidence
+from stages.core.method.noising import generator
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.families import load_model
+from stages.core.policies.encoding import EncodedPairs, encode_pairs
+from stages.core.training.held_out import HeldOut
+from stages.core.training.loop import Training
+from stages.core.training.processes import Processes
+from stages.core.training.settings import Execution, TrainingSettings
+from tests import tiny_models
+from tests.builders import CAPTIONS, settings
+
+CPU = torch.device("cpu")
+SETTINGS = TrainingSettings(
+    dpo_beta=100.0, learning_rate=1e-3, batch_pairs=2, passes=1.0, warmup_share=0.0,
+    gradient_clip=1.0, weight_decay=0.0, caption_dropout=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs(model: DiffusionModel) -> EncodedPairs:
+    """Two pairs of random latents: a pass is one step."""
+    both = torch.randn((2, 2, *model.latents_shape), generator=generator(2))
+    return EncodedPairs(
+        winner=both[0], loser=both[1], caption=torch.arange(2),
+        text=model.encode_text([*CAPTIONS[:2], ""]),
+        winner_geometry=model.native_geometry(2), loser_geometry=model.native_geometry(2),
+    )  # fmt: skip
+
+
+def trained(
+    model: DiffusionModel, pairs: EncodedPairs, work: Path, **changes: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights before and after."""
+    policy = model.load_denoiser()
+    before = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    Training(
+        model, policy, model.load_denoiser(), pairs, replace(SETTINGS, **changes), seed=3, work=work,
+        identity="one", processes=Processes(CPU), execution=Execution(),
+    ).run()  # fmt: skip
+    return before, policy.state_dict()
+
+
+def largest_change(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+    return max(float((after[name] - before[name]).abs().max()) for name in before)
+
+
+def test_an_average_of_the_weights_is_stepped(
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
+) -> None:
+    before, last = trained(model, pairs, tmp_path / "last", passes=2.0)
+    start, averaged = trained(model, pairs, tmp_path / "average", passes=2.0, ema_decay=0.9)
+    assert largest_change(start, averaged) > 0.1 * SETTINGS.learning_rate
+    assert largest_change(last, averaged) > 0.01 * SETTINGS.learning_rate
+    assert largest_change(before, start) == 0
+
+
+def test_a_gradient_is_clipped(model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path) -> None:
+    """AdamW's first step is the learning rate whatever the gradient, down to its epsilon of 1e-8."""
+    free = largest_change(*trained(model, pairs, tmp_path / "free"))
+    clipped = largest_change(*trained(model, pairs, tmp_path / "clipped", gradient_clip=1e-10))
+    assert free == pytest.approx(SETTINGS.learning_rate, rel=0.01)
+    assert clipped < 0.02 * SETTINGS.learning_rate
+
+
+def test_weights_decay_by_the_learning_rate_times_the_decay(
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
+) -> None:
+    before, plain = trained(model, pairs, tmp_path / "plain")
+    _, decayed = trained(model, pairs, tmp_path / "decayed", weight_decay=0.5)
+    for name, weight in before.items():
+        expected = plain[name] - SETTINGS.learning_rate * 0.5 * weight
+        torch.testing.assert_close(decayed[name], expected, atol=3e-7, rtol=0)
+
+
+def test_each_side_of_a_pair_has_its_own_geometry(model: DiffusionModel) -> None:
+    latents = [0.0] * (model.latents_shape[0] * model.latents_shape[1] * model.latents_shape[2])
+    table = pa.table(
+        {
+            "prompt": [CAPTIONS[0]],
+            "winner_latents": pa.array([latents], pa.list_(pa.float32())),
+            "loser_latents": pa.array([latents], pa.list_(pa.float32())),
+            "winner_geometry": [[1, 2, 3, 4, 5, 6]],
+            "loser_geometry": [[7, 8, 9, 10, 11, 12]],
+        }
+    )
+    found = encode_pairs(model, table, "here")
+    assert found.winner_geometry.tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert found.loser_geometry.tolist() == [[7, 8, 9, 10, 11, 12]]
+
+
+def evidence(**known: Any) -> Evidence:
+    """What an iteration left, already read."""
+    found = Evidence(GuardTables(holdout={}, diversity={}, pairs={}), 1)
+    found.__dict__.update(known)
+    return found
+
+
+def test_a_judge_without_an_opinion_is_half_right() -> None:
+    table = pa.table(
+        {
+            "prompt_id": ["a", "b", "c", "d"],
+            "winner_reward": [0.0, 0.0, 1.0, -1.0],
+            "loser_reward": [0.0, 0.0, 0.0, 0.0],
+        }
+    )
+    found = measure_accuracy(evidence(held_out=table))
+    assert found["reward_accuracy"] == 0.5  # two ties, one right, one wrong
+    found = measure_accuracy(evidence(held_out=table.slice(0, 2)))
+    assert found["reward_accuracy"] == 0.5
+    assert found["reward_accuracy_low"] < 0.5 < found["reward_accuracy_high"]
+
+
+def test_a_pair_is_confident_above_nine_tenths() -> None:
+    pairs = [{"probability": share} for share in (0.61, 0.89, 0.9, 0.91, 0.99)]
+    assert measure_confidence(evidence(pairs=pairs)) == {"confident_share": 0.4}
+
+
+def test_a_pair_whose_images_score_alike_is_half_better() -> None:
+    pairs = [
+        {"prompt_id": name, "winner_candidate": 0, "loser_candidate": 1}
+        for name in ("a", "b", "c", "d")
+    ]
+    scores = {"a": [1.0, 0.0], "b": [1.0, 1.0], "c": [0.0, 1.0], "d": [1.0, 1.0]}
+    found = evidence(pairs=pairs, candidate_scores=scores)
+    found.tables = GuardTables(
+        holdout={}, diversity={}, pairs={}, candidate_scores={1: [Path("x")]}
+    )
+    assert measure_best(found) == {"best_beats_worst": 0.5}
+
+
+def test_a_policy_that_is_its_reference_is_half_right_on_held_out_pairs(
+    model: DiffusionModel, pairs: EncodedPairs
+) -> None:
+    held_out = HeldOut(pairs=pairs, num_draws=2, every_steps=1, seed=1)
+    point = held_out.score(model, model.load_denoiser(), model.load_denoiser(), SETTINGS, step=0)
+    assert (point.accuracy, point.logit) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize("is_forced", [True, False])
+def test_sdxls_guidance_moves_away_from_zeros_where_the_model_says_so(
+    tmp_path: Path, is_forced: bool
+) -> None:
+    base = tiny_models.sdxl(tmp_path)
+    index = base / "model_index.json"
+    said = json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": is_forced}
+    index.write_text(json.dumps(said))
+    found = load_model(settings(base), device=CPU).unconditional()
+    for name in ("text", "pooled"):
+        assert bool(found[name].any()) is not is_forced
