@@ -53,7 +53,7 @@ def main(args: Args) -> None:
     found: dict[tuple[str, Path], list[float]] = {}
     for _ in range(args.rounds):
         for name in names:
-            for place in places:
+            for place in (each for each in places if has(each, name)):
                 words = ("-m", f"stages.{name}", "--help")
                 found.setdefault((name, place), []).append(cpu_seconds(words, place))
         for name, code in LIBRARIES.items():
@@ -61,7 +61,7 @@ def main(args: Args) -> None:
     heads = ["this commit"] if args.beside is None else ["before", "this commit"]
     lines = [f"| start of | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in sorted(names, key=lambda name: -min(found[name, ROOT])):
-        cells = [f"{min(found[name, place]):.2f}" for place in places]
+        cells = [f"{min(found[name, place]):.2f}" if has(place, name) else "-" for place in places]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     bare = [f"| {name} | {min(found[name, ROOT]):.2f} |" for name in LIBRARIES]
     text = [
@@ -72,6 +72,11 @@ def main(args: Args) -> None:
     ]  # fmt: skip
     write_text(args.output, "\n".join(text))
     print(args.output.read_text())
+
+
+def has(place: Path, name: str) -> bool:
+    """Whether a checkout has a stage of this name."""
+    return (place / "stages" / f"{name}.py").is_file()
 
 
 def cpu_seconds(words: Sequence[str], folder: Path) -> float:
