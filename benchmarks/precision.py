@@ -31,7 +31,7 @@ from stages.core.artifacts.schemas import CANDIDATES
 from stages.core.artifacts.tables import read_table
 from stages.core.method.derivative import Derivative
 from stages.core.method.noising import generator, reward_draws
-from stages.core.method.rewards import implicit_reward
+from stages.core.method.rewards import implicit_reward, share_moved
 from stages.core.method.scoring import Difference, Judge, draw_errors
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
@@ -250,8 +250,7 @@ def between(base: Weights, trained: Weights, share: float) -> Weights:
 def agreement(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
     """The share of prompts with the same best and worst; what rounding moves, in spreads of the rewards."""
     same = (found.argmax(1) == exact.argmax(1)) & (found.argmin(1) == exact.argmin(1))
-    apart = found - found.mean(1, keepdims=True) - (exact - exact.mean(1, keepdims=True))
-    return float(same.mean()), float(np.sqrt((apart**2).mean()) / exact.std(1).mean())
+    return float(same.mean()), share_moved(found, exact)
 
 
 def table_of(

@@ -22,7 +22,7 @@ from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, log, progress, run_stage, stage
 from stages.core.method.derivative import Derivative, TwoPoints
 from stages.core.method.noising import reward_draws
-from stages.core.method.rewards import ImplicitReward, implicit_reward
+from stages.core.method.rewards import ImplicitReward, implicit_reward, share_moved
 from stages.core.method.scoring import Errors, draw_errors
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
@@ -135,9 +135,7 @@ def tell_bend(found: ImplicitReward, closer: Errors, args: Args) -> None:
     exact = implicit_reward(
         policy_errors=closer.policy.numpy(), reference_errors=closer.reference.numpy()
     ).reward
-    spread = float(exact.std())
-    apart = (found.reward - found.reward.mean()) - (exact - exact.mean())
-    share = float(np.sqrt((apart**2).mean())) / spread if spread else 0.0
+    share = share_moved(found.reward[None], exact[None])
     log.info("score_candidates: rewards_by derivative is %.1f %% of the spread off", 100 * share)
     if share > MAX_BEND:
         log.warning(

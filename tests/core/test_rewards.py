@@ -13,6 +13,7 @@ from stages.core.method.rewards import (
     implicit_reward,
     margin_standard_error,
     preference_probability,
+    share_moved,
 )
 
 POLICY = np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]], np.float32)
@@ -86,3 +87,10 @@ def test_probability_of_huge_margins_does_not_overflow() -> None:
     with np.errstate(all="raise", under="ignore"):
         assert preference_probability(1e6, 5000.0) == 1.0
         assert preference_probability(-1e6, 5000.0) == 0.0
+
+
+def test_share_moved_of_hand_numbers_counts_only_what_ranks() -> None:
+    exact = np.array([[1.0, 3.0], [0.0, 2.0]])  # each spread is 1
+    assert share_moved(exact + np.array([[5.0], [-7.0]]), exact) == 0
+    assert share_moved(np.array([[1.0, 3.4], [0.0, 2.0]]), exact) == pytest.approx(0.2 / np.sqrt(2))
+    assert share_moved(np.zeros((1, 2)), np.zeros((1, 2))) == 0

@@ -37,6 +37,20 @@ def implicit_reward(*, policy_errors: Errors, reference_errors: Errors) -> Impli
     return ImplicitReward(gain.mean(axis=1), spread / np.sqrt(num_draws))
 
 
+def share_moved(
+    found: Float[np.ndarray, "prompt candidate"], exact: Float[np.ndarray, "prompt candidate"]
+) -> float:
+    """How far rewards are from exact ones within their prompts, in spreads of a prompt's exact rewards.
+
+    What all candidates of a prompt share ranks nothing and does not count. 0 where no reward differs.
+    """
+    spread = float(exact.std(axis=1).mean())
+    apart = (found - found.mean(axis=1, keepdims=True)) - (
+        exact - exact.mean(axis=1, keepdims=True)
+    )
+    return float(np.sqrt(np.square(apart).mean())) / spread if spread else 0.0
+
+
 def margin_standard_error(
     *, policy_errors: Errors, reference_errors: Errors, best: int, worst: int
 ) -> float:
