@@ -23,6 +23,7 @@ lint: .venv/installed-test ## check style, types and rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
 
 doctor: .venv/installed ## say what is wrong with the installation, the processes and the results
 	$(BIN)/python -m stages.doctor

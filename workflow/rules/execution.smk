@@ -113,5 +113,5 @@ HOME = shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
 PYTHON = str(Path(sys.executable).parent).replace("{", "{{").replace("}", "}}")
 shell.prefix(
     f"export PYTHONPATH={HOME} SAIL_PYTHON={shlex.quote(PYTHON)}; "
-    '. "$PYTHONPATH/workflow/prelude.sh" || exit 1; ' + stored_results()
+    f'. "$PYTHONPATH/workflow/prelude.sh" || exit 1; {stored_results()}'
 )
