@@ -46,7 +46,7 @@ def main(args: Args) -> None:
         tables = GuardTables(
             holdout=dict(args.holdout), diversity=dict(args.diversity), pairs=dict(args.pairs)
         )
-        guards = [guard for guard in GUARDS if guard.is_of_training]
+        guards = [guard for guard in GUARDS if guard.tells_of_collapse]
         seed, row = (measured(Evidence(tables, number), guards) for number in (0, args.iteration))
         if blindness := blindness_warning((seed, row)):
             log.warning("%s", blindness)

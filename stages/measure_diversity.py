@@ -1,4 +1,4 @@
-"""Images of one policy in; how far those of each prompt differ, and how many are blank, out.
+"""Images of one policy in; how far those of each prompt differ, and from the base's, out; blank ones too.
 
 Paper: SAIL Sec. 5.5 blames lost diversity for collapse. Example: paste the line from
 logs/<run>/evaluation/<set>/iter01/measure_diversity.log
@@ -7,17 +7,18 @@ logs/<run>/evaluation/<set>/iter01/measure_diversity.log
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import tyro
 from jaxtyping import UInt8
 
 from stages.core.artifacts.images import decode_image
 from stages.core.artifacts.schemas import DIVERSITY, IMAGES
 from stages.core.artifacts.tables import read_tables, write_table
+from stages.core.errors import UserError
 from stages.core.evaluation.statistics import mean_over_pairs, pixel_distance
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.metrics import PERCEPTUAL
@@ -28,13 +29,19 @@ BLANK = 2.0
 noise on one colour stays under it, a plain background with anything on it does not."""
 PROMPTS_AT_ONCE = 32
 
+Noise = tuple[int, int]
+"""Number and seed of an image of a prompt: what it was sampled from."""
+Picture = UInt8[np.ndarray, "height width rgb"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Images of one policy in; how far those of each prompt differ, and how many are blank, out."""
+    """Images of one policy in; how far those of each prompt differ, and from the base's, out."""
 
     images: tuple[Path, ...]
     """Shards of its images (schema images)."""
+    base: tuple[Path, ...] = ()
+    """Shards of the base's images of the same prompts and noise; none if the policy is the base."""
     features: str
     """The metric whose CLIP compares them, or 'perceptual'."""
     options: dict[str, str] = field(default_factory=dict)
@@ -54,18 +61,19 @@ def main(args: Args) -> None:
         if args.features != PERCEPTUAL:
             device = choose_device(args.threads, args.jobs_per_gpu)
         measure = load_measure(args.features, args.options, device)
-        table = read_tables(args.images, IMAGES, ["prompt_id", "image"])
-        groups: dict[str, list[int]] = defaultdict(list)
-        for index, name in enumerate(table["prompt_id"].to_pylist()):
-            groups[name].append(index)
-        names, rows = sorted(groups), []
+        images = Images(args.images)
+        base = Images(args.base) if args.base else None
+        names, rows = sorted(images.places), []
         for start in range(0, len(names), PROMPTS_AT_ONCE):
             part = names[start : start + PROMPTS_AT_ONCE]
-            decoded = [
-                [decoded_at(table, index, args.images[0].parent) for index in groups[name]]
-                for name in part
-            ]
-            for name, group, distance in zip(part, decoded, measure(decoded), strict=True):
+            decoded = [images.of(name) for name in part]
+            distances = measure(decoded)
+            moved = [Moved(None, None)] * len(part)
+            if base is not None:
+                same_noise = [base.of(name, images.places[name]) for name in part]
+                moved = moved_from(decoded, same_noise, measure)
+            found = zip(part, decoded, distances, moved, strict=True)
+            for name, group, distance, from_base in found:
                 is_several = len(group) > 1
                 rows.append(
                     {
@@ -77,22 +85,82 @@ def main(args: Args) -> None:
                         ),
                         "feature_distance": distance if is_several else None,
                         "features": args.features,
+                        "moved_pixels": from_base.pixels,
+                        "moved_features": from_base.features,
                     }
                 )
         write_table(
             args.output, rows, DIVERSITY,
-            stage="measure_diversity", arguments=args, inputs=args.images,
+            stage="measure_diversity", arguments=args, inputs=[*args.images, *args.base],
         )  # fmt: skip
-        run.rows_in, run.rows_out = sum(map(len, groups.values())), len(rows)
+        run.rows_in, run.rows_out = len(images.table), len(rows)
 
 
-def decoded_at(table: pa.Table, index: int, folder: Path) -> UInt8[np.ndarray, "height width rgb"]:
-    """The image of a row. ImageError names its shards' folder and its prompt."""
-    data = table["image"][index].as_py()["bytes"]
-    return np.asarray(decode_image(data, f"{folder}, prompt {table['prompt_id'][index]}"))
+class Images:
+    """Images by prompt, decoded when they are asked for."""
+
+    def __init__(self, shards: tuple[Path, ...]) -> None:
+        self.table = read_tables(shards, IMAGES, ["prompt_id", "candidate", "seed", "image"])
+        self.folder = shards[0].parent
+        self.places: dict[str, dict[Noise, int]] = defaultdict(dict)
+        names, *noise = (
+            self.table[name].to_pylist() for name in ("prompt_id", "candidate", "seed")
+        )
+        for place, (name, candidate, seed) in enumerate(zip(names, *noise, strict=True)):
+            self.places[name][candidate, seed] = place
+
+    def of(self, prompt: str, noise: Iterable[Noise] | None = None) -> list[Picture]:
+        """A prompt's images, or those from some noise. ImageError names a broken one.
+
+        UserError names a seed of which there is no image.
+        """
+        found = self.places.get(prompt, {})
+        wanted = list(found if noise is None else noise)
+        if missing := [each for each in wanted if each not in found]:
+            raise UserError(
+                f"{self.folder} holds no image of prompt {prompt} from seed {missing[0][1]}, which the "
+                "policy's have; sample the evaluation images of both anew"
+            )
+        return [
+            np.asarray(
+                decode_image(
+                    self.table["image"][found[each]].as_py()["bytes"],
+                    f"{self.folder}, prompt {prompt}",
+                )
+            )
+            for each in wanted
+        ]
 
 
-def is_blank(image: UInt8[np.ndarray, "height width rgb"]) -> bool:
+@dataclass(frozen=True)
+class Moved:
+    """How far a prompt's images lie from the base's of the same noise, mean over images."""
+
+    pixels: float | None
+    features: float | None
+
+
+def moved_from(
+    images: Sequence[Sequence[Picture]],
+    base: Sequence[Sequence[Picture]],
+    measure: Callable[[Sequence[Sequence[Picture]]], list[float]],
+) -> list[Moved]:
+    """Of each prompt. ValueError unless each has as many images of both."""
+    pairs = [
+        [list(pair) for pair in zip(own, others, strict=True)]
+        for own, others in zip(images, base, strict=True)
+    ]
+    flat = iter(measure([pair for of_prompt in pairs for pair in of_prompt]))
+    return [
+        Moved(
+            pixels=float(np.mean([pixel_distance(*pair) for pair in of_prompt])),
+            features=float(np.mean([next(flat) for _ in of_prompt])),
+        )
+        for of_prompt in pairs
+    ]
+
+
+def is_blank(image: Picture) -> bool:
     """Whether an image is of nearly one colour, as a black one is."""
     return bool(image.std(axis=(0, 1), dtype=np.float64).max() < BLANK)
 

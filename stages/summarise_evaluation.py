@@ -25,10 +25,11 @@ from stages.core.artifacts.schemas import (
 from stages.core.artifacts.tables import read_metadata, read_table, read_tables, write_table
 from stages.core.data.prompts import prompt_id
 from stages.core.errors import UserError
-from stages.core.evaluation.statistics import Comparison, compare, holm
+from stages.core.evaluation.statistics import Comparison, compare, holm, mean_over_pairs
 from stages.core.execution.runtime import log, run_stage, stage
 
-PromptMeans = dict[str, float]
+PromptScores = dict[str, NDArray[np.float64]]
+"""Scores of each prompt's images."""
 Row = dict[str, Any]
 Prompts = Mapping[str, Row]
 """Rows of an evaluation set's prompts by prompt_id."""
@@ -69,7 +70,9 @@ def main(args: Args) -> None:
             run.rows_in += len(policies) * len(names)
             for policy, baseline in values.pairs:
                 result = values.compare(policy, baseline, names)
-                rows.append({**where, "policy": policy, "baseline": baseline, **asdict(result)})
+                pair = {"policy": policy, "baseline": baseline, **asdict(result)}
+                better = values.better_of_two[baseline]
+                rows.append({**where, **pair, "better_of_two": better})
                 if baseline == values.first:
                     log.info("%s, %s: %s", prompt_set, metric, in_words(policy, result))
             for axis, group, inside in groups(names):
@@ -98,6 +101,8 @@ class Aligned:
     """Their ids, in order."""
     means: Mapping[str, NDArray[np.float64]]
     """Of each policy and of each other run's."""
+    better_of_two: Mapping[str, float | None]
+    """Of each, what the better of two images of a prompt has over one; None with one a prompt."""
     policies: Sequence[str]
     """Of this run, in the order they were made."""
 
@@ -147,23 +152,23 @@ class Aligned:
 
 def read_scores(
     scores: Sequence[tuple[str, str, Path]],
-) -> dict[tuple[str, str], dict[str, PromptMeans]]:
-    """For each prompt set and metric, the prompt means of each policy."""
-    table: dict[tuple[str, str], dict[str, PromptMeans]] = defaultdict(dict)
+) -> dict[tuple[str, str], dict[str, PromptScores]]:
+    """For each prompt set and metric, the scores of each policy."""
+    table: dict[tuple[str, str], dict[str, PromptScores]] = defaultdict(dict)
     for prompt_set, policy, path in scores:
-        for metric, means in read_prompt_means(path).items():
-            table[prompt_set, metric][policy] = means
+        for metric, found in read_prompt_scores(path).items():
+            table[prompt_set, metric][policy] = found
     return table
 
 
-def read_prompt_means(path: Path) -> dict[str, PromptMeans]:
-    """For each metric in the file, the mean score of each prompt's images."""
+def read_prompt_scores(path: Path) -> dict[str, PromptScores]:
+    """For each metric in the file, the scores of each prompt's images."""
     rows = read_table(path, METRIC_SCORES).to_pylist()
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         scores[row["metric"]][row["prompt_id"]].append(row["score"])
     return {
-        metric: {name: float(np.mean(values)) for name, values in prompts.items()}
+        metric: {name: np.array(values, np.float64) for name, values in prompts.items()}
         for metric, prompts in scores.items()
     }
 
@@ -174,20 +179,37 @@ def read_prompt_rows(path: Path) -> dict[str, Row]:
 
 
 def align(
-    policies: Mapping[str, PromptMeans], others: Mapping[str, PromptMeans], where: str
+    policies: Mapping[str, PromptScores], others: Mapping[str, PromptScores], where: str
 ) -> Aligned:
     """All prompt means in one order. UserError if two policies were not scored on the same prompts."""
     first = next(iter(policies))
     prompts = sorted(policies[first])
     everyone = {**policies, **others}
-    for name, means in everyone.items():
-        if sorted(means) != prompts:
+    for name, scores in everyone.items():
+        if sorted(scores) != prompts:
             raise UserError(
-                f"{where}: {name} was scored on {len(means)} prompts, {first} on "
+                f"{where}: {name} was scored on {len(scores)} prompts, {first} on "
                 f"{len(prompts)}, and they are not the same; run generate_evaluation again for both"
             )
-    arrays = {name: np.array([means[p] for p in prompts]) for name, means in everyone.items()}
-    return Aligned(prompts, arrays, list(policies))
+    means = {
+        name: np.array([scores[p].mean() for p in prompts]) for name, scores in everyone.items()
+    }
+    better = {name: better_of_two(list(scores.values())) for name, scores in everyone.items()}
+    return Aligned(prompts, means, better, list(policies))
+
+
+def better_of_two(scores: Sequence[NDArray[np.float64]]) -> float | None:
+    """What keeping the better of two images of a prompt gains over one, mean over prompts.
+
+    The larger of two numbers exceeds their mean by half their distance. None unless some prompt has
+    two images.
+    """
+    halves = [
+        mean_over_pairs(values.tolist(), lambda one, other: abs(one - other) / 2)
+        for values in scores
+        if len(values) > 1
+    ]
+    return float(np.mean(halves)) if halves else None
 
 
 def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:

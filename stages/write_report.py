@@ -33,7 +33,7 @@ from stages.core.artifacts.schemas import (
 from stages.core.artifacts.tables import read_batches, read_metadata, read_table
 from stages.core.errors import UserError
 from stages.core.evaluation.gates import last_good, read_gate
-from stages.core.evaluation.guards import GUARDS_TABLE, Limits
+from stages.core.evaluation.guards import GUARDS_TABLE, Limits, hardly_moved
 from stages.core.evaluation.paper import read_paper_tables
 from stages.core.evaluation.verdicts import Evaluation
 from stages.core.execution.runtime import Run, log, run_stage, stage
@@ -119,13 +119,15 @@ def main(args: Args) -> None:
         guards = read(run, args.guards, GUARDS_TABLE).to_pylist()
         breakdown = read(run, args.breakdown, BREAKDOWN).to_pylist()
         paper = [row for row in read_paper_tables() if row.model == args.paper_model]
+        first = headline(
+            evaluation, args.primary_set, args.primary_metric, last_good(gates),
+            hardly_moved(guards, args.limits),
+        )  # fmt: skip
         page = render(
             {
                 "run": args.run,
                 "primary_set": args.primary_set,
-                "headline": headline(
-                    evaluation, args.primary_set, args.primary_metric, last_good(gates)
-                ),
+                "headline": first,
                 "gates": gates_view(gates, config.get("iterations", len(args.pairs))),
                 "metric_groups": metric_groups(evaluation, args.primary_set, args.primary_metric),
                 "others": others_view(evaluation),
@@ -149,6 +151,8 @@ def main(args: Args) -> None:
         )
         write_text(args.output, page)
         run.rows_out = 1
+        if first["overall"]:
+            log.info("%s", first["overall"].sentence)
         log.info("write_report: %s, %.1f MB", args.output, len(page.encode()) / 1e6)
 
 

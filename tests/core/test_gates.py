@@ -50,7 +50,7 @@ def later(iteration: int, **changes: float) -> Measured:
 
 def chain(rows: list[Measured], on_collapse: OnCollapse) -> list[Gate]:
     gates: list[Gate] = []
-    guards = [guard for guard in GUARDS if guard.is_of_training]
+    guards = [guard for guard in GUARDS if guard.tells_of_collapse]
     for row in rows:
         findings = warnings_of(row, rows[0], LIMITS, guards)
         previous = gates[-1] if gates else None

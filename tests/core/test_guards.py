@@ -79,6 +79,8 @@ def tables(tmp_path: Path) -> GuardTables:
         ]
         write("holdout", iteration, rows, HOLDOUT_REWARDS)
         drawn = {"num_images": 2, "num_blank": 0, "pixel_distance": 0.2, "feature_distance": 9.0}
+        moved = (0.002, 0.09) if iteration == 0 else (0.002, 0.5)
+        drawn |= dict(zip(("moved_pixels", "moved_features"), moved, strict=True))
         row = {"prompt_id": "a", "features": "perceptual", **drawn}
         write("diversity", iteration, [row], DIVERSITY)
     latents = {f"{side}_latents": [0.0] for side in ("winner", "loser")}
@@ -133,12 +135,16 @@ def test_a_planted_guards_limit_is_a_flag_with_its_default_and_its_help(
 def test_a_planted_guard_warns_closes_the_gate_and_stands_in_the_log(
     rows: list[Measured], tmp_path: Path
 ) -> None:
-    limits = limits_of(WITH_PLANTED)(max_confident_share=1.0)
+    limits = limits_of(WITH_PLANTED)(max_confident_share=1.0, min_moved_share=0.0)
     sentence = "iter01 is 0.20 surer than iter00, with 0.90 (limit 0.8)."
     assert all_warnings(rows, limits, WITH_PLANTED) == [sentence]
     assert (
         all_warnings(
-            rows, limits_of(WITH_PLANTED)(max_certainty=0.95, max_confident_share=1.0), WITH_PLANTED
+            rows,
+            limits_of(WITH_PLANTED)(
+                max_certainty=0.95, max_confident_share=1.0, min_moved_share=0.0
+            ),
+            WITH_PLANTED,
         )
         == []
     )
@@ -173,9 +179,37 @@ def test_every_limit_has_one_default_and_every_column_one_guard() -> None:
 
 
 def test_only_what_training_changes_tells_of_collapse() -> None:
-    assert [guard.name for guard in GUARDS if not guard.is_of_training] == ["truncated_share"]
+    assert [guard.name for guard in GUARDS if not guard.tells_of_collapse] == [
+        "moved_pixels",
+        "truncated_share",
+    ]
 
 
 def test_guards_without_iteration_0_are_refused() -> None:
     with pytest.raises(UserError, match="those of iterations 1, 2; iteration 0 is needed"):
         seed_row([{"iteration": 1}, {"iteration": 2}])
+
+
+def test_a_policy_that_hardly_moved_is_a_finding_with_its_size_and_no_collapse(
+    rows: list[Measured],
+) -> None:
+    # 0.002 of 1 is 0.51 grey levels; of 0.2 it is 1 %, as 0.09 of 9 is. log(0.7 / 0.3) = 0.847.
+    assert rows[0]["held_out_logit"] == pytest.approx(0.8473, abs=1e-4)
+    (sentence,) = (text for text in warnings_of(rows[0], rows[0], Limits()) if "moved" in text)
+    assert "iter00 hardly moved" in sentence
+    assert "0.51 of 255 grey levels, 1.0%" in sentence
+    assert "logit is 0.85" in sentence
+    assert "learning rate" in sentence
+    # By pixels iteration 1 moved as little, by features 5.6 %.
+    assert not any("moved" in text for text in warnings_of(rows[1], rows[0], Limits()))
+    assert any(
+        "moved" in text for text in warnings_of(rows[1], rows[0], Limits(min_moved_share=0.1))
+    )
+    assert "moved_pixels" not in [guard.name for guard in GUARDS if guard.tells_of_collapse]
+
+
+def test_without_the_bases_images_nothing_is_said_of_how_far_it_moved(
+    rows: list[Measured],
+) -> None:
+    unknown = rows[0] | dict.fromkeys(("moved_pixels", "moved_features", "held_out_logit"))
+    assert not any("moved" in text for text in warnings_of(unknown, unknown, Limits()))

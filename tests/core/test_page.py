@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from stages.core.evaluation.gates import Gate
 from stages.core.evaluation.guards import Limits
 from stages.core.evaluation.paper import read_paper_tables
 from stages.core.evaluation.statistics import ReliabilityBin
-from stages.core.evaluation.verdicts import Evaluation
+from stages.core.evaluation.verdicts import Evaluation, verdict
 from stages.core.evaluation.wording import p_value
 from stages.core.report.figures import reliability_panel
 from stages.core.report.page import (
@@ -50,6 +52,7 @@ def comparison(policy: str, mean: float, baseline: str, baseline_mean: float, **
         "effect_size": 0.3,
         "sign_p_holm": 0.0004,
         "wilcoxon_p_holm": 0.008,
+        "better_of_two": 0.5,
         **more,
     }
 
@@ -183,6 +186,9 @@ def test_features_of_a_guard_are_named_beside_it() -> None:
         "feature_diversity": 0.25,
         "features": "clipscore",
         "drift": 0.01,
+        "moved_pixels": 0.1,
+        "moved_features": 0.1,
+        "held_out_logit": 1.0,
         "blank_share": 0.0,
         "truncated_share": 0.0,
         "rank_correlation": None,
@@ -196,6 +202,7 @@ def test_features_of_a_guard_are_named_beside_it() -> None:
         max_blank_share=0.01,
         max_truncated_share=0.05,
         max_drift=None,
+        min_moved_share=0.02,
     )
     later = row | {"iteration": 1, "policy": "iter01", "feature_diversity": 0.1}
     view = guards_view([row, later], limits)
@@ -205,3 +212,44 @@ def test_features_of_a_guard_are_named_beside_it() -> None:
     assert (second["text"], second["turned"]) == ("0.1", True)
     assert len(view["warnings"]) == 1
     assert "by features (clipscore) its images of one prompt differ 40 %" in view["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("gain", "half_width", "direction", "words"),
+    [
+        (0.3, 0.1, "higher", "is higher than base on pickscore: +0.30 (95 % interval +0.20 to +0.40), 60% of"),
+        (0.75, 0.1, "higher", "1.5 times what keeping the better of two images gives; it wins 60 %"),
+        (0.02, 0.01, "small", "hardly differs from base on pickscore: +0.020 (95 % interval +0.010"),
+        (0.0, 0.04, "small", "0% of what keeping the better of two images gives"),
+        (0.02, 0.04, "unclear", "No clear difference between iter00 and base"),
+        (-0.3, 0.1, "lower", "60% of what keeping the better of two images gives"),
+    ],
+)  # fmt: skip
+def test_a_verdict_tells_size_beside_sign(
+    gain: float, half_width: float, direction: str, words: str
+) -> None:
+    ends = {"ci_low": gain - half_width, "ci_high": gain + half_width, "better_of_two": 0.5}
+    found = Evaluation([comparison("iter00", 20 + gain, "base", 20.0, **ends)], ["base", "iter00"])
+    row = found.against("pickapic", "pickscore", "iter00", "base")
+    assert row is not None
+    said = verdict(row, found.decimals("pickapic", "pickscore"))
+    assert said.direction == direction
+    assert words in said.sentence
+
+
+def test_with_one_image_a_prompt_a_verdict_tells_no_size() -> None:
+    row = evaluation(20.0, 20.3, better_of_two=None).against(
+        "pickapic", "pickscore", "iter00", "base"
+    )
+    assert row is not None
+    assert "better of two" not in verdict(row, 2).sentence
+
+
+def test_a_policy_that_hardly_moved_says_so_in_the_first_line() -> None:
+    found = evaluation(20.0, 20.3)
+    first = headline(found, "pickapic", "pickscore", None, {"iter00": "iter00 hardly moved."})
+    assert first["overall"].sentence == "iter00 hardly moved."
+    assert first["overall"].direction == "small"
+    assert first["sentences"][0].startswith("iter00 is higher than base")
+    other = headline(found, "pickapic", "pickscore", None, {"iter07": "iter07 hardly moved."})
+    assert other["overall"].sentence.startswith("iter00 is higher than base")

@@ -338,6 +338,7 @@ def diversity(
     runs = [
         measure_diversity.Args(
             images=(evaluated[name].output,),
+            base=(evaluated["base"].output,),
             features="perceptual",
             output=made / "evaluation" / f"diversity-{name}.parquet",
         )

@@ -231,6 +231,26 @@ def test_a_summary_tests_adjusts_and_breaks_down_by_style(tmp_path: Path) -> Non
     assert anime["difference"] == pytest.approx(np.mean(gaps), abs=1e-6)
 
 
+def test_what_the_better_of_two_images_gains_is_told_of_each_baseline(tmp_path: Path) -> None:
+    # Of 1, 2 and 4 the distances are 1, 3 and 2: half their mean is 1. Of 0 and 1 it is a half.
+    base = {"a": [1.0, 2.0, 4.0], "b": [0.0, 1.0], "c": [7.0]}
+    tuned = {"a": [2.0, 2.0, 2.0], "b": [2.0, 2.0], "c": [7.0]}
+    single = {name: values[:1] for name, values in base.items()}
+    files = {
+        "base": scores_table(tmp_path / "base.parquet", base),
+        "iter00": scores_table(tmp_path / "iter00.parquet", tuned),
+    }
+    args = summary_args(tmp_path, scores=tuple(("set", *item) for item in files.items()))
+    summarise_evaluation.main(args)
+    rows = read_rows(args.output)
+    assert [row["better_of_two"] for row in rows if row["baseline"] == "base"] == [0.75, 0.75]
+
+    scores_table(files["base"], single)
+    scores_table(files["iter00"], single)
+    summarise_evaluation.main(args)
+    assert {row["better_of_two"] for row in read_rows(args.output)} == {None}
+
+
 @pytest.fixture
 def two_runs(
     evaluated: dict[str, generate_evaluation.Args], tmp_path: Path

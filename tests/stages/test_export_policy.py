@@ -21,6 +21,7 @@ from stages.core.artifacts.schemas import SUMMARY
 from stages.core.artifacts.tables import write_table
 from stages.core.errors import UserError
 from stages.core.evaluation.gates import Gate, facts_of
+from stages.core.evaluation.guards import GUARDS_TABLE, Limits
 from stages.core.export.markdown import read_front_matter
 from stages.core.method.noising import generator
 from stages.core.models.denoiser import LORA_FILE, LoraSettings
@@ -29,7 +30,7 @@ from stages.core.models.loading import ModelError
 from stages.core.models.policy import Policy
 from stages.core.policies.saving import save_policy
 from tests import single_file, tiny_models
-from tests.builders import FULL, settings, write_rows
+from tests.builders import FULL, Row, settings, write_rows
 
 CPU = torch.device("cpu")
 WIDE_LORA = LoraSettings(
@@ -59,7 +60,16 @@ SUMMARY_ROW = {
     "effect_size": 0.5,
     "sign_p_holm": 0.25,
     "wilcoxon_p_holm": 0.25,
+    "better_of_two": 0.5,
 }
+
+
+def guards_row(iteration: int, moved: float) -> Row:
+    """A row of the guards table whose images lie so far from the base's."""
+    row = dict.fromkeys(GUARDS_TABLE.arrow.names, 0.5) | {"num_holdout_pairs": 20}
+    row |= {"iteration": iteration, "policy": f"iter{iteration:02d}", "features": "perceptual"}
+    row |= {"reward_accuracy_low": 0.6, "blank_share": 0.0, "truncated_share": 0.0}
+    return row | {"moved_pixels": moved, "moved_features": moved}
 
 
 def pipeline_class(base: Path) -> Any:
@@ -308,7 +318,7 @@ def test_the_card_tells_lineage_data_settings_licence_and_metrics(
     write_model_cards.main(
         write_model_cards.Args(exports=((tmp_path / "out", "iter01"),), summary=summary)
     )
-    line = "| parti | total | 0.625 | base | +0.125 [+0.0625, +0.25] | 75% |"
+    line = "| parti | total | 0.625 | base | +0.125 [+0.0625, +0.25] | 25% | 75% |"
     assert line in card.read_text()
     assert "0.9" not in card.read_text()
     assert "Set aside" not in card.read_text()
@@ -332,6 +342,20 @@ def test_the_card_tells_lineage_data_settings_licence_and_metrics(
         )
     )
     assert "**Set aside by the guards of its run.** It drew black." in card.read_text()
+    guards = tmp_path / "guards.parquet"
+    write_table(
+        guards, [guards_row(0, 0.1), guards_row(1, 0.0002)], GUARDS_TABLE,
+        stage="summarise_guards", arguments={},
+    )  # fmt: skip
+    cards = write_model_cards.Args(
+        exports=((tmp_path / "out", "iter01"),), summary=summary, guards=guards
+    )
+    write_model_cards.main(cards)
+    assert "**The guards of its run warn.** iter01 hardly moved: its images differ" in (
+        card.read_text()
+    )
+    write_model_cards.main(replace(cards, limits=Limits(min_moved_share=0.0001)))
+    assert "guards" not in card.read_text()
     export_policy.main(replace(args, summary=summary, evaluated_as="iter01"))
     assert line in card.read_text()
     (seed / "manifest.json").write_text((seed / "manifest.json").read_text() + "\n")

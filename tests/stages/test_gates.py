@@ -43,6 +43,7 @@ LIMITS = Limits(
     max_blank_share=1.0,
     max_truncated_share=0.0,
     max_drift=None,
+    min_moved_share=0.0,
 )
 
 
@@ -98,6 +99,47 @@ def test_blank_pictures_are_counted_and_a_single_one_has_no_distance(tmp_path: P
     assert first["feature_distance"] > 0
     assert (second["num_images"], second["num_blank"]) == (1, 0)
     assert (second["pixel_distance"], second["feature_distance"]) == (None, None)
+
+
+def test_how_far_a_policy_moved_is_that_of_images_from_the_same_noise(
+    evaluated: dict[str, generate_evaluation.Args], tmp_path: Path
+) -> None:
+    images, base = evaluated["iter01"].output, evaluated["base"].output
+    args = measure_diversity.Args(
+        images=(images,), base=(base,), features="perceptual", output=tmp_path / "d.parquet"
+    )
+    measure_diversity.main(args)
+    theirs = {(row["prompt_id"], row["seed"]): pixels_of(row["image"]) for row in read_rows(base)}
+    moved: dict[str, list[float]] = {}
+    for row in read_rows(images):
+        gap = pixels_of(row["image"]) / 255 - theirs[row["prompt_id"], row["seed"]] / 255
+        moved.setdefault(row["prompt_id"], []).append(float(np.sqrt((gap**2).mean())))
+    for row in read_rows(args.output):
+        assert row["moved_pixels"] == pytest.approx(np.mean(moved[row["prompt_id"]]))
+        assert row["moved_pixels"] > 0
+        assert row["moved_features"] > 0
+
+    measure_diversity.main(replace(args, images=(base,)))
+    for row in read_rows(args.output):
+        assert (row["moved_pixels"], row["moved_features"]) == (0, 0)
+
+    measure_diversity.main(replace(args, base=()))
+    for row in read_rows(args.output):
+        assert (row["moved_pixels"], row["moved_features"]) == (None, None)
+
+
+def test_images_from_other_noise_than_the_bases_are_refused(
+    evaluated: dict[str, generate_evaluation.Args], tmp_path: Path
+) -> None:
+    images = evaluated["iter01"].output
+    rows = [row | {"seed": row["seed"] + 1} for row in read_rows(images)]
+    other = tmp_path / "other.parquet"
+    write_table(other, rows, IMAGES, stage="generate_evaluation", arguments={})
+    args = measure_diversity.Args(
+        images=(images,), base=(other,), features="perceptual", output=tmp_path / "d.parquet"
+    )
+    with pytest.raises(UserError, match="holds no image of prompt .* from seed .* sample"):
+        measure_diversity.main(args)
 
 
 @pytest.fixture

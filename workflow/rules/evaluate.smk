@@ -140,9 +140,17 @@ use rule score_metric as score_candidates_by_metric with:
         f"{LOGS}/iter{{iter}}/score_metric-{{metric}}.log",
 
 
+def base_images(wildcards):
+    """Input: the base's images, from which those of a policy are told; none for the base itself."""
+    if wildcards.policy == "base":
+        return []
+    return expand(IMAGES, set=wildcards.set, policy="base", shard=EVALUATION_SHARDS)
+
+
 rule measure_diversity:
     input:
-        expand(IMAGES, shard=EVALUATION_SHARDS, allow_missing=True),
+        images=expand(IMAGES, shard=EVALUATION_SHARDS, allow_missing=True),
+        base=base_images,
     output:
         DIVERSITY,
     log:
@@ -157,7 +165,8 @@ rule measure_diversity:
         features=FEATURES,
         options=options_of(FEATURES),
     shell:
-        "{params.command} --images {input:q} --features {params.features:q} {params.options}"
+        "{params.command} --images {input.images:q} --base {input.base:q}"
+        " --features {params.features:q} {params.options}"
         " {resources.execution} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 

@@ -53,6 +53,7 @@ if EXPORTED_POLICIES:
         input:
             exports=[f"{path}/manifest.json" for path, _ in EXPORTED_POLICIES],
             summary=f"{RUN}/evaluation/summary.parquet",
+            guards=f"{RUN}/evaluation/guards.parquet",
             gates=GATES,
         output:
             [f"{path}/README.md" for path, _ in EXPORTED_POLICIES],
@@ -63,9 +64,10 @@ if EXPORTED_POLICIES:
             **stage("write_model_cards"),
             exports=tables(exports=EXPORTED_POLICIES),
             gates=flags({"gates": GATES} if GATES else {}),
+            limits=LIMITS,
         shell:
             "{params.command} {params.exports} {params.gates} --summary {input.summary:q}"
-            " 2>&1 | record {log:q}"
+            " --guards {input.guards:q} {params.limits} 2>&1 | record {log:q}"
 
 
 rule export_preferences:

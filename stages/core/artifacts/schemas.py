@@ -270,11 +270,18 @@ _COMPARISON = [
 
 SUMMARY = Schema(
     "evaluation_summary",
-    2,
+    3,
     pa.schema(
         [
             column("prompt_set", pa.string(), "evaluation prompts"),
             *_COMPARISON,
+            column(
+                "better_of_two",
+                pa.float64(),
+                "what keeping the better of two images of a prompt gains over one image of the "
+                "baseline, by the metric; null with one image a prompt",
+                nullable=True,
+            ),
             column("sign_p_holm", pa.float64(), "sign_p adjusted for all rows of the prompt set"),
             column("wilcoxon_p_holm", pa.float64(), "wilcoxon_p, adjusted likewise"),
         ]
@@ -326,7 +333,7 @@ RELIABILITY = Schema(
 
 DIVERSITY = Schema(
     "diversity",
-    1,
+    2,
     pa.schema(
         [
             *_PROMPT[:1],
@@ -346,6 +353,19 @@ DIVERSITY = Schema(
             ),
             column(
                 "features", pa.string(), "what feature_distance is of: the metric, or perceptual"
+            ),
+            column(
+                "moved_pixels",
+                pa.float64(),
+                "root mean squared difference of an image from the base's of the same noise, mean "
+                "over images, in [0, 1]; null for the base",
+                nullable=True,
+            ),
+            column(
+                "moved_features",
+                pa.float64(),
+                "the same in features or to the eye; null for the base",
+                nullable=True,
             ),
         ]
     ),

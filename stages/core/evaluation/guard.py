@@ -70,8 +70,8 @@ class Guard:
     """The columns of its 95 % interval."""
     note: Callable[[Measured], str] = lambda row: ""
     """What stands below its value."""
-    is_of_training: bool = True
-    """Whether training changes it. One that is the same for every policy tells of no collapse."""
+    tells_of_collapse: bool = True
+    """Whether a value beyond its limit stops a run or rolls it back (`guards.on_collapse`)."""
 
     @property
     def name(self) -> str:

@@ -21,6 +21,7 @@ from stages.core.evaluation.image_guards import (
     BLANK_SHARE,
     DIVERSITY,
     FEATURE_DIVERSITY,
+    MOVED,
     TRUNCATED_SHARE,
 )
 from stages.core.evaluation.judge_guards import (
@@ -38,6 +39,7 @@ GUARDS = (
     DIVERSITY,
     FEATURE_DIVERSITY,
     CONFIDENT_SHARE,
+    MOVED,
     DRIFT,
     BLANK_SHARE,
     TRUNCATED_SHARE,
@@ -53,7 +55,7 @@ def guards_table(guards: Sequence[Guard] = GUARDS) -> Schema:
         column("policy", pa.string(), "the policy this iteration left"),
         *(own for guard in in_order for own in guard.columns),
     ]
-    return Schema("guards", 3, pa.schema(columns))
+    return Schema("guards", 4, pa.schema(columns))
 
 
 def limits_of(guards: Sequence[Guard] = GUARDS) -> Any:
@@ -116,6 +118,13 @@ def warnings_of(
     """A sentence for each guard of a row that is beyond its limit; `seed` is the row of iteration 0."""
     found = (guard.warning(row, seed, limits) for guard in guards)
     return [sentence for sentence in found if sentence]
+
+
+def hardly_moved(rows: Sequence[Measured], limits: AnyLimits) -> dict[str, str]:
+    """The policies that hardly moved from the base, and the sentence that says so."""
+    seed = seed_row(rows)
+    found = {row["policy"]: MOVED.warning(row, seed, limits) for row in rows}
+    return {policy: sentence for policy, sentence in found.items() if sentence}
 
 
 def all_warnings(

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from stages.core.artifacts.schemas import column
 from stages.core.evaluation.guard import Guard, Limit, Line, Measured
-from stages.core.evaluation.guard_tables import Evidence
+from stages.core.evaluation.guard_tables import Evidence, floats
 from stages.core.evaluation.wording import percent
 
 
@@ -86,6 +86,91 @@ FEATURE_DIVERSITY = Guard(
 )
 
 
+def measure_moved(evidence: Evidence) -> Measured:
+    """How far images lie from the base's of the same noise, and how far held-out logits from 0."""
+    found = {
+        f"moved_{kind}": [row[f"moved_{kind}"] for row in evidence.diversity]
+        for kind in ("pixels", "features")
+    }
+    if None in found["moved_pixels"]:
+        return {}
+    judged = np.clip(floats(evidence.held_out, "probability"), 1e-9, 1 - 1e-9)
+    logits = np.log(judged) - np.log1p(-judged)
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    return {**means, "held_out_logit": float(np.abs(logits).mean())}
+
+
+def moved_share(row: Measured, seed: Measured) -> float | None:
+    """The larger of what pixels and features moved, of what two images of one prompt differ."""
+    if row["moved_pixels"] is None:
+        return None
+    shares = [
+        row[f"moved_{kind}"] / seed[of]
+        for kind, of in (("pixels", "diversity"), ("features", "feature_diversity"))
+        if seed[of] > 0
+    ]
+    return max(shares, default=None)
+
+
+def moved_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
+    """Set when the images are nearly the base's own."""
+    share = moved_share(row, seed)
+    if share is None or not share < limit:
+        return None
+    return (
+        f"{row['policy']} hardly moved: its images differ from the base's of the same noise by "
+        f"{255 * row['moved_pixels']:.2g} of 255 grey levels, {share:.1%} of what two images of one "
+        f"prompt differ (limit {limit:.0%}), and its mean held-out logit is "
+        f"{row['held_out_logit']:.2g}. It learnt next to nothing: raise the learning rate or the "
+        "passes (docs/howto.md, 'A policy that hardly moved'; a LoRA wants a rate some hundred times "
+        "that of a full fine-tune)."
+    )
+
+
+def moved_note(row: Measured) -> str:
+    """In grey levels."""
+    if row["moved_pixels"] is None:
+        return ""
+    return f"{255 * row['moved_pixels']:.2g} of 255 grey levels"
+
+
+MOVED = Guard(
+    columns=(
+        column(
+            "moved_pixels",
+            pa.float64(),
+            "root mean squared difference of images from the base's of the same noise, in [0, 1]",
+            nullable=True,
+        ),
+        column(
+            "moved_features",
+            pa.float64(),
+            "the same in the features of feature_diversity",
+            nullable=True,
+        ),
+        column(
+            "held_out_logit",
+            pa.float64(),
+            "mean size of log p / (1 - p) over the held-out pairs",
+            nullable=True,
+        ),
+    ),
+    title="Moved from base",
+    meaning="How far its images lie from those that the base draws from the same noise. Near 0 it "
+    "learnt nothing, whatever a win rate says.",
+    measure=measure_moved,
+    limit=Limit(
+        key="min_moved_share",
+        default=0.02,
+        meaning="Images differ from the base's by less than this share of what two of a prompt do.",
+    ),
+    sentence=moved_sentence,
+    limit_line=lambda limit, seed: Line(limit * seed["diversity"]),
+    note=moved_note,
+    tells_of_collapse=False,
+)
+
+
 def measure_blanks(evidence: Evidence) -> Measured:
     """How many images are blank."""
     rows = evidence.diversity
@@ -144,5 +229,5 @@ TRUNCATED_SHARE = Guard(
     ),
     sentence=truncated_sentence,
     is_share=True,
-    is_of_training=False,
+    tells_of_collapse=False,
 )

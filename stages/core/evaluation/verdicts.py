@@ -11,13 +11,18 @@ from stages.core.artifacts.provenance import BASE
 from stages.core.evaluation.statistics import Comparison
 from stages.core.evaluation.wording import number, percent
 
-Direction = Literal["higher", "lower", "unclear"]
+Direction = Literal["higher", "lower", "small", "unclear"]
 
 LABELS: Mapping[Direction, str] = {
     "higher": "higher",
     "lower": "lower",
+    "small": "hardly different",
     "unclear": "no clear difference",
 }
+
+
+SMALL = 0.1
+"""Of what the better of two images gains: a difference that is surely below it hardly matters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +35,20 @@ class SummaryRow(Comparison):
     baseline: str
     sign_p_holm: float
     wilcoxon_p_holm: float
+    better_of_two: float | None
+    """What keeping the better of two images of a prompt gains over one of the baseline's."""
+
+    @property
+    def size(self) -> float | None:
+        """The difference, of what the better of two images gains; None where that is not known."""
+        return self.difference / self.better_of_two if self.better_of_two else None
 
     @property
     def direction(self) -> Direction:
-        """Where the whole 95 % interval lies; 'unclear' when it holds or touches 0."""
+        """Where the whole 95 % interval lies: 'small' around 0, or 'unclear' when it holds 0."""
+        farthest = max(abs(self.ci_low), abs(self.ci_high))
+        if self.better_of_two and farthest < SMALL * self.better_of_two:
+            return "small"
         if self.ci_low > 0:
             return "higher"
         return "lower" if self.ci_high < 0 else "unclear"
@@ -108,9 +123,17 @@ def interval(row: SummaryRow, decimals: int) -> str:
 
 
 def verdict(row: SummaryRow, decimals: int) -> Verdict:
-    """One comparison as a sentence that claims no more than its interval allows."""
+    """One comparison as a sentence that claims no more than its interval allows.
+
+    It tells size beside sign, in images: what one would gain by drawing twice and keeping the better.
+    """
     wins = f"wins {percent(row.win_rate)} of {row.num_prompts} prompts"
-    if row.direction == "unclear":
+    if row.direction == "small":
+        sentence = (
+            f"{row.policy} hardly differs from {row.baseline} on {row.metric}: "
+            f"{interval(row, decimals)}, {size_in_words(row)}; it {wins}."
+        )
+    elif row.direction == "unclear":
         sentence = (
             f"No clear difference between {row.policy} and {row.baseline} on {row.metric}: "
             f"{interval(row, decimals)}; {row.policy} {wins}."
@@ -118,9 +141,18 @@ def verdict(row: SummaryRow, decimals: int) -> Verdict:
     else:
         sentence = (
             f"{row.policy} is {row.direction} than {row.baseline} on {row.metric}: "
-            f"{interval(row, decimals)}; it {wins}."
+            f"{interval(row, decimals)}{', ' if row.size else ''}{size_in_words(row)}; it {wins}."
         )
     return Verdict(direction=row.direction, sentence=sentence)
+
+
+def size_in_words(row: SummaryRow) -> str:
+    """'1.4 times what keeping the better of two images gives'; empty where that is not known."""
+    if row.size is None:
+        return ""
+    size = abs(row.size)
+    amount = f"{size:.1f} times" if size >= 1 else f"{size:.0%} of"
+    return f"{amount} what keeping the better of two images gives"
 
 
 def steps_sentence(steps: Sequence[SummaryRow]) -> str:
@@ -130,7 +162,8 @@ def steps_sentence(steps: Sequence[SummaryRow]) -> str:
     counts = {name: sum(step.direction == name for step in steps) for name in LABELS}
     return (
         f"Of {len(steps)} updates in a row, {counts['higher']} rose over the policy before, "
-        f"{counts['lower']} fell, {counts['unclear']} made no clear difference."
+        f"{counts['lower']} fell, {counts['small']} hardly changed it, {counts['unclear']} made no "
+        "clear difference."
     )
 
 

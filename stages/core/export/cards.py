@@ -86,6 +86,8 @@ def model_card(facts: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     use = _USE[facts["format"]].format(**facts, base=json.dumps(facts["base_model"]))
     findings = " ".join(facts.get("set_aside", ()))
     warned = f"**Set aside by the guards of its run.** {findings}\n\n" if findings else ""
+    if warnings := " ".join(facts.get("warnings", ())):
+        warned += f"**The guards of its run warn.** {warnings}\n\n"
     unknown = "unknown: the base states none; look it up before use. "
     licence = facts["license"]
     return (
@@ -143,11 +145,15 @@ def _scores(metrics: Sequence[Mapping[str, Any]]) -> str:
             f"{row['mean']:.4g}",
             row["baseline"],
             f"{row['difference']:+.4g} [{row['ci_low']:+.4g}, {row['ci_high']:+.4g}]",
+            f"{row['difference'] / size:.0%}" if (size := row.get("better_of_two")) else "-",
             f"{row['win_rate']:.0%}",
         )
         for row in metrics
     ]
-    return table(["set", "metric", "mean", "against", "difference [95 % interval]", "won"], rows)
+    columns = ["set", "metric", "mean", "against", "difference [95 % interval]", "size", "won"]
+    return table(columns, rows) + (
+        "\nSize is the difference, of what keeping the better of two images gives over one.\n"
+    )
 
 
 _USE = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from stages.core.evaluation.verdicts import (
     LABELS,
     Evaluation,
     SummaryRow,
+    Verdict,
     best_sentence,
     sides_sentence,
     steps_sentence,
@@ -43,7 +45,7 @@ Row = dict[str, Any]
 Steps = Float[np.ndarray, " step"]
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-MARKS = {"higher": "▲", "lower": "▼", "unclear": "◆"}
+MARKS = {"higher": "▲", "lower": "▼", "small": "◇", "unclear": "◆"}
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
 NUM_FOR_AUDIT = 2
 """Pairs of each iteration that are marked for audit: the least certain ones."""
@@ -77,10 +79,17 @@ def _visible(value: object) -> object:
     return value.translate(PICTURES) if type(value) is str else value
 
 
-def headline(evaluation: Evaluation, prompt_set: str, metric: str, good: str | None = None) -> Row:
+def headline(
+    evaluation: Evaluation,
+    prompt_set: str,
+    metric: str,
+    good: str | None = None,
+    hardly_moved: Mapping[str, str] = MappingProxyType({}),
+) -> Row:
     """Verdicts on one metric: the last policy against base, then each against the one before.
 
-    Where gates found a last good policy, it stands in the last one's place.
+    Where gates found a last good policy, it stands in the last one's place. Where that hardly moved
+    from the base, the sentence that says so comes first.
     """
     policies, decimals = evaluation.policies, evaluation.decimals(prompt_set, metric)
     last = good if good and good != BASE else policies[-1]
@@ -94,13 +103,17 @@ def headline(evaluation: Evaluation, prompt_set: str, metric: str, good: str | N
         for other in evaluation.metrics(prompt_set)
         if other != metric
     )
+    first = overall and verdict(overall, decimals)
     sentences = (
+        first.sentence if first and last in hardly_moved else "",
         steps_sentence(steps),
         sides_sentence(others),
         best_sentence(evaluation, prompt_set, metric),
     )
     return {
-        "overall": overall and verdict(overall, decimals),
+        "overall": Verdict(direction="small", sentence=hardly_moved[last])
+        if last in hardly_moved
+        else first,
         "steps": [verdict(step, decimals) for step in steps],
         "sentences": [sentence for sentence in sentences if sentence],
     }
