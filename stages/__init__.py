@@ -9,3 +9,12 @@ import sys
 # stages has a name by then, and is left alone.
 if sys.argv[:1] == ["-m"]:
     gc.disable()
+
+    def _without_traceback(kind, value, at):  # type: ignore[no-untyped-def]
+        """Ctrl-C while a stage still imports is no error of its own."""
+        if issubclass(kind, KeyboardInterrupt):
+            print("stopped before it began", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, value, at)
+
+    sys.excepthook = _without_traceback

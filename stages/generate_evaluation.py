@@ -6,17 +6,19 @@ Example: paste the line from logs/<run>/evaluation/<set>/iter01/generate_evaluat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
 
+from stages.core.artifacts.kept_rows import write_batches
 from stages.core.artifacts.provenance import policy_files
 from stages.core.artifacts.schemas import IMAGES, PROMPTS
-from stages.core.artifacts.tables import read_table, write_rows
+from stages.core.artifacts.tables import read_table
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
-from stages.core.policies.generation import SamplingSettings, generate, shard_of
+from stages.core.policies.generation import SamplingSettings, generate_batches, shard_of
 from stages.core.policies.loading import load_denoiser
 
 
@@ -58,7 +60,8 @@ def main(args: Args) -> None:
         pairs = list(zip(names, prompts, strict=True))
         part = shard_of(pairs, args.shard, args.num_shards, args.prompts_per_batch)
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
-        rows = generate(
+        batches = partial(
+            generate_batches,
             model,
             load_denoiser(model, args.policy),
             part,
@@ -69,8 +72,8 @@ def main(args: Args) -> None:
             keep_latents=False,
         )
         run.rows_in = len(part)
-        run.rows_out = write_rows(
-            args.output, rows, IMAGES, stage="generate_evaluation", arguments=args,
+        run.rows_out = write_batches(
+            args.output, lambda first: batches(first_batch=first), IMAGES, stage="generate_evaluation", arguments=args,
             inputs=[args.prompts, *policy_files(args.policy)],
         )  # fmt: skip
 

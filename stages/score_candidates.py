@@ -15,9 +15,10 @@ import torch
 import tyro
 
 from stages.core.artifacts.images import decode_image, to_model_input
+from stages.core.artifacts.kept_rows import write_batches
 from stages.core.artifacts.provenance import policy_files
 from stages.core.artifacts.schemas import CANDIDATES, REWARDS
-from stages.core.artifacts.tables import read_table, write_table
+from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, log, progress, run_stage, stage
 from stages.core.method.derivative import Derivative, TwoPoints
@@ -73,23 +74,25 @@ def main(args: Args) -> None:
         columns = ["prompt_id", "prompt", "candidate", "image" if args.reencode else "latents"]
         table = read_table(args.candidates, CANDIDATES, columns)
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
-        rows = list(score(model, table, args))
         inputs = [args.candidates, *policy_files(args.policy), *policy_files(args.reference)]
-        write_table(
-            args.output, rows, REWARDS, stage="score_candidates", arguments=args, inputs=inputs
-        )
-        run.rows_in, run.rows_out = len(table), len(rows)
+        run.rows_in = len(table)
+        run.rows_out = write_batches(
+            args.output, lambda first: score(model, table, args, first), REWARDS,
+            stage="score_candidates", arguments=args, inputs=inputs,
+        )  # fmt: skip
 
 
-def score(model: DiffusionModel, table: pa.Table, args: Args) -> Iterator[dict[str, object]]:
-    """One row of the rewards table for each candidate."""
+def score(
+    model: DiffusionModel, table: pa.Table, args: Args, first: int = 0
+) -> Iterator[list[dict[str, object]]]:
+    """The rows of the rewards table of each prompt, from number `first` on."""
     judge = load_judge(model, args.policy, args.reference, args.rewards_by)
     names = np.array(table.column("prompt_id").to_pylist())
     starts = [row for row in range(len(names)) if row == 0 or names[row] != names[row - 1]]
     ends = [*starts[1:], len(names)] if len(names) else []
     spans = list(zip(starts, ends, strict=True))
     per_prompt = len(names) // max(1, len(spans))
-    for start, end in progress(spans, "scoring", "images", per_prompt):
+    for start, end in progress(spans[first:], "scoring", "images", per_prompt):
         group = table.slice(start, end - start)
         draw_seed = seed_of(args.seed, "score_candidates", args.iteration, str(names[start]))
         draws = reward_draws(
@@ -116,18 +119,20 @@ def score(model: DiffusionModel, table: pa.Table, args: Args) -> Iterator[dict[s
                 f"the rewards of prompt {names[start]} are not finite: {result.reward.tolist()}. "
                 f"{args.policy} or {args.reference} has diverged, or {args.model.dtype} is too narrow."
             )
-        for index, candidate in enumerate(group.column("candidate").to_pylist()):
-            has_error = np.isfinite(result.standard_error[index])
-            yield {
+        has_error = np.isfinite(result.standard_error)
+        yield [
+            {
                 "prompt_id": str(names[start]),
                 "candidate": candidate,
                 "reward": result.reward[index],
-                "standard_error": result.standard_error[index] if has_error else None,
+                "standard_error": result.standard_error[index] if has_error[index] else None,
                 "policy_errors": policy_errors[index],
                 "reference_errors": reference_errors[index],
                 "timesteps": draws.timesteps.numpy(),
                 "draw_seed": draw_seed,
             }
+            for index, candidate in enumerate(group.column("candidate").to_pylist())
+        ]
 
 
 def tell_bend(found: ImplicitReward, closer: Errors, args: Args) -> None:

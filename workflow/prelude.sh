@@ -19,6 +19,6 @@ launch() {
 
 # A stage's output goes to its log whole, and to the terminal without the command line at its head.
 record() {
-    trap '' TERM
+    trap '' TERM INT
     tee "$1" | { grep --line-buffered -v " python -m stages[.]" || true; }
 }

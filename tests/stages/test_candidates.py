@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from stages import sample_candidates, score_candidates, score_metric, select_pairs, select_prompts
+from stages import (
+    generate_evaluation,
+    sample_candidates,
+    score_candidates,
+    score_metric,
+    select_pairs,
+    select_prompts,
+)
 from stages.core.artifacts.provenance import policy_digest, write_manifest
 from stages.core.artifacts.schemas import REWARDS
 from stages.core.artifacts.tables import read_metadata, write_table
@@ -19,6 +26,7 @@ from stages.core.errors import UserError
 from stages.core.method.rewards import preference_probability
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
+from stages.core.policies import generation
 from tests.builders import pixels_of, read_rows
 
 Row = dict[str, Any]
@@ -74,6 +82,63 @@ def test_another_iteration_gives_other_images(
     sample_candidates.main(other)
     ours, theirs = keyed([sampled[0].output]), keyed([other.output])
     assert all(ours[key]["latents"] != theirs[key]["latents"] for key in ours)
+
+
+class CtrlC:
+    """A function that is interrupted when it is called for the second time."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyboardInterrupt
+        return self.function(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("stage", "fixture", "module", "function"),
+    [
+        (sample_candidates, "sampled", generation, "sample_latents"),
+        (generate_evaluation, "evaluated", generation, "sample_latents"),
+        (score_candidates, "scored", score_candidates, "draw_errors"),
+    ],
+)
+def test_an_interrupted_stage_goes_on_after_its_last_finished_batch_with_the_same_bits(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    stage: Any,
+    fixture: str,
+    module: Any,
+    function: str,
+) -> None:
+    found = request.getfixturevalue(fixture)
+    args = found["iter01"] if isinstance(found, dict) else found[0]
+    args = replace(args, output=tmp_path / "table.parquet")
+    if hasattr(args, "prompts_per_batch"):
+        args = replace(args, prompts_per_batch=1)
+    stage.main(args)
+    unbroken = args.output.read_bytes()
+    args.output.unlink()
+
+    original = getattr(module, function)
+    monkeypatch.setattr(module, function, CtrlC(original))
+    with pytest.raises(KeyboardInterrupt):
+        stage.main(args)
+    assert not args.output.exists()
+    counted = CtrlC(original)
+    counted.calls = 2
+    monkeypatch.setattr(module, function, counted)
+    stage.main(args)
+    assert args.output.read_bytes() == unbroken
+    counted_whole = CtrlC(original)
+    counted_whole.calls = 2
+    monkeypatch.setattr(module, function, counted_whole)
+    stage.main(replace(args, output=tmp_path / "whole.parquet"))
+    assert counted.calls == counted_whole.calls - 1
+    assert [each.name for each in tmp_path.glob(".*")] == []
 
 
 def test_a_shard_that_does_not_exist_is_refused(sampled: list[sample_candidates.Args]) -> None:

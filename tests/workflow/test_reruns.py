@@ -106,8 +106,10 @@ def interrupt(project: Project, until: str, *target: str) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(head.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
-    head.communicate(timeout=120)
+    said = head.communicate(timeout=120)[0].decode().splitlines()
     assert head.returncode != 0
+    assert said[-1] == "Stopped. The same command continues from here."
+    assert not [line for line in said if "Traceback" in line or "rror" in line]
     assert not list(project.folder.rglob("*.part"))
 
 

@@ -28,6 +28,7 @@ if allowed is not None and IS_SHARED and workflow.is_main_process:
 
 
 onstart:
+    be_calm(logger)
     global RUN_LOCK  # held as long as this process lives
     try:
         RUN_LOCK = hold_run(Path(), config["run"])

@@ -115,7 +115,7 @@ def write_table(
     The file's metadata records the schema, the stage, its arguments, the code version and the
     digests of its inputs. ArtifactError if a row does not fit the schema.
     """
-    table = _fitting(rows, path, schema, provenance(stage, arguments, inputs))
+    table = fitting(rows, path, schema, provenance(stage, arguments, inputs))
     with replacing(path) as part:
         pq.write_table(
             table, part, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True
@@ -136,7 +136,7 @@ class TableWriter:
 
     def write(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> None:
         """Add rows. ArtifactError if one does not fit the schema."""
-        table = _fitting(rows, self._path, self._schema, self._made_by)
+        table = fitting(rows, self._path, self._schema, self._made_by)
         self.num_rows += len(table)
         self._waiting.append(table)
         while sum(map(len, self._waiting)) >= ROW_GROUP_ROWS:
@@ -258,13 +258,13 @@ def _between(rows: Sequence[int], start: int, stop: int) -> Sequence[int]:
     return rows[bisect_left(rows, start) : bisect_left(rows, stop)]
 
 
-def _fitting(
+def fitting(
     rows: Sequence[Mapping[str, Any]] | pa.Table,
     path: Path,
     schema: Schema,
     made_by: dict[str, str],
 ) -> pa.Table:
-    """The rows as a table of the schema. ArtifactError if one does not fit."""
+    """The rows as a table of the schema, to be written to `path`. ArtifactError if one does not fit."""
     layout = schema.with_metadata(made_by)
     try:
         if isinstance(rows, pa.Table):

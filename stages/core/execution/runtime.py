@@ -86,7 +86,8 @@ def run_stage(main: Callable[[Args], None], args: Args) -> None:
         print(f"error: {error.filename}: this user may not read or write it", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("interrupted: nothing half-written was left; run again to continue", file=sys.stderr)
+        if _is_main():
+            print("stopped: what is done is kept; the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
     except Stopped as stopped:
         if _is_main():

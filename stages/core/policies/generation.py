@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stages.core.artifacts.images import encode_png, to_pixels
 from stages.core.errors import UserError
@@ -34,18 +34,32 @@ def generate(
     denoiser: Denoiser,
     prompts: Sequence[tuple[str, str]],
     settings: SamplingSettings,
+    **how: Any,
+) -> Iterator[dict[str, object]]:
+    """The rows of all batches of `generate_batches`, one after the other."""
+    for batch in generate_batches(model, denoiser, prompts, settings, **how):
+        yield from batch
+
+
+def generate_batches(
+    model: DiffusionModel,
+    denoiser: Denoiser,
+    prompts: Sequence[tuple[str, str]],
+    settings: SamplingSettings,
     *,
     images_per_prompt: int,
     seed_parts: tuple[int | str, ...],
     prompts_per_batch: int,
     keep_latents: bool,
-) -> Iterator[dict[str, object]]:
+    first_batch: int = 0,
+) -> Iterator[list[dict[str, object]]]:
     """One row for each image of each (prompt_id, prompt): schema images, or candidates with latents.
 
-    The seed of an image follows from `seed_parts`, its prompt and its number alone.
+    The seed of an image follows from `seed_parts`, its prompt and its number alone. The batches
+    before `first_batch` are left out.
     """
     unconditional = model.unconditional()
-    starts = range(0, len(prompts), prompts_per_batch)
+    starts = range(0, len(prompts), prompts_per_batch)[first_batch:]
     per_batch = images_per_prompt * prompts_per_batch
     for start in progress(starts, "sampling", "images", per_batch):
         batch = prompts[start : start + prompts_per_batch]
@@ -67,8 +81,8 @@ def generate(
         )
         pixels = to_pixels(model.decode_latents(latents).numpy())
         flat = latents.float().cpu().flatten(start_dim=1).numpy()
-        for (name, prompt, number, seed), image, row in zip(items, pixels, flat, strict=True):
-            yield {
+        yield [
+            {
                 "prompt_id": name,
                 "prompt": prompt,
                 "candidate": number,
@@ -76,6 +90,8 @@ def generate(
                 "image": {"bytes": encode_png(image), "path": None},
                 **({"latents": row} if keep_latents else {}),
             }
+            for (name, prompt, number, seed), image, row in zip(items, pixels, flat, strict=True)
+        ]
 
 
 def shard_of(items: Sequence[Item], shard: int, num_shards: int, per_batch: int) -> list[Item]:
