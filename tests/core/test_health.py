@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from stages.core.artifacts.schemas import PROMPTS
 from stages.core.artifacts.tables import write_table
 from stages.core.execution.locks import try_lock
 from stages.core.execution.snakemake_lock import lock_of_this_host
+from stages.core.execution.stopping import SNAKEMAKE
 from stages.core.health import files, installation, jobs
 from stages.core.health.findings import Finding
 
@@ -140,23 +142,30 @@ def test_a_lock_of_a_snakemake_that_is_gone_is_a_problem(tmp_path: Path) -> None
     assert (finding.level, finding.remedy) == ("note", "snakemake --cores all")
 
 
-def test_a_stage_without_a_snakemake_above_it_is_noted_with_its_folder_only(tmp_path: Path) -> None:
+def test_a_stage_whose_snakemake_is_gone_is_noted_and_one_that_a_person_started_left_alone(
+    tmp_path: Path,
+) -> None:
     package = tmp_path / "stages"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "sleep.py").write_text("import time; print('up', flush=True); time.sleep(60)")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stages.sleep"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.1)
-    [finding] = jobs.check_stages(tmp_path)
-    assert finding.remedy == f"kill {process.pid}"
-    assert f"process {process.pid} runs sleep" in finding.what
-    assert list(jobs.check_stages(tmp_path / "stages")) == []
-    process.kill()
-    process.communicate()
+    for started_by, remedy in ((None, ""), ("1", "kill {}")):
+        environment = {key: value for key, value in os.environ.items() if key != SNAKEMAKE}
+        environment |= {SNAKEMAKE: started_by} if started_by else {}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stages.sleep"],
+            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.1)
+        [finding] = jobs.check_stages(tmp_path)
+        assert finding.remedy == remedy.format(process.pid)
+        assert f"process {process.pid} runs sleep" in finding.what
+        assert ("started by a person" in finding.what) == (started_by is None)
+        assert list(jobs.check_stages(tmp_path / "stages")) == []
+        process.kill()
+        process.communicate()
 
 
 def test_packages_are_held_against_their_pins(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from stages.core.errors import UserError
-from stages.core.execution.runtime import run_stage
+from stages.core.execution.runtime import in_time, run_stage, work_of
 from stages.core.policies.generation import shard_of
 
 
@@ -37,3 +38,38 @@ def test_a_file_that_may_not_be_read_ends_a_stage_with_its_name(
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert "error: data/pairs.parquet: this user may not read or write it" in said
+
+
+@dataclass
+class Some:
+    """Arguments of some stage."""
+
+    iteration: int | None = None
+    policy: str | None = None
+    metric: str | None = None
+    output: Path = Path("a/table.parquet")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (Some(iteration=1, output=Path("iter01/candidates/shard-3.parquet")), "iter01 shard 3"),
+        (
+            Some(policy="results/r/iter02/policy", output=Path("x/shard-0.parquet")),
+            "iter02 shard 0",
+        ),
+        (Some(policy="base"), "base"),
+        (Some(metric="pickscore"), "pickscore"),
+        (Some(), ""),
+        (Path("no arguments at all"), ""),
+    ],
+)
+def test_a_stage_says_whose_its_lines_are(args: object, words: str) -> None:
+    assert work_of(args) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (99.0, "99 s"), (600.0, "10 min"), (7200.0, "2.0 h")]
+)
+def test_time_left_is_in_the_unit_that_one_would_say_it_in(seconds: float, text: str) -> None:
+    assert in_time(seconds) == text

@@ -81,6 +81,7 @@ def test_a_stage_runs_from_flags_and_logs_its_own_line_and_counts(tmp_path: Path
     assert found.returncode == 0, found.stderr
     assert [row["prompt"] for row in read_rows(tmp_path / "prompts.parquet")] == ["a cat", "a dog"]
     assert "python -m stages.select_prompts --output" in found.stderr
+    assert "select_prompts: begins" in found.stderr
     assert "select_prompts: done, 2 rows in, 2 rows out" in found.stderr
     assert found.stdout == ""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from stages.core.plan.configuration import read_config
@@ -112,6 +113,29 @@ def test_fewer_gpus_than_a_training_takes_are_refused_and_not_clipped(tmp_path: 
     assert Project(tmp_path).call(*flags, "gpu=2", config=config).returncode == 0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here torch sees a GPU")
+def test_gpus_that_torch_does_not_see_are_refused_before_the_first_job(tmp_path: Path) -> None:
+    target = ("--resources", "gpu=8", "--", f"results/{RUN}/world/pool.txt")
+    refused = Project(tmp_path).call(*target)
+    assert refused.returncode != 0
+    assert "--resources gpu=8, but torch" in refused.stdout
+    assert "sees no GPU here" in refused.stdout
+    assert "execution.allow_cpu" in refused.stdout
+    assert not (tmp_path / "results").exists()
+    Project(tmp_path).make(*target, config={"execution": {"allow_cpu": True}})
+
+
+def test_a_runs_name_with_other_data_is_told_before_it_is_made_anew(tmp_path: Path) -> None:
+    project, target = Project(tmp_path), ("--", f"results/{RUN}/world/pool.txt")
+    project.make(*target)
+    assert "other data" not in project.call("--dry-run", *target).stdout
+    base = tmp_path / "base"
+    shutil.copytree(ROOT / "stages/shapes/pipeline", base)
+    done = project.call("--dry-run", *target, config={"model": {"base": str(base)}})
+    assert f"The run '{RUN}' has been made from other data: model.base was" in done.stdout
+    assert "--config run=another" in done.stdout
+
+
 @pytest.mark.parametrize(("on_collapse", "images"), [("rollback", 1), ("stop", 2), ("warn", 1)])
 def test_a_gate_that_cannot_see_diversity_is_warned_of_once(
     tmp_path: Path, on_collapse: str, images: int
@@ -143,7 +167,7 @@ def test_shared_gpus_are_counted_in_slots_of_which_a_training_takes_all(tmp_path
     assert {(alone[rule]["gpu"], alone[rule]["gpu_slot"]) for rule in small} == {("1", "0")}
     assert {(alone[rule]["gpu"], alone[rule]["gpu_slot"]) for rule in trainings} == {("1", "0")}
     assert not any("jobs-per-gpu" in execution(alone[rule]) for rule in small)
-    config = {"execution": {"jobs_per_gpu": 3, "training_gpus": 2}}
+    config = {"execution": {"jobs_per_gpu": 3, "training_gpus": 2, "allow_cpu": True}}
     shared = resources(Project(tmp_path), "--resources", "gpu=2", config=config)
     assert {(shared[rule]["gpu"], shared[rule]["gpu_slot"]) for rule in small} == {("0", "1")}
     assert {(shared[rule]["gpu"], shared[rule]["gpu_slot"]) for rule in trainings} == {("2", "6")}

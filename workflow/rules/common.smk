@@ -21,6 +21,7 @@ from stages.core.plan.flags import flags
 from stages.core.plan.run import RunPlan, files_of
 from stages.core.evaluation.gates import left_out, stopped_after
 from stages.core.execution.calm_stop import be_calm
+from stages.core.execution.run_record import other_data, record_run
 from stages.core.execution.snakemake_lock import free_stale_lock, hold_run
 from stages.metrics import (
     NETWORKS,
@@ -106,7 +107,16 @@ def problems():
 
 if workflow.is_main_process:
     if lines := [str(problem) for problem in problems()]:
-        raise WorkflowError("the run cannot begin:\n  - " + "\n  - ".join(lines))
+        raise WorkflowError(
+            f"the run cannot begin (paths begin in {Path.cwd()}):\n  - "
+            + "\n  - ".join(lines)
+        )
+    if Path(RUN).is_dir() and (changes := other_data(Path(), config)):
+        logger.warning(
+            f"The run {config['run']!r} has been made from other data: {'; '.join(changes)}. What "
+            "depends on it is made anew, over what is in results/. To keep both, give this one a name "
+            "of its own: --config run=another"
+        )
     if PLAN.is_blind:
         logger.warning(
             f"guards.on_collapse is {ON_COLLAPSE}, but evaluation.images_per_prompt is 1: diversity "

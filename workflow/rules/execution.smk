@@ -27,13 +27,28 @@ if allowed is not None and IS_SHARED and workflow.is_main_process:
     workflow.register_resource("gpu_slot", allowed * JOBS_PER_GPU)
 
 
+def refuse_no_gpu(number):
+    """WorkflowError where --resources promises GPUs and torch sees none."""
+    import torch  # only here, for it takes seconds
+
+    if not torch.cuda.is_available():
+        raise WorkflowError(
+            f"--resources gpu={number}, but torch {torch.__version__} sees no GPU here, so every "
+            "stage would run on the CPU. `make doctor` looks at the installation. To run on the CPU, "
+            "leave gpu out of --resources, or set execution.allow_cpu: true"
+        )
+
+
 onstart:
     be_calm(logger)
     global RUN_LOCK  # held as long as this process lives
+    if allowed and not workflow.non_local_exec and not EXECUTION["allow_cpu"]:
+        refuse_no_gpu(allowed)
     try:
         RUN_LOCK = hold_run(Path(), config["run"])
     except UserError as error:
         raise WorkflowError(str(error))
+    record_run(Path(), config)
     if IS_SHARED and workflow.non_local_exec:
         raise WorkflowError(
             f"execution.jobs_per_gpu is {JOBS_PER_GPU}, which shares the GPUs of this machine, but "

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
@@ -57,15 +58,38 @@ class Run:
         return time.monotonic() - self.started
 
 
+_whose: list[str] = []
+"""What this process works on, for its lines: of two shards that run at once, which says this."""
+
+
+def work_of(args: object) -> str:
+    """What a stage's arguments say it works on: 'iter01 shard 0', 'iter02 pickscore', or nothing."""
+    words = []
+    iteration, policy = getattr(args, "iteration", None), getattr(args, "policy", None)
+    if isinstance(iteration, int):
+        words.append(f"iter{iteration:02d}")
+    elif policy is not None:
+        path = Path(str(policy))
+        words.append(path.parent.name if path.name == "policy" else path.name)
+    if (metric := getattr(args, "metric", None)) is not None:
+        words.append(str(metric))
+    output = Path(str(getattr(args, "output", "")))
+    if output.stem.startswith("shard-"):
+        words.append(output.stem.replace("-", " "))
+    return " ".join(words)
+
+
 @contextmanager
 def stage(name: str) -> Iterator[Run]:
-    """Set up logging; end with rows in, rows out, seconds and peak memory."""
+    """Set up logging; say that it begins; end with rows in, rows out, seconds and peak memory."""
     set_up_log()
     run = Run(name)
+    whose = " ".join([name, *_whose])
+    log.info("%s: begins", whose)
     yield run
     log.info(
         "%s: done, %d rows in, %d rows out, %.1f s, peak memory %s",
-        name, run.rows_in, run.rows_out, run.seconds, _peak_memory(),
+        whose, run.rows_in, run.rows_out, run.seconds, _peak_memory(),
     )  # fmt: skip
 
 
@@ -78,6 +102,7 @@ def run_stage(main: Callable[[Args], None], args: Args) -> None:
         log.info("python -m %s %s", spec.name, shlex.join(sys.argv[1:]))
     try:
         heed_signals()
+        _whose[:] = filter(None, [work_of(args)])
         main(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -107,6 +132,7 @@ def progress(items: Sequence[Item], what: str, unit: str, per_item: int = 1) -> 
         yield from _bar(items, what)
         return
     start = last = time.monotonic()
+    whose = "".join(f"{words}: " for words in _whose)
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
@@ -115,9 +141,16 @@ def progress(items: Sequence[Item], what: str, unit: str, per_item: int = 1) -> 
             rate = done * per_item / (now - start)
             left = (len(items) - done) * per_item / rate
             log.info(
-                "%s: %d of %d (%.0f %%), %.1f %s/s, %.0f s left",
-                what, done, len(items), 100 * done / len(items), rate, unit, left,
+                "%s%s: %d of %d (%.0f %%), %.1f %s/s, %s left",
+                whose, what, done, len(items), 100 * done / len(items), rate, unit, in_time(left),
             )  # fmt: skip
+
+
+def in_time(seconds: float) -> str:
+    """'45 s', '12 min' or '3.4 h'."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def choose_device(threads: int, jobs_per_gpu: int = 1) -> torch.device:

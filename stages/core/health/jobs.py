@@ -11,6 +11,7 @@ import psutil
 
 from stages.core.execution.locks import try_lock
 from stages.core.execution.snakemake_lock import has_run_here_only
+from stages.core.execution.stopping import SNAKEMAKE
 from stages.core.health.findings import Finding
 
 
@@ -39,6 +40,7 @@ def check_stages(folder: Path) -> Iterator[Finding]:
                 continue
             has_snakemake = any(_is_snakemake(parent) for parent in process.parents())
             minutes = (time.time() - process.create_time()) / 60
+            was_snakemakes = SNAKEMAKE in process.environ()
         except psutil.Error:
             continue  # it has just ended
         what = (
@@ -46,11 +48,12 @@ def check_stages(folder: Path) -> Iterator[Finding]:
         )
         if has_snakemake:
             yield Finding(level="ok", what=what)
+        elif not was_snakemakes:
+            yield Finding(level="ok", what=f"{what}, started by a person and by no snakemake")
         else:
             yield Finding(
                 level="note",
-                what=f"{what}, and no snakemake is above it: started by hand, or left behind by one "
-                "that was killed",
+                what=f"{what}, left behind by a snakemake that was killed",
                 remedy=f"kill {process.pid}",
             )
 
