@@ -262,7 +262,8 @@ def read_images(
 def read_training(run: Run, args: Args) -> list[TrainingCurves]:
     """What each training measured. UserError names one without steps."""
     curves = {
-        i: read(run, path, HELD_OUT_CURVE, ("step", "accuracy")) for i, path in args.held_out_curve
+        i: read(run, path, HELD_OUT_CURVE, ("step", "accuracy", "log_loss"))
+        for i, path in args.held_out_curve
     }
     found = []
     for iteration, path in args.training:
@@ -271,14 +272,18 @@ def read_training(run: Run, args: Args) -> list[TrainingCurves]:
             raise UserError(f"{path} has no steps. Run the training that writes it again.")
         loss, accuracy = (table.column(c).to_numpy() for c in ("loss", "implicit_accuracy"))
         curve = curves.get(iteration)
-        empty = np.zeros(0)
+        steps, right, log_loss = (
+            np.zeros(0) if curve is None else curve.column(name).to_numpy()
+            for name in ("step", "accuracy", "log_loss")
+        )
         found.append(
             TrainingCurves(
                 iteration=iteration,
                 loss=loss,
                 accuracy=accuracy,
-                held_out_steps=empty if curve is None else curve.column("step").to_numpy(),
-                held_out_accuracy=empty if curve is None else curve.column("accuracy").to_numpy(),
+                held_out_steps=steps,
+                held_out_accuracy=right,
+                held_out_log_loss=log_loss,
             )
         )
     return found

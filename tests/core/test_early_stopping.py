@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
 from stages.core.policies.encoding import EncodedPairs
 from stages.core.training.early_stopping import BestWeights, best_score
-from stages.core.training.held_out import HeldOut, Progress, best_step
+from stages.core.training.held_out import HeldOut, Progress, best_step, scores_of
 from stages.core.training.loop import Step, Training
 from stages.core.training.processes import Processes
 from stages.core.training.run import Task, refuse_untouched
@@ -36,13 +37,30 @@ SETTINGS = TrainingSettings(
 )
 
 
-def test_the_first_of_equal_scores_is_the_best_and_the_logit_decides_equal_accuracies() -> None:
-    assert best_score([(0.5, 0.0), (0.7, 0.1), (0.7, 0.2), (0.6, 9.0), (0.7, 0.2)]) == 2
-    assert best_score([(0.5, 0.0)]) == 0
+def test_the_first_of_equal_scores_is_the_best() -> None:
+    assert best_score([-0.69, -0.6, -0.5, -0.9, -0.5]) == 2
+    assert best_score([-0.69]) == 0
+
+
+def test_a_score_is_the_log_loss_which_sees_how_much_was_learnt() -> None:
+    point = Progress(
+        step=0, accuracy=1.0, logit=9.0, log_loss=0.69, winner_error=0.0, loser_error=0.0
+    )
+    assert scores_of([point, replace(point, accuracy=0.6, log_loss=0.5)]) == [-0.69, -0.5]
+    assert best_step([point, replace(point, step=4, accuracy=0.6, log_loss=0.5)]) == 4
+
+
+def test_the_log_loss_of_a_policy_that_is_its_reference_is_ln_2(
+    model: DiffusionModel, held_out: HeldOut
+) -> None:
+    policy = model.load_denoiser()
+    point = held_out.score(model, policy, model.load_denoiser(), SETTINGS, step=0)
+    assert point.log_loss == pytest.approx(np.log(2), abs=1e-6)
+    assert (point.accuracy, point.logit) == (0.5, 0.0)
 
 
 def test_patience_counts_the_scores_since_the_best() -> None:
-    scores = [(0.5, 0.0), (0.7, 0.0), (0.6, 0.0), (0.7, 0.0), (0.7, -1.0)]
+    scores = [-0.69, -0.5, -0.6, -0.5, -0.7]
     weights = BestWeights([], patience=3)
     assert [weights.is_over(scores[:count]) for count in (1, 2, 3, 4, 5)] == [
         False,
@@ -51,16 +69,16 @@ def test_patience_counts_the_scores_since_the_best() -> None:
         False,
         True,
     ]
-    assert not BestWeights([], patience=0).is_over([(0.9, 0.0), *[(0.1, 0.0)] * 50])
+    assert not BestWeights([], patience=0).is_over([-0.1, *[-0.9] * 50])
 
 
 def test_the_weights_of_the_best_score_are_put_back() -> None:
     weight = torch.zeros(2)
     best = BestWeights([weight], patience=2)
     scores = []
-    for value, accuracy in enumerate([0.5, 0.8, 0.6]):
+    for value, score in enumerate([-0.69, -0.5, -0.6]):
         weight.fill_(value)
-        scores.append((accuracy, 0.0))
+        scores.append(score)
         best.note(scores)
     best.put_back()
     assert weight.tolist() == [1.0, 1.0]
@@ -172,8 +190,10 @@ def test_stopping_needs_scores_of_what_is_kept(
 def test_a_seed_training_without_gain_is_no_policy_and_an_update_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    point = Progress(step=0, accuracy=0.5, logit=0.0, winner_error=0.0, loser_error=0.0)
-    curve = [point, replace(point, step=5, accuracy=0.4)]
+    point = Progress(
+        step=0, accuracy=0.5, logit=0.0, log_loss=0.693, winner_error=0.0, loser_error=0.0
+    )
+    curve = [point, replace(point, step=5, accuracy=0.6, log_loss=0.7)]
     task = Task(
         stage="train_seed",
         arguments=None,

@@ -157,6 +157,7 @@ class TrainingCurves:
     held_out_steps: Steps
     held_out_accuracy: Steps
     """On held-out pairs with fixed draws; empty if none were scored."""
+    held_out_log_loss: Steps
 
 
 def training_panel(name: str, curves: TrainingCurves, loss_range: tuple[float, float]) -> Markup:
@@ -181,15 +182,19 @@ def training_panel(name: str, curves: TrainingCurves, loss_range: tuple[float, f
         lower.set_ylim(-0.03, 1.03)
         lower.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         if len(curves.held_out_steps):
-            lower.plot(
-                curves.held_out_steps,
-                curves.held_out_accuracy,
-                color=INK,
-                linewidth=1.2,
-                marker="o",
-                markersize=2.5,
-                label="held out",
-            )
+            for axes, values in (
+                (upper, curves.held_out_log_loss),
+                (lower, curves.held_out_accuracy),
+            ):
+                axes.plot(
+                    curves.held_out_steps,
+                    values,
+                    color=INK,
+                    linewidth=1.2,
+                    marker="o",
+                    markersize=2.5,
+                    label="held out",
+                )
             lower.legend(frameon=False, fontsize=7.5, loc="lower right", handlelength=1.5)
         lower.set_ylabel("accuracy")
         lower.set_xlabel("step")
@@ -202,6 +207,8 @@ def training_panel(name: str, curves: TrainingCurves, loss_range: tuple[float, f
     if len(curves.held_out_steps):
         first, last = curves.held_out_accuracy[[0, -1]]
         text += f", on held-out pairs {first:.2f} to {last:.2f}"
+        first, last = curves.held_out_log_loss[[0, -1]]
+        text += f", held-out log-loss {first:.3f} to {last:.3f}"
     return _svg(draw, (3.4, 3.0), name, text)
 
 

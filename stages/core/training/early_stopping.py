@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Score = tuple[float, float]
-"""Accuracy and mean logit of the held-out pairs; the logit decides between equal accuracies."""
+Score = float
+"""Minus the held-out log-loss. Unlike accuracy it grows with what was learnt: a step too small to
+change an image may order every pair."""
 
 
 def best_score(scores: Sequence[Score]) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
 from stages.core.artifacts.joins import join_latents
 from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
@@ -65,6 +66,7 @@ class Progress:
     step: int
     accuracy: float
     logit: float
+    log_loss: float
     winner_error: float
     loser_error: float
 
@@ -90,7 +92,7 @@ class HeldOut:
         *,
         step: int,
     ) -> Progress:
-        """Accuracy, mean logit, and how far winner and loser errors have moved from the reference.
+        """Accuracy, mean logit, log-loss, and how far winner and loser errors have moved from the reference.
 
         The logit of a pair is its mean over the draws; an undecided pair counts half.
         """
@@ -120,6 +122,7 @@ class HeldOut:
             step=step,
             accuracy=float(decided.mean()),
             logit=float(logit.mean()),
+            log_loss=float(functional.softplus(-logit).mean()),
             winner_error=float(torch.cat([e.policy_w - e.reference_w for e in found]).mean()),
             loser_error=float(torch.cat([e.policy_l - e.reference_l for e in found]).mean()),
         )
@@ -132,4 +135,4 @@ def best_step(curve: list[Progress]) -> int:
 
 def scores_of(curve: list[Progress]) -> list[Score]:
     """What early stopping compares."""
-    return [(point.accuracy, point.logit) for point in curve]
+    return [-point.log_loss for point in curve]
