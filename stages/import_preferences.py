@@ -52,6 +52,9 @@ class Args:
     """Pairs to hold out for measuring the reward's accuracy; their prompts are not trained on."""
     seed: int
     """Decides which prompts are held out and which pairs are kept."""
+    max_pairs_per_prompt: int | None = 10
+    """Pairs of one prompt to keep at most, drawn by the seed; None keeps all. A ranking of nine images
+    has 36 pairs, which say less than 36 pairs of as many prompts."""
     preferences: Path
     """Where the seed pairs go (schema preferences)."""
     holdout: Path
@@ -80,7 +83,7 @@ def main(args: Args) -> None:
         labels = read_labels(layout, ledger, args)
         chosen, holdout = choose(labels, layout, ledger, spool, args)
         write(chosen, holdout, spool, layout, args)
-        report = summarise(labels, chosen, holdout, layout, ledger)
+        report = summarise(labels, chosen, holdout, layout, ledger, args)
         report |= describe_pairs(chosen, holdout, spool)
         prompts = [label.prompt for label in (*chosen, *holdout)]
         report["long_captions"] = describe_captions(prompts, args.tokenizer)
@@ -162,6 +165,7 @@ def split(by_prompt: ByPrompt, ledger: Ledger, args: Args) -> tuple[list[Label],
     UserError if there are fewer than two usable pairs, or fewer than asked for.
     """
     order = sorted(by_prompt, key=lambda name: (seed_of(args.seed, "import", name), name))
+    by_prompt = {name: within_cap(by_prompt[name], args) for name in order}
     labels = [label for name in order for label in by_prompt[name]]
     num_held_out = 0  # with the rest of the last held-out prompt, which nobody trains on
     for name in order:
@@ -178,6 +182,16 @@ def split(by_prompt: ByPrompt, ledger: Ledger, args: Args) -> tuple[list[Label],
             f"{dropped(ledger)}"
         )
     return chosen[:wanted], holdout
+
+
+def within_cap(labels: list[Label], args: Args) -> list[Label]:
+    """A prompt's pairs, or as many as may be kept, in the same order."""
+    if args.max_pairs_per_prompt is None or len(labels) <= args.max_pairs_per_prompt:
+        return labels
+    numbers = sorted(
+        range(len(labels)), key=lambda number: seed_of(args.seed, "cap", labels[number].name)
+    )
+    return [labels[number] for number in sorted(numbers[: args.max_pairs_per_prompt])]
 
 
 def dropped(ledger: Ledger) -> str:
@@ -256,6 +270,7 @@ def summarise(
     holdout: Sequence[Label],
     layout: Layout,
     ledger: Ledger,
+    args: Args,
 ) -> dict[str, object]:
     """The counts of what was read, dropped and kept, and the bad rows."""
     usable = sum(map(len, labels.values()))
@@ -277,6 +292,8 @@ def summarise(
         "pairs_kept": len(chosen),
         "pairs_held_out": len(holdout),
         "pairs_left_over": usable - len(chosen) - len(holdout),
+        "pairs_beyond_cap": usable - sum(len(within_cap(own, args)) for own in labels.values()),
+        "most_pairs_of_a_prompt": max(map(len, labels.values()), default=0),
         "prompts_kept": len({prompt_id(label.prompt) for label in chosen}),
         "prompts_held_out": len({prompt_id(label.prompt) for label in holdout}),
     }

@@ -101,6 +101,32 @@ def test_held_out_pairs_share_no_prompt_with_the_seed_pairs(args_for: Run, rows:
         assert not seed_prompts & holdout_prompts
 
 
+@pytest.mark.parametrize("cap", [3, 10, None])
+def test_pairs_of_one_prompt_are_capped_and_the_summary_says_how_many_were_beyond(
+    args_for: Run, rows: Rows, cap: int | None
+) -> None:
+    strengths = [0.2 + 0.05 * number for number in range(12)]
+    of_one = [
+        {**human_row(CAPTIONS[9]), "jpg_1": encoded(picture(CAPTIONS[9], strength=strength))}
+        for strength in strengths
+    ]
+    kept = []
+    for seed in range(4):
+        args = args_for(rows + of_one, seed=seed, max_pairs_per_prompt=cap)
+        main(args)
+        tables = (*read_rows(args.preferences), *read_rows(args.holdout))
+        names = [row["pair_id"] for row in tables if row["prompt"] == CAPTIONS[9]]
+        report = json.loads(args.summary.read_text())
+        assert report["most_pairs_of_a_prompt"] == 12
+        assert report["pairs_beyond_cap"] == 12 - min(cap or 12, 12)
+        if CAPTIONS[9] not in {row["prompt"] for row in read_rows(args.holdout)}:
+            assert len(names) == min(cap or 12, 12)
+        else:  # of a held-out prompt as many as are held out
+            assert len(names) == 1
+        kept.append(frozenset(names))
+    assert len(set(kept)) > 1 or cap is None  # the seed draws them
+
+
 def test_the_seed_decides_which_pairs_are_held_out(args_for: Run, rows: Rows) -> None:
     found = []
     for seed in (0, 0, 1, 2, 3):
