@@ -17,6 +17,7 @@ from stages.core.artifacts.joins import join_latents
 from stages.core.artifacts.provenance import policy_files
 from stages.core.artifacts.schemas import HOLDOUT_REWARDS, PAIR_LATENTS, PREFERENCES
 from stages.core.artifacts.tables import read_table, write_table
+from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, progress, run_stage, stage
 from stages.core.method.noising import Draws, reward_draws
 from stages.core.method.rewards import implicit_reward, preference_probability
@@ -53,6 +54,8 @@ class Args:
     """Evaluation seed: every policy judges with the same draws."""
     output: Path
     """Where the rewards go (schema holdout_rewards)."""
+    skip_pairs: int = 0
+    """The first so many pairs, by which trainings were stopped, and all of their prompts are left out."""
     rewards_by: RewardsBy = "difference"
     """'difference' of two errors, or the 'derivative' half way between, which half precision suffices for."""
     rows_per_batch: int | None = None
@@ -105,12 +108,22 @@ class HeldOutPair:
 
 
 def read_pairs(args: Args, model: DiffusionModel) -> list[HeldOutPair]:
-    """The held-out pairs, in their table's order."""
+    """The held-out pairs, in their table's order. UserError if none is left."""
     table = join_latents(
         read_table(args.preferences, PREFERENCES, ["pair_id", "prompt_id", "prompt"]),
         read_table(args.latents, PAIR_LATENTS),
         args.latents,
     )
+    names = table.column("prompt_id").to_pylist()
+    used = set(names[: args.skip_pairs])
+    left = [place for place, name in enumerate(names) if name not in used]
+    if not left:
+        raise UserError(
+            f"{args.preferences} has {len(names)} pairs, all of prompts by which trainings were stopped early "
+            f"(the first {args.skip_pairs}), so none is left to measure the judge on; raise "
+            "preferences.num_holdout, or lower held_out_curve.num_pairs"
+        )
+    table = table.take(left)
     sides = [
         latents_tensor(table.column(f"{side}_latents"), model.latents_shape, str(args.latents))
         for side in SIDES

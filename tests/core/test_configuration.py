@@ -269,6 +269,10 @@ def test_null_removes_a_prompt_set_with_its_layout(config: Config) -> None:
     ("changes", "expected"),
     [
         ({"held_out_curve": {"num_pairs": 0}}, "'held_out_curve.num_pairs' is 0: nothing would be"),
+        (
+            {"held_out_curve": {"num_pairs": 200}},
+            "'held_out_curve.num_pairs' is 200 and 'preferences.num_holdout' is 200",
+        ),
         ({"train_seed.ema_decay": 0.9}, "'train_seed.ema_decay' an average that is not scored"),
     ],
 )

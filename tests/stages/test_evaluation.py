@@ -22,7 +22,14 @@ from stages import (
     summarise_evaluation,
     summarise_guards,
 )
-from stages.core.artifacts.schemas import EVALUATION_PROMPTS, IMAGES, METRIC_SCORES, PROMPTS
+from stages.core.artifacts.schemas import (
+    EVALUATION_PROMPTS,
+    IMAGES,
+    METRIC_SCORES,
+    PAIR_LATENTS,
+    PREFERENCES,
+    PROMPTS,
+)
 from stages.core.artifacts.tables import read_metadata, write_table
 from stages.core.errors import UserError
 from stages.core.evaluation.guards import Limits
@@ -141,6 +148,30 @@ def test_held_out_rewards_are_judged_with_the_same_draws_for_every_policy(
         assert row["probability"] == pytest.approx(preference_probability(margin, 5000.0), rel=1e-3)
         assert row["drift"] > 0
     assert tables[0][0]["winner_reward"] != tables[1][0]["winner_reward"]
+
+
+def test_pairs_that_stopped_a_training_and_their_prompts_measure_no_judge(
+    judged: list[score_holdout.Args], tmp_path: Path
+) -> None:
+    table = read_rows(judged[0].preferences)
+    rows = [table[0] | {"pair_id": "another"}, *table]  # two pairs of the first prompt
+    pairs = tmp_path / "pairs.parquet"
+    write_table(pairs, rows, PREFERENCES, stage="import_preferences", arguments={})
+    latents = read_rows(judged[0].latents)
+    latents = [latents[0] | {"pair_id": "another"}, *latents]
+    encoded = tmp_path / "latents.parquet"
+    write_table(encoded, latents, PAIR_LATENTS, stage="encode_preferences", arguments={})
+    args = replace(
+        judged[0], preferences=pairs, latents=encoded, skip_pairs=1, output=tmp_path / "h.parquet"
+    )
+    score_holdout.main(args)
+    left = [row["pair_id"] for row in table if row["prompt_id"] != table[0]["prompt_id"]]
+    assert 0 < len(left) < len(table)
+    assert [row["pair_id"] for row in read_rows(args.output)] == left
+    whole = {row["pair_id"]: row for row in read_rows(judged[0].output)}
+    assert read_rows(args.output) == [whole[name] for name in left]
+    with pytest.raises(UserError, match="none is left to measure the judge on"):
+        score_holdout.main(replace(args, skip_pairs=99))
 
 
 def test_the_base_judges_held_out_pairs_with_reward_0_and_no_drift(

@@ -189,10 +189,11 @@ rule score_holdout:
         rewards_by=REWARDS_BY,
         dpo_beta=config["update_policy"]["dpo_beta"],
         num_draws=config["evaluation"]["holdout_draws"],
+        skip_pairs=PLAN.pairs_that_stop,
         seed=config["evaluation"]["seed"],
     shell:
         "{params.command} --preferences {input.preferences:q} --latents {input.latents:q}"
-        " --policy {params.policy:q} {params.model} {params.rewards_by}"
+        " --skip-pairs {params.skip_pairs} --policy {params.policy:q} {params.model} {params.rewards_by}"
         " --dpo-beta {params.dpo_beta}"
         " --num-draws {params.num_draws} --reference base --seed {params.seed}"
         " {resources.execution} --output {output:q} --threads {threads} 2>&1 | record {log:q}"

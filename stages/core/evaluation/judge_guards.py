@@ -64,8 +64,8 @@ REWARD_ACCURACY = Guard(
         column("num_holdout_pairs", pa.int32(), "held-out human pairs"),
     ),
     title="Reward accuracy",
-    meaning="How often the policy, as a judge, prefers the image that people preferred, in pairs no "
-    "training saw. At 50 % it might as well toss a coin.",
+    meaning="How often the policy, as a judge, prefers the image that people preferred, in pairs that no "
+    "training of this run saw or was stopped by. At 50 % it might as well toss a coin.",
     measure=measure_accuracy,
     limit=Limit(
         key="min_reward_accuracy",

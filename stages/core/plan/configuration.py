@@ -320,6 +320,16 @@ def _check_together(config: Config) -> Iterator[str]:
                 f"'{block}.stop_after_no_gain' is {patience} and 'held_out_curve.num_pairs' is 0: "
                 "nothing would be scored"
             )
+        curve, held_out = (
+            config["held_out_curve"]["num_pairs"],
+            config["preferences"]["num_holdout"],
+        )
+        if patience and curve >= held_out:
+            yield (
+                f"'held_out_curve.num_pairs' is {curve} and 'preferences.num_holdout' is {held_out}: "
+                f"'{block}.stop_after_no_gain' would choose a policy by all the pairs that the guards "
+                "measure it on; lower the first to about half of the second"
+            )
         if config[block].get("label_smoothing") and config[block].get("loss") not in (
             None,
             "sigmoid",

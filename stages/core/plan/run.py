@@ -75,6 +75,13 @@ class RunPlan:
         return "shapes" in self.config
 
     @property
+    def pairs_that_stop(self) -> int:
+        """The first held-out pairs, by which trainings are stopped; the guards measure on others."""
+        blocks = [self.config["train_seed"], self.config["update_policy"]]
+        is_early = any(block.get("stop_after_no_gain") for block in blocks)
+        return self.config["held_out_curve"]["num_pairs"] if is_early else 0
+
+    @property
     def metric_keys(self) -> dict[str, str]:
         """Every metric that the config names, and the first key that does."""
         evaluation = self.config["evaluation"]
