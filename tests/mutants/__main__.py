@@ -1,0 +1,150 @@
+"""Put single wrong lines into a copy of the tree, one at a time, and see whether the tests notice.
+
+Example (about half an hour on two CPU cores):
+    python -m tests.mutants --output tests/mutants/results.md
+
+The tests of the file's room run first; if they pass, all of tests/core and tests/stages that is not
+slow does. A mutant that passes all of them has survived.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import tyro
+
+from stages.core.artifacts.files import write_text
+from tests.mutants.lines import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST = {
+    "method": "tests/core/test_noticed.py tests/core/test_objective.py tests/core/test_rewards.py "
+    "tests/core/test_noising.py tests/core/test_selection.py tests/core/test_mixing.py "
+    "tests/core/test_scoring.py tests/core/test_sampling.py tests/core/test_derivative.py",
+    "training": "tests/core/test_noticed.py tests/core/test_early_stopping.py "
+    "tests/core/test_training.py",
+    "evaluation": "tests/core/test_statistics.py tests/core/test_guards.py tests/core/test_gates.py "
+    "tests/core/test_page.py tests/stages/test_gates.py tests/stages/test_evaluation.py",
+}
+ALL = "tests/core tests/stages"
+SECONDS = 900
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Single wrong lines, and whether the tests notice."""
+
+    only: str = ""
+    """Only mutants whose name holds this text."""
+    workers: int = 2
+    """Copies of the tree that are tested at the same time."""
+    output: Path | None = None
+    """Where the table goes (Markdown); None prints it only."""
+
+
+def main(args: Args) -> None:
+    """Try all, then write the table."""
+    chosen = [mutant for mutant in MUTANTS if args.only in mutant.name]
+    for mutant in chosen:
+        text = (ROOT / "stages/core" / mutant.file).read_text(encoding="utf-8")
+        if text.count(mutant.right) != 1:
+            raise SystemExit(f"{mutant.name}: it stands there {text.count(mutant.right)} times")
+    with tempfile.TemporaryDirectory() as place:
+        trees: SimpleQueue[Path] = SimpleQueue()
+        for number in range(args.workers):
+            trees.put(copy_of_the_tree(Path(place) / str(number)))
+
+        def attempt(mutant: Mutant) -> str:
+            tree = trees.get()
+            try:
+                return notice(mutant, tree)
+            finally:
+                trees.put(tree)
+
+        with ThreadPoolExecutor(args.workers) as pool:
+            found = list(pool.map(attempt, chosen))
+    text = table(chosen, found)
+    print(text)
+    if args.output:
+        write_text(args.output, text)
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    """The tracked files as they are now."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def notice(mutant: Mutant, tree: Path) -> str:
+    """The first test that fails; empty if none does."""
+    path = tree / "stages/core" / mutant.file
+    right = path.read_text(encoding="utf-8")
+    path.write_text(right.replace(mutant.right, mutant.wrong), encoding="utf-8")
+    try:
+        room = FIRST[mutant.file.split("/")[0]]
+        failed = first_failure(tree, room) or first_failure(tree, ALL)
+    finally:
+        path.write_text(right, encoding="utf-8")
+    print(f"{time.strftime('%H:%M:%S')} {mutant.name}: {failed or 'SURVIVED'}", flush=True)
+    return failed
+
+
+def first_failure(tree: Path, tests: str) -> str:
+    """Name of the first test that fails, or what else went wrong; empty if all pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m"]
+    command += ["not slow and not long and not gpu", *tests.split()]
+    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"more than {SECONDS} s"
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0].split(" ")[1].split(" - ")[0] if lines else done.stdout[-300:]
+
+
+def table(mutants: list[Mutant], found: list[str]) -> str:
+    """Each mutant and what noticed it."""
+    survived = [mutant for mutant, failed in zip(mutants, found, strict=True) if not failed]
+    argued = [mutant for mutant in survived if mutant.equal_because]
+    lines = [
+        "# Single wrong lines, and the test that notices each\n",
+        "    python -m tests.mutants --output tests/mutants/results.md\n",
+        f"{len(mutants)} mutants: {len(mutants) - len(survived)} noticed, {len(argued)} that no test "
+        f"can notice, {len(survived) - len(argued)} survived.\n",
+        "| file | right | wrong | noticed by |",
+        "|---|---|---|---|",
+    ]
+    for mutant, failed in zip(mutants, found, strict=True):
+        by = f"`{failed.removeprefix('tests/')}`" if failed else "**survived**"
+        if not failed and mutant.equal_because:
+            by = f"nothing: {mutant.equal_because}"
+        cells = (
+            " ".join(text.split()).replace("|", "\\|") for text in (mutant.right, mutant.wrong)
+        )
+        right, wrong = (f"`{cell}`" if cell else "nothing" for cell in cells)
+        lines.append(f"| {mutant.file} | {right} | {wrong} | {by.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,183 @@
+"""The mutants: a file, a line of it, and the line that stands there instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One wrong line."""
+
+    file: str
+    """Below `stages/core`."""
+    right: str
+    """Text that stands in the file once."""
+    wrong: str
+    """What stands there instead."""
+    equal_because: str = ""
+    """Why no test can notice it, if none can."""
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        return f"{self.file}: `{self.right.strip()}` becomes `{self.wrong.strip()}`"
+
+
+def of(file: str, *changes: tuple[str, ...]) -> list[Mutant]:
+    """The mutants of one file."""
+    return [Mutant(file, *change) for change in changes]
+
+
+MUTANTS = [
+    *of(
+        "method/noising.py",
+        ("+ jitter) / num_draws", ") / num_draws"),
+        ("position * num_timesteps", "position * (num_timesteps // 2)"),
+        ("timesteps = torch.randint(num_timesteps,", "timesteps = torch.randint(num_timesteps // 2,"),
+        ("torch.randn((num_draws, *latents_shape), generator=rng)", "torch.rand((num_draws, *latents_shape), generator=rng)"),
+        ("torch.randn((num_pairs, *latents_shape), generator=rng)", "torch.randn((1, *latents_shape), generator=rng).repeat(num_pairs, 1, 1, 1)"),
+    ),
+    *of(
+        "method/objective.py",
+        (".flatten(start_dim=1).mean(dim=1)", ".flatten(start_dim=1).sum(dim=1)"),
+        ("return -0.5 * dpo_beta", "return -1.0 * dpo_beta"),
+        ("return -0.5 * dpo_beta", "return 0.5 * dpo_beta"),
+        ("gain_l = errors.policy_l - errors.reference_l", "gain_l = errors.policy_l - errors.reference_w"),
+        ("(gain_w - gain_l)", "(gain_w + gain_l)"),
+        ("share * functional.logsigmoid(-logit)", "share * functional.logsigmoid(logit)"),
+        ("-(1 - share) * functional", "-(1 + share) * functional"),
+        ("errors, settings.dpo_beta) - 0.5).square()", "errors, settings.dpo_beta) - 1.0).square()"),
+        ("MAPO_SNR * error / torch.expm1", "error / torch.expm1"),
+        ("settings.num_timesteps * margin", "margin"),
+        ("return errors.policy_w - MAPO_WEIGHT * ratio", "return -MAPO_WEIGHT * ratio"),
+    ),
+    *of(
+        "method/rewards.py",
+        ("gain = reference_errors.astype(np.float64) - policy_errors.astype(np.float64)\n    num_draws", "gain = policy_errors.astype(np.float64) - reference_errors.astype(np.float64)\n    num_draws"),
+        ("gain.std(axis=1, ddof=1)", "gain.std(axis=1)"),
+        ("spread / np.sqrt(num_draws)", "spread / num_draws"),
+        ("difference = gain[best] - gain[worst]", "difference = gain[best] + gain[worst]"),
+        ("difference.std(ddof=1) / np.sqrt(len(difference))", "difference.std(ddof=1)"),
+        ("-0.5 * dpo_beta * margin", "-dpo_beta * margin"),
+        ("exact.std(axis=1).mean()", "exact.std()"),
+    ),
+    *of(
+        "method/selection.py",
+        ("best = int(np.argmax(scores))", "best = int(np.argmin(scores))"),
+        ("len(scores) - 1 - int(np.argmin(scores[::-1]))", "int(np.argsort(scores)[1])"),
+        ("if scores[first] >= scores[second]", "if scores[first] <= scores[second]"),
+        ("size=2, replace=False", "size=2, replace=True"),
+    ),
+    *of(
+        "method/mixing.py",
+        ("num_generated * seed_fraction / (1 - seed_fraction)", "num_generated * seed_fraction"),
+        ("rng.permutation(num_available)", "np.arange(num_available)"),
+    ),
+    *of(
+        "method/scoring.py",
+        ("denoising_error(reference, target),", "denoising_error(policy, target),"),
+        ("denoising_error(policy, reference),", "denoising_error(policy, target),"),
+        ("noise = draws.noise.to(model.device).repeat(num_images, 1, 1, 1)", "noise = draws.noise.to(model.device).repeat_interleave(num_images, dim=0)"),
+        (".repeat_interleave(num_draws, dim=0)", ".repeat(num_draws, 1, 1, 1)"),
+        ("target = model.target(rows, noise, timesteps)", "target = noise"),
+    ),
+    *of(
+        "method/sampling.py",
+        ("* scheduler.init_noise_sigma", ""),
+        ("without + guidance_scale * (with_text - without)", "with_text + guidance_scale * (with_text - without)"),
+        ("rows = scheduler.scale_model_input(rows, timestep)", "pass"),
+        ("is_guided = guidance_scale != 1.0", "is_guided = guidance_scale > 1.0", "a guidance scale below 1 is refused by the config's schema; no preset has one"),
+    ),
+    *of(
+        "method/derivative.py",
+        ("value + self.direction[name] * (share / self.scale)", "value - self.direction[name] * (share / self.scale)"),
+    ),
+    *of(
+        "training/pair_losses.py",
+        ("torch.where(dropped, len(pairs.text) - 1, pairs.caption[rows])", "pairs.caption[rows]"),
+        ("noise = draws.noise.to(device, dtype).repeat(2, 1, 1, 1)", "noise = torch.cat([draws.noise, draws.noise.flip(0)]).to(device, dtype)"),
+        ("torch.cat([pairs.winner[rows], pairs.loser[rows]])", "torch.cat([pairs.loser[rows], pairs.winner[rows]])"),
+        ("target = model.target(latents, noise, timesteps)", "target = noise"),
+        ('"implicit_accuracy": (logit > 0)', '"implicit_accuracy": (logit >= 0)'),
+        ("(errors.policy_l - errors.reference_l).mean()", "(errors.policy_w - errors.reference_w).mean()"),
+        ("prediction = model.predict(reference, noised", "prediction = model.predict(policy, noised"),
+    ),
+    *of(
+        "training/loop.py",
+        ("group[\"lr\"] = rate", "pass"),
+        ("clip_grad_norm_(self.parameters, settings.gradient_clip)", "clip_grad_norm_(self.parameters, 1e9)"),
+        ("self.average.step(self.parameters)", "pass"),
+        ("self.average.copy_to(self.parameters)", "pass"),
+        ("weight = len(rows[part]) / len(rows)", "weight = 1 / len(parts)"),
+        ("loss = measures[\"loss\"] * weight", "loss = measures[\"loss\"]"),
+        ("self.optimizer.zero_grad(set_to_none=True)", "pass"),
+        ("math.ceil(settings.warmup_share * total)", "0"),
+        ("min(1.0, step / warmup if warmup else 1.0)", "1.0"),
+        ("seed_of(seed, \"order\", number)", "seed_of(seed, \"order\")"),
+        ("generator=rng) < share", "generator=rng) > share"),
+        ("seed_of(self.seed, \"draws\", number)", "seed_of(self.seed, \"draws\")"),
+        ("self.best.put_back()", "pass"),
+        ("self.policy.freeze()", "pass"),
+    ),
+    *of(
+        "training/early_stopping.py",
+        ("(scores[place], -place)", "(scores[place], place)"),
+        ("best_score(scores) >= self._patience", "best_score(scores) > self._patience"),
+        ("best_score(scores) == len(scores) - 1", "True"),
+    ),
+    *of(
+        "training/held_out.py",
+        ("functional.softplus(-logit)", "functional.softplus(logit)"),
+        (".reshape(self.num_draws, count).mean(dim=0)", ".reshape(count, self.num_draws).mean(dim=1)"),
+        ("+ 0.5 * (logit == 0).float()", ""),
+        ("return [-point.log_loss", "return [point.log_loss"),
+    ),
+    *of(
+        "training/optimizers.py",
+        ("weight_decay=weight_decay, fused", "weight_decay=0.0, fused"),
+        ("scale_parameter=False", "scale_parameter=True"),
+    ),
+    *of(
+        "evaluation/statistics.py",
+        ("share * sums.sum() / counts.sum()", "share * (sums / counts).mean()"),
+        ("sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)", "(sums[chosen] / counts[chosen]).mean(axis=1)"),
+        ("(drawn < estimate).mean() + (drawn <= estimate).mean()) / 2", "(drawn > estimate).mean() + (drawn >= estimate).mean()) / 2"),
+        ("cubes / (6 * squares**1.5)", "-cubes / (6 * squares**1.5)"),
+        ("np.arange(len(p_values), 0, -1)", "len(p_values)"),
+        ("np.maximum.accumulate(steps)", "steps"),
+        ("differences.std(ddof=1))", "differences.std())"),
+        ("0.5 * (differences == 0).mean()", "0.0 * (differences == 0).mean()"),
+        ("len(points) * coin / found", "len(points)"),
+        ("zero_method=\"zsplit\"", "zero_method=\"wilcox\""),
+        ("variance = number / (number - 1) * float", "variance = float"),
+        ("special.ndtri(0.975) / special.stdtrit(number - 1, 0.975)) ** 2", "1.0) ** 2"),
+        ("min(count, shrink * coin / variance)", "shrink * coin / variance"),
+        ("certainty = np.maximum(values, 1 - values)", "certainty = values"),
+        ("& (np.ptp(truth, axis=1) > 0)", ""),
+    ),
+    *of(
+        "evaluation/judge_guards.py",
+        ("points = (gain > 0) + 0.5 * (gain == 0)", "points = (gain >= 0) + 0.0 * (gain == 0)"),
+        ("if low > limit:", "if high > limit:"),
+        ('[pair["probability"] > CONFIDENT', '[pair["probability"] >= 0.5'),
+        ("(found > 0) + 0.5 * (found == 0)", "found > 0"),
+        ('scores[p["prompt_id"]][p["winner_candidate"]] - scores[p["prompt_id"]][p["loser_candidate"]]', 'scores[p["prompt_id"]][p["loser_candidate"]] - scores[p["prompt_id"]][p["winner_candidate"]]'),
+    ),
+    *of(
+        "evaluation/image_guards.py",
+        ('if not row["diversity"] < limit * seed["diversity"]', 'if not row["diversity"] < limit'),
+        ('sum(row["num_images"] for row in rows)', 'len(rows)'),
+        ("return max(shares, default=None)", "return min(shares, default=None)"),
+    ),
+    *of(
+        "evaluation/gates.py",
+        ('on_collapse == "stop" or last_good == BASE', 'on_collapse == "stop"'),
+        ('row["policy"] if not findings', 'row["policy"] if findings'),
+    ),
+    *of(
+        "evaluation/verdicts.py",
+        ("farthest = max(abs(self.ci_low), abs(self.ci_high))", "farthest = abs(self.difference)"),
+        ('return "lower" if self.ci_high < 0', 'return "lower" if self.ci_low < 0'),
+    ),
+]  # fmt: skip
