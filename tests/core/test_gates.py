@@ -128,7 +128,7 @@ def test_a_stopped_run_is_planned_up_to_its_gate(tmp_path: Path) -> None:
     assert "stopped after iteration 1 of 3" in left_out(gates[1], 3)
     assert gate_sentences(gates, 3) == [
         "The run was stopped after iteration 1 (guards.on_collapse: stop); 2 of 3 iterations were "
-        "not made. iter01 has drifted 1 from base (limit 0.1)."
+        "not made. iter01 has drifted 1 from base (limit 0.1). Look at its images before you use it."
     ]
     assert "it was the last" in gate_sentences(gates, 1)[0]
     # other thresholds, or another choice, judge anew

@@ -190,7 +190,8 @@ def test_the_gate_closes_where_a_measure_is_beyond_its_limit(
         check_collapse.main(args)
         gate = read_gate(args.output)
         assert gate.findings == (
-            f"iter01 has drifted {found[1]:.3g} from base (limit {between.max_drift:.3g}).",
+            f"iter01 has drifted {found[1]:.3g} from base (limit {between.max_drift:.3g}). "
+            "Look at its images before you use it.",
         )
         assert (gate.go_on_from, gate.last_good) == (go_on_from, "iter00")
     record = json.loads(second.output.read_text())

@@ -60,6 +60,8 @@ class Guard:
     """Its threshold; None never warns."""
     sentence: Callable[[Measured, Measured, float], str | None] = lambda row, seed, limit: None
     """What is said of a row beyond the limit; None for one within it."""
+    advice: str = ""
+    """What to do then, in a sentence that follows."""
     limit_line: Callable[[float, Measured], Line] = lambda limit, seed: Line(limit)
     """Where its limit lies in its figure."""
     fixed_line: Line | None = None
@@ -87,9 +89,10 @@ class Guard:
         return None if self.limit is None else getattr(limits, self.limit.key)
 
     def warning(self, row: Measured, seed: Measured, limits: AnyLimits) -> str | None:
-        """A sentence if the row is beyond the limit; None otherwise, or without a limit."""
+        """A sentence and advice if the row is beyond the limit; None otherwise, or without a limit."""
         limit = self.limit_in(limits)
-        return None if limit is None else self.sentence(row, seed, limit)
+        found = None if limit is None else self.sentence(row, seed, limit)
+        return f"{found} {self.advice}".rstrip() if found else None
 
     def line(self, seed: Measured, limits: AnyLimits) -> Line | None:
         """The line in its figure; None for none."""

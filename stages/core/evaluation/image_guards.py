@@ -17,6 +17,9 @@ def mean_over_prompts(evidence: Evidence, column: str) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
+GENTLER = "Use the policy before, or train more gently (update_policy.learning_rate, passes)."
+
+
 def diversity_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
     """Set when diversity has fallen below the limit's share of iteration 0's."""
     if not row["diversity"] < limit * seed["diversity"]:
@@ -44,6 +47,7 @@ DIVERSITY = Guard(
     measure=lambda evidence: {"diversity": mean_over_prompts(evidence, "pixel_distance")},
     limit=MIN_DIVERSITY_SHARE,
     sentence=diversity_sentence,
+    advice=GENTLER,
     limit_line=lambda limit, seed: Line(limit * seed["diversity"]),
 )
 
@@ -81,6 +85,7 @@ FEATURE_DIVERSITY = Guard(
     },
     limit=MIN_DIVERSITY_SHARE,
     sentence=feature_sentence,
+    advice=GENTLER,
     limit_line=lambda limit, seed: Line(limit * seed["feature_diversity"]),
     note=lambda row: str(row["features"]),
 )
@@ -228,6 +233,7 @@ TRUNCATED_SHARE = Guard(
         meaning="A text encoder cuts more than this share of the evaluation prompts.",
     ),
     sentence=truncated_sentence,
+    advice="Shorten them, or give less weight to metrics of the prompt.",
     is_share=True,
     tells_of_collapse=False,
 )

@@ -73,6 +73,7 @@ REWARD_ACCURACY = Guard(
         meaning="The interval of the reward's accuracy reaches down to this; 0.5 is chance.",
     ),
     sentence=accuracy_sentence,
+    advice="Look at the labels, give more pairs, or use the policy before.",
     limit_line=lambda limit, seed: Line(limit, "chance" if limit == 0.5 else "limit"),
     is_share=True,
     interval=("reward_accuracy_low", "reward_accuracy_high"),
@@ -178,6 +179,7 @@ CONFIDENT_SHARE = Guard(
         meaning="More than this share of an iteration's pairs has p(winner > loser) > 0.9.",
     ),
     sentence=confidence_sentence,
+    advice="Where the reliability curve shows it as right as it is sure, go on; else use the policy before.",
     is_share=True,
 )
 
@@ -203,4 +205,5 @@ DRIFT = Guard(
         meaning="Predictions are further than this from the base's; None never warns.",
     ),
     sentence=drift_sentence,
+    advice="Look at its images before you use it.",
 )
