@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
+from scipy import stats
 
 from stages.core.artifacts.files import write_text
 from stages.core.artifacts.schemas import SUMMARY
 from stages.core.artifacts.tables import read_table
-from stages.core.evaluation.guards import GUARDS_TABLE
+from stages.core.evaluation.guards import GUARDS, GUARDS_TABLE, Limits, seed_row
 
 Row = dict[str, Any]
 
@@ -47,9 +49,10 @@ def main(args: Args) -> None:
     results = {seed: read_result(seed) for seed in args.seeds}
     flags = f"--seeds {' '.join(map(str, args.seeds))} --output {args.output}"
     text = f"Made by `python -m benchmarks.run_seeds {flags}` with `config/config.yaml`.\n"
-    for metric in ("total", "caption_match"):
+    for metric in ("total", "caption_match", "appeal"):
         text += f"\n{metric_table(metric, results)}"
     text += f"\n{guard_table(results)}"
+    text += f"\n{alarm_table(results)}"
     write_text(args.output, text)
     print(text)
 
@@ -87,6 +90,20 @@ def metric_table(metric: str, results: dict[int, tuple[list[Row], list[Row]]]) -
             f"{gain['difference']:+.3f} [{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}] | "
             f"{100 * gain['win_rate']:.0f} % | {'yes' if rises else 'no'} |"
         )
+    gains = [
+        next(
+            row["difference"]
+            for row in rows
+            if (row["metric"], row["policy"], row["baseline"]) == (metric, last, "iter00")
+        )
+        for rows, _ in results.values()
+    ]
+    if len(gains) > 1:
+        half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
+        lines.append(
+            f"\nMean of {last} - iter00 over {len(gains)} seeds: {np.mean(gains):+.3f} "
+            f"[{np.mean(gains) - half:+.3f}, {np.mean(gains) + half:+.3f}] (t)."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +125,31 @@ def guard_table(results: dict[int, tuple[list[Row], list[Row]]]) -> str:
         ]
         change = f"{guards[0]['diversity']:.3f} -> {guards[-1]['diversity']:.3f}"
         lines.append(f"| {seed} | {' | '.join(cells)} | {change} |")
+    return "\n".join(lines) + "\n"
+
+
+def alarm_table(results: dict[int, tuple[list[Row], list[Row]]]) -> str:
+    """Each step, whether the total rose with its whole interval, and which guards warned of it."""
+    lines = [
+        "**Guards, and what truly happened**: each iteration against the one before, by total\n",
+        "| seed | iteration | total, against the one before [95 %] | guards that warn |",
+        "|---|---|---|---|",
+    ]
+    false, better = 0, 0
+    for seed, (rows, guards) in results.items():
+        of = {(r["policy"], r["baseline"]): r for r in rows if r["metric"] == "total"}
+        start = seed_row(guards)
+        for row in guards:
+            before = f"iter{row['iteration'] - 1:02d}" if row["iteration"] else "base"
+            step = of[row["policy"], before]
+            warned = [each.title for each in GUARDS if each.warning(row, start, Limits())]
+            better += step["ci_low"] > 0
+            false += step["ci_low"] > 0 and bool(warned)
+            lines.append(
+                f"| {seed} | {row['policy']} | {step['difference']:+.3f} [{step['ci_low']:+.3f}, "
+                f"{step['ci_high']:+.3f}] | {', '.join(warned) or 'none'} |"
+            )
+    lines.append(f"\nOf {better} iterations that are better, {false} were warned of.")
     return "\n".join(lines) + "\n"
 
 

@@ -123,6 +123,7 @@ def main(args: Args) -> None:
             evaluation, args.primary_set, args.primary_metric, last_good(gates),
             hardly_moved(guards, args.limits),
         )  # fmt: skip
+        first["sentences"] += where_it_lies(first["policy"], args)
         page = render(
             {
                 "run": args.run,
@@ -154,6 +155,15 @@ def main(args: Args) -> None:
         if first["overall"]:
             log.info("%s", first["overall"].sentence)
         log.info("write_report: %s, %.1f MB", args.output, len(page.encode()) / 1e6)
+
+
+def where_it_lies(policy: str, args: Args) -> list[str]:
+    """Where the weights of the policy that the headline is of are; nothing for one that was adopted."""
+    folders = [path.parent / "policy" for _, path in args.training if path.parent.name == policy]
+    return [
+        f"The weights of {policy} lie in {folder}; the config's block export writes them for other tools."
+        for folder in folders
+    ]
 
 
 def check(args: Args) -> None:

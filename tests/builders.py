@@ -35,8 +35,9 @@ def settings(base: str | Path, dtype: Any = "float32", **changes: Any) -> ModelS
 
 
 def picture(caption: str, *, strength: float = 1.0, edge_width: float = 1.0) -> np.ndarray:
-    """8-bit pixels of what the caption asks for, faded or blurred."""
-    drawing = Drawing(scene=parse_caption(caption), strength=strength, edge_width=edge_width)
+    """8-bit pixels of the first scene that the caption allows, faded or blurred."""
+    scene = parse_caption(caption).scenes()[0]
+    drawing = Drawing(scene=scene, strength=strength, edge_width=edge_width)
     return (draw([drawing])[0] * 255).round().astype(np.uint8)
 
 

@@ -1,7 +1,8 @@
-"""The captions of the embedded world: every combination of size, colour, shape, position and background."""
+"""The captions of the embedded world: colour and shape always; size, position, background said or not."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from itertools import product
 
@@ -36,14 +37,17 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (15, 15, 20),
     "white": (245, 245, 240),
     "grey": (125, 128, 130),
-    "pink": (250, 190, 205),
+    "pink": (250, 150, 185),
 }
 """sRGB values of the backgrounds."""
+
+CAN_BE_UNSAID = ("size", "position", "background")
+"""What a caption may leave open."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What one caption asks for."""
+    """What one picture shows."""
 
     size: str
     colour: str
@@ -51,13 +55,48 @@ class Scene:
     position: str
     background: str
 
+    def caption(self, *, unsaid: Container[str] = ()) -> Caption:
+        """The caption that says this scene but for the attributes named."""
+        said = {name: None if name in unsaid else getattr(self, name) for name in CAN_BE_UNSAID}
+        return Caption(colour=self.colour, shape=self.shape, **said)
+
     def __str__(self) -> str:
-        where = POSITIONS[self.position][0]
-        return f"a {self.size} {self.colour} {self.shape} {where} on a {self.background} background"
+        return str(self.caption())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """What one caption asks for; None is what it leaves unsaid."""
+
+    size: str | None = None
+    colour: str
+    shape: str
+    position: str | None = None
+    background: str | None = None
+
+    def __str__(self) -> str:
+        words = [word for word in (self.size, self.colour, self.shape) if word]
+        text = f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
+        if self.position:
+            text += f" {POSITIONS[self.position][0]}"
+        if self.background:
+            text += f" on a {self.background} background"
+        return text
+
+    def scenes(self) -> list[Scene]:
+        """The scenes that it allows, in a fixed order."""
+        return [
+            Scene(size=size, colour=self.colour, shape=self.shape, position=place, background=back)
+            for size, place, back in product(
+                [self.size] if self.size else SIZES,
+                [self.position] if self.position else POSITIONS,
+                [self.background] if self.background else BACKGROUNDS,
+            )
+        ]
 
 
 def all_scenes() -> list[Scene]:
-    """Every scene of the embedded world, in a fixed order (1,440 of them)."""
+    """Every scene, in a fixed order (1,440 of them)."""
     return [
         Scene(size=size, colour=colour, shape=shape, position=position, background=background)
         for size, colour, shape, position, background in product(
@@ -66,15 +105,31 @@ def all_scenes() -> list[Scene]:
     ]
 
 
-_SCENE_OF_CAPTION = {str(scene): scene for scene in all_scenes()}
-
-
-def parse_caption(caption: str) -> Scene:
-    """The scene a caption of the embedded world asks for; ValueError for any other text."""
-    scene = _SCENE_OF_CAPTION.get(caption.strip())
-    if scene is None:
-        raise ValueError(
-            f"{caption!r} is not a caption of the embedded world; expected one like "
-            f"'{all_scenes()[0]}'. Its metrics score only its own captions."
+def all_captions() -> list[Caption]:
+    """Every caption, in a fixed order (3,240 of them)."""
+    return [
+        Caption(size=size, colour=colour, shape=shape, position=position, background=background)
+        for size, colour, shape, position, background in product(
+            (*SIZES, None), COLOURS, SHAPES, (*POSITIONS, None), (*BACKGROUNDS, None)
         )
-    return scene
+    ]
+
+
+def open_captions() -> list[Caption]:
+    """The captions that leave position or background unsaid, in a fixed order (1,080 of them)."""
+    return [caption for caption in all_captions() if not (caption.position and caption.background)]
+
+
+_CAPTION_OF_TEXT = {str(caption): caption for caption in all_captions()}
+
+
+def parse_caption(text: str) -> Caption:
+    """What a caption of the embedded world asks for; ValueError for any other text."""
+    caption = _CAPTION_OF_TEXT.get(text.strip())
+    if caption is None:
+        raise ValueError(
+            f"{text!r} is not a caption of the embedded world; expected one like "
+            f"'{all_scenes()[0]}' or '{open_captions()[-1]}'. Its metrics score only its own "
+            "captions."
+        )
+    return caption

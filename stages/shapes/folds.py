@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.shapes.captions import all_scenes
+from stages.shapes.captions import open_captions
 
 FOLD_CAPTIONS = 200
 """Captions of each of the two evaluation folds."""
@@ -10,4 +10,4 @@ FOLD_CAPTIONS = 200
 
 def num_pool_captions(num_seed_captions: int) -> int:
     """Captions that are left for the iterations; none or fewer if people are asked about too many."""
-    return len(all_scenes()) - 2 * FOLD_CAPTIONS - num_seed_captions
+    return len(open_captions()) - 2 * FOLD_CAPTIONS - num_seed_captions

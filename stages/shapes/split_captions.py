@@ -1,7 +1,8 @@
 r"""The captions of the embedded world out, split into seed, training and evaluation sets.
 
-The evaluation folds are the same for every seed: 'tuning' is for finding settings, 'report' for
-what is reported. Example:
+Only captions that leave position or background unsaid take part: what people like beyond the
+caption shows in them. The evaluation folds are the same for every seed: 'tuning' is for finding
+settings, 'report' for what is reported. Example:
     python -m stages.shapes.split_captions --seed 0 --num-seed-captions 260 \\
         --evaluation-fold report --num-evaluation-captions 200 \\
         --seed-captions seed.txt --pool pool.txt --evaluation eval.txt
@@ -20,7 +21,7 @@ from stages.core.artifacts.files import write_text
 from stages.core.errors import UserError
 from stages.core.execution.runtime import run_stage, stage
 from stages.core.method.seeding import seed_of
-from stages.shapes.captions import all_scenes
+from stages.shapes.captions import open_captions
 from stages.shapes.folds import FOLD_CAPTIONS
 
 
@@ -47,7 +48,7 @@ class Args:
 def main(args: Args) -> None:
     """Set both evaluation folds aside, then draw the seed captions."""
     with stage("split_captions") as run:
-        captions = [str(scene) for scene in all_scenes()]
+        captions = [str(caption) for caption in open_captions()]
         order = [captions[i] for i in np.random.default_rng(20_260_205).permutation(len(captions))]
         folds = {
             "report": order[:FOLD_CAPTIONS],

@@ -33,13 +33,18 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from stages.core.execution.runtime import collect_garbage
-from stages.shapes.captions import IMAGE_SIZE, all_scenes
+from stages.shapes.captions import CAN_BE_UNSAID, IMAGE_SIZE, all_captions, all_scenes
 from stages.shapes.renderer import draw, masks, web_like
 
 log = logging.getLogger("train_pipeline")
 
 MAX_TOKENS = 24
 TEXT_WIDTH = 64
+UNSAID_SHARE = 0.45
+"""Of the last captions of a training that do not say the size; so for position and background."""
+ALL_SAID, THEN_OPEN = 0.5, 0.6
+"""Shares of a training until which captions say everything, and from which on they leave words out:
+a network that sees them all open from the start learns no position in 12,000 steps."""
 LATENT_CHANNELS = 8
 """Twice Stable Diffusion's: 4 numbers for 8 x 8 pixels held a colour or a shape, not both."""
 
@@ -73,8 +78,8 @@ def main(args: Args) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer(args.work / "tokenizer")
     vae, vae_record = train_vae(args, device)
-    latents, captions = encode_pictures(args, vae, device)
-    unet, text_encoder, record = train_denoiser(args, latents, captions, tokenizer, device)
+    latents = encode_pictures(args, vae, device)
+    unet, text_encoder, record = train_denoiser(args, latents, tokenizer, device)
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu(),
         text_encoder=text_encoder.cpu(),
@@ -121,7 +126,7 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     special = ["<|startoftext|>", "<|endoftext|>"]
     learner = CharBPETokenizer(suffix="</w>", unk_token="<|endoftext|>", lowercase=True)
     learner.train_from_iterator(
-        [str(scene) for scene in all_scenes()],
+        [str(caption) for caption in all_captions()],
         vocab_size=400,
         min_frequency=1,
         special_tokens=special,
@@ -219,12 +224,11 @@ def object_weight(
 @torch.no_grad()
 def encode_pictures(
     args: Args, vae: AutoencoderKL, device: torch.device
-) -> tuple[Float[Tensor, "picture channel height width"], list[str]]:
-    """Latents of freshly drawn pictures, and their captions."""
+) -> Float[Tensor, "picture channel height width"]:
+    """Latents of freshly drawn pictures: of every scene in turn, over and over."""
     path = args.work / f"latents-{args.num_pictures}.pt"
     scenes = all_scenes()
     picked = [scenes[i % len(scenes)] for i in range(args.num_pictures)]
-    captions = [str(scene) for scene in picked]
     if path.exists():
         latents = torch.load(path, weights_only=True)
     else:
@@ -237,13 +241,12 @@ def encode_pictures(
                 log.info("encoded %d of %d pictures", start, args.num_pictures)
         latents = torch.cat(parts)
         torch.save(latents, path)
-    return latents, captions
+    return latents
 
 
 def train_denoiser(
     args: Args,
     latents: Float[Tensor, "picture channel height width"],
-    captions: list[str],
     tokenizer: CLIPTokenizer,
     device: torch.device,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, dict[str, float]]:
@@ -287,8 +290,9 @@ def train_denoiser(
     modules: list[torch.nn.Module] = [unet, text_encoder, *averaged]
     loop = Loop(args.work / "denoiser.pt", args, args.denoiser_steps, modules, optimizer, schedule)
     noising = noise_schedule()
+    captions = captions_of_scenes()
     tokens = tokenizer(
-        [*captions[: len(all_scenes())], ""],
+        [text for of_scene in captions for text in of_scene] + [""],
         padding="max_length",
         max_length=MAX_TOKENS,
         return_tensors="pt",
@@ -301,7 +305,11 @@ def train_denoiser(
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = torch.randint(1000, (64,), generator=generator)
         dropped = torch.rand(64, generator=generator) < 0.1
-        caption = torch.where(dropped, empty, rows % len(all_scenes()))
+        share = unsaid_share(step / args.denoiser_steps)
+        unsaid = torch.rand(64, len(CAN_BE_UNSAID), generator=generator) < share
+        which = (unsaid * torch.tensor([1, 2, 4])).sum(dim=1)
+        caption = (rows % len(captions)) * len(captions[0]) + which
+        caption = torch.where(dropped, empty, caption)
         noised = noising.add_noise(clean, noise, timesteps)
         context = text_encoder(tokens[caption].to(device)).last_hidden_state
         prediction = unet(noised.to(device), timesteps.to(device), context).sample
@@ -312,6 +320,22 @@ def train_denoiser(
     for shadow, module in zip(averaged, (unet, text_encoder), strict=True):
         module.load_state_dict(shadow.module.state_dict())
     return unet.eval(), text_encoder.eval(), loop.record("denoising_error")
+
+
+def unsaid_share(done: float) -> float:
+    """Share of captions that leave a word out when so much of the training is done."""
+    return UNSAID_SHARE * min(1.0, max(0.0, (done - ALL_SAID) / (THEN_OPEN - ALL_SAID)))
+
+
+def captions_of_scenes() -> list[list[str]]:
+    """Each scene's eight captions: bit n of the place is whether the n-th of `CAN_BE_UNSAID` is."""
+    return [
+        [
+            str(scene.caption(unsaid=[w for n, w in enumerate(CAN_BE_UNSAID) if which >> n & 1]))
+            for which in range(2 ** len(CAN_BE_UNSAID))
+        ]
+        for scene in all_scenes()
+    ]
 
 
 class Loop:

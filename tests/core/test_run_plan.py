@@ -53,7 +53,7 @@ def test_the_worlds_names() -> None:
     assert plan.trained == [0, 1, 2, 3]
     assert plan.policies == ["base", "iter00", "iter01", "iter02", "iter03"]
     assert plan.prompt_sets == plan.excluded_sets == ["shapes"]
-    assert plan.metrics_in_use == ["total", "caption_match", "crispness", "vividness"]
+    assert plan.metrics_in_use == ["total", "caption_match", "appeal"]
     assert plan.prompts_wanted == [192, 192, 192]
     assert list(plan.data_files()) == list(plan.file_problems()) == []
 

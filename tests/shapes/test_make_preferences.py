@@ -13,7 +13,7 @@ from stages import import_preferences
 from stages.core.errors import UserError
 from stages.core.policies.generation import SamplingSettings
 from stages.shapes import make_preferences, split_captions
-from stages.shapes.captions import all_scenes
+from stages.shapes.captions import open_captions
 from stages.shapes.oracle import total
 from tests.builders import CAPTIONS, pixels_of, settings
 
@@ -89,8 +89,10 @@ def split(folder: Path, **changes: object) -> list[list[str]]:
 def test_seed_captions_pool_and_both_folds_share_nothing_and_miss_nothing(tmp_path: Path) -> None:
     seed, pool, report = split(tmp_path)
     _, _, tuning = split(tmp_path, evaluation_fold="tuning")
-    assert [len(part) for part in (seed, pool, report, tuning)] == [100, 940, 200, 200]
-    assert sorted(seed + pool + report + tuning) == sorted(str(scene) for scene in all_scenes())
+    assert [len(part) for part in (seed, pool, report, tuning)] == [100, 580, 200, 200]
+    assert sorted(seed + pool + report + tuning) == sorted(
+        str(caption) for caption in open_captions()
+    )
 
 
 def test_the_run_seed_moves_the_seed_captions_and_not_the_evaluation(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_evaluation_captions_that_a_fold_does_not_have_are_refused(
         split(tmp_path, num_evaluation_captions=number)
 
 
-@pytest.mark.parametrize("number", [0, 1040])
+@pytest.mark.parametrize("number", [0, 680])
 def test_captions_for_everyone_or_no_one_are_refused(tmp_path: Path, number: int) -> None:
-    with pytest.raises(UserError, match=f"between 1 and 1039, found {number}"):
+    with pytest.raises(UserError, match=f"between 1 and 679, found {number}"):
         split(tmp_path, num_seed_captions=number)

@@ -558,8 +558,8 @@ ROWS = [
     Row(
         section=EVALUATION,
         change="`evaluation.metrics`: one more",
-        begins=("score_metric (crispness)",),
-        config={"evaluation": {"metrics": ["total", "caption_match", "crispness"]}},
+        begins=("score_metric (sharpness)",),
+        config={"evaluation": {"metrics": ["total", "caption_match", "sharpness"]}},
         reshapes=True,
     ),
     Row(

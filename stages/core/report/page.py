@@ -111,6 +111,7 @@ def headline(
         best_sentence(evaluation, prompt_set, metric),
     )
     return {
+        "policy": last,
         "overall": Verdict(direction="small", sentence=hardly_moved[last])
         if last in hardly_moved
         else first,
