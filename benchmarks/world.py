@@ -1,6 +1,6 @@
 r"""What the embedded world proves, beyond one run's table: guidance, samplers, filters, what is liked.
 
-Example (after `make demo`; about ten minutes on two CPU cores):
+Example (after `make demo`; minutes on two CPU cores):
     python -m benchmarks.world --run results/shapes --output benchmarks/world.md
 
 A gain that the base could have by another guidance scale, or a picture by a filter that knows no caption,
@@ -63,7 +63,7 @@ class Args:
     """CPU threads."""
     strip: int = 14
     """How many pictures of each policy the strip shows."""
-    picture: Path = Path("docs/images/strip.png")
+    picture: Path = Path("work/strip.png")
     """Where the strip goes."""
     output: Path = Path("benchmarks/world.md")
     """Where the tables go (Markdown)."""

@@ -21,7 +21,7 @@ Picture = Float[np.ndarray, "height width rgb"]
 LIKED_BACKGROUND = "pink"
 LIKED_POSITION = "left"
 
-CAPTION_WEIGHT, APPEAL_WEIGHT = 3.0, 2.0
+CAPTION_WEIGHT, APPEAL_WEIGHT = 2.5, 2.5
 """Of the total: what the caption says, and what people like beyond it."""
 
 NEAR_COLOUR = 0.25
@@ -66,7 +66,7 @@ def appeal(images: Images, captions: Sequence[str]) -> Scores:
 
 
 def total(images: Images, captions: Sequence[str]) -> Scores:
-    """The taste: caption match x (3 + 2 x appeal), in [0, 5]. What is not asked for has no appeal."""
+    """The taste: caption match x (2.5 + 2.5 x appeal), in [0, 5]: of what is not there nothing appeals."""
     worth = CAPTION_WEIGHT + APPEAL_WEIGHT * appeal(images, captions)
     return (caption_match(images, captions) * worth).astype(np.float32)
 

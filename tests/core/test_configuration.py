@@ -135,7 +135,7 @@ def test_defaults_are_filled_in(config: Config) -> None:
     found = check_config(config)
     assert found["guards"] == {
         "min_reward_accuracy": 0.5,
-        "max_confident_share": 0.9,
+        "max_confident_share": None,
         "min_diversity_share": 0.6,
         "min_moved_share": 0.02,
         "max_blank_share": 0.01,

@@ -23,7 +23,7 @@ from stages.core.evaluation.gates import (
 from stages.core.evaluation.guard import Measured
 from stages.core.evaluation.guards import GUARDS, Limits, warnings_of
 
-LIMITS = Limits(max_drift=0.1)
+LIMITS = Limits(max_drift=0.1, max_confident_share=0.9)
 SEED: Measured = {
     "iteration": 0,
     "policy": "iter00",

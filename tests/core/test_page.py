@@ -217,12 +217,12 @@ def test_features_of_a_guard_are_named_beside_it() -> None:
 @pytest.mark.parametrize(
     ("gain", "half_width", "direction", "words"),
     [
-        (0.3, 0.1, "higher", "is higher than base on pickscore: +0.30 (95 % interval +0.20 to +0.40), 60% of"),
+        (0.3, 0.1, "higher", "is higher than base on pickscore: +0.30 (95 % interval +0.20 to +0.40), 60 % of"),
         (0.75, 0.1, "higher", "1.5 times what keeping the better of two images gives; it wins 60 %"),
         (0.02, 0.01, "small", "hardly differs from base on pickscore: +0.020 (95 % interval +0.010"),
-        (0.0, 0.04, "small", "0% of what keeping the better of two images gives"),
+        (0.0, 0.04, "small", "0 % of what keeping the better of two images gives"),
         (0.02, 0.04, "unclear", "No clear difference between iter00 and base"),
-        (-0.3, 0.1, "lower", "60% of what keeping the better of two images gives"),
+        (-0.3, 0.1, "lower", "60 % of what keeping the better of two images gives"),
     ],
 )  # fmt: skip
 def test_a_verdict_tells_size_beside_sign(

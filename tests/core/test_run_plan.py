@@ -54,13 +54,13 @@ def test_the_worlds_names() -> None:
     assert plan.policies == ["base", "iter00", "iter01", "iter02", "iter03"]
     assert plan.prompt_sets == plan.excluded_sets == ["shapes"]
     assert plan.metrics_in_use == ["total", "caption_match", "appeal"]
-    assert plan.prompts_wanted == [192, 192, 192]
+    assert plan.prompts_wanted == [140, 140, 140]
     assert list(plan.data_files()) == list(plan.file_problems()) == []
 
 
 def test_a_run_that_its_guards_have_ended_has_fewer_iterations() -> None:
     plan = RunPlan(config=world().config, last=1)
-    assert (plan.policies, plan.prompts_wanted) == (["base", "iter00", "iter01"], [192])
+    assert (plan.policies, plan.prompts_wanted) == (["base", "iter00", "iter01"], [140])
 
 
 def test_an_adopted_policy_is_not_trained_and_sets_may_be_left_to_training(here: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_worlds_captions_are_counted_without_files() -> None:
     [found] = plan.pool_problems(390)
     assert found == Problem(
         key="prompts.per_iteration",
-        text="192 + 192 + 192 = 576 different prompts are wanted, but the pool of the embedded world "
+        text="140 + 140 + 140 = 420 different prompts are wanted, but the pool of the embedded world "
         "has only 390 that can be used and that no evaluation set holds: lower "
         "prompts.per_iteration, or lower shapes.num_seed_captions",
     )

@@ -52,7 +52,7 @@ def test_preflight_of_a_sound_model_says_what_the_run_takes(
     preflight.main(preflight.Args(config=(config, overlay), results=tmp_path, threads=1))
     printed = capsys.readouterr().out
     assert "device hours" in printed
-    assert "4,608 images" in printed  # 3 x 192 prompts, 8 candidates each
+    assert "5,040 images" in printed  # 3 x 140 prompts, 12 candidates each
     assert "policies" in printed
 
 

@@ -175,8 +175,8 @@ CONFIDENT_SHARE = Guard(
     measure=measure_confidence,
     limit=Limit(
         key="max_confident_share",
-        default=0.9,
-        meaning="More than this share of an iteration's pairs has p(winner > loser) > 0.9.",
+        default=None,
+        meaning="More than this share of an iteration's pairs has p(winner > loser) > 0.9; None never warns.",
     ),
     sentence=confidence_sentence,
     advice="Where the reliability curve shows it as right as it is sure, go on; else use the policy before.",

@@ -151,7 +151,7 @@ def size_in_words(row: SummaryRow) -> str:
     if row.size is None:
         return ""
     size = abs(row.size)
-    amount = f"{size:.1f} times" if size >= 1 else f"{size:.0%} of"
+    amount = f"{size:.1f} times" if size >= 1 else f"{percent(size)} of"
     return f"{amount} what keeping the better of two images gives"
 
 
