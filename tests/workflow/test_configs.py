@@ -216,7 +216,7 @@ def test_a_config_of_ones_own_stands_alone_and_its_missing_labels_are_named(tmp_
 def test_a_pool_with_fewer_prompts_than_the_iterations_take_is_refused_before_any_job(
     tmp_path: Path,
 ) -> None:
-    config = {"shapes": {"num_seed_captions": 1033}}  # of 1,440 captions 400 are for evaluation
+    config = {"shapes": {"num_seed_captions": 673}}  # of 1,080 captions 400 are for evaluation
     done = Project(tmp_path).call("--quiet", "rules", config=config)
     assert done.returncode != 0
     said = " ".join(done.stdout.split())
