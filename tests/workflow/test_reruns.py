@@ -105,6 +105,8 @@ def interrupt(project: Project, until: str, *target: str) -> None:
         assert head.poll() is None, head.communicate()[0].decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    if until.endswith(".log"):
+        time.sleep(1)  # a Python that has just been started ends with words of its own
     os.killpg(head.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
     said = head.communicate(timeout=120)[0].decode().splitlines()
     assert head.returncode != 0
