@@ -140,13 +140,6 @@ use rule score_metric as score_candidates_by_metric with:
         f"{LOGS}/iter{{iter}}/score_metric-{{metric}}.log",
 
 
-def base_images(wildcards):
-    """Input: the base's images, from which those of a policy are told; none for the base itself."""
-    if wildcards.policy == "base":
-        return []
-    return expand(IMAGES, set=wildcards.set, policy="base", shard=EVALUATION_SHARDS)
-
-
 rule measure_diversity:
     input:
         images=expand(IMAGES, shard=EVALUATION_SHARDS, allow_missing=True),

@@ -46,6 +46,13 @@ def wanted_policy(wildcards):
     return policy(wildcards.policy)
 
 
+def base_images(wildcards):
+    """Input: the base's images, from which those of a policy are told; none for the base itself."""
+    if wildcards.policy == "base":
+        return []
+    return expand(IMAGES, set=wildcards.set, policy="base", shard=EVALUATION_SHARDS)
+
+
 def iteration(wildcards):
     """Its number, as a flag takes it."""
     return int(wildcards.iter)
