@@ -4,7 +4,7 @@ Example:
     python -m stages.shapes.train_pipeline --output stages/shapes/pipeline --work work/pipeline
 
 Training state is saved under --work every --save-every steps; the same command continues from it.
-About an hour on two CPU cores with the default numbers.
+About 35 minutes on two idle CPU cores with the default numbers.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Args:
     """Updates of the VAE, 16 freshly drawn pictures each."""
     num_pictures: int = 48_000
     """Pictures drawn and encoded once for the denoiser."""
-    denoiser_steps: int = 9_000
+    denoiser_steps: int = 12_000
     """Updates of UNet and text encoder, 64 latents each."""
     save_every: int = 500
     """Steps between two saved training states."""
