@@ -73,7 +73,8 @@ def main(args: Args) -> None:
         )
         run.rows_in = len(part)
         run.rows_out = write_batches(
-            args.output, lambda first: batches(first_batch=first), IMAGES, stage="generate_evaluation", arguments=args,
+            args.output, lambda first: batches(first_batch=first), IMAGES,
+            stage="generate_evaluation", arguments=args,
             inputs=[args.prompts, *policy_files(args.policy)],
         )  # fmt: skip
 

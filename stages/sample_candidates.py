@@ -75,7 +75,8 @@ def main(args: Args) -> None:
         )
         run.rows_in = len(part)
         run.rows_out = write_batches(
-            args.output, lambda first: batches(first_batch=first), CANDIDATES, stage="sample_candidates", arguments=args,
+            args.output, lambda first: batches(first_batch=first), CANDIDATES,
+            stage="sample_candidates", arguments=args,
             inputs=[args.prompts, *policy_files(args.policy)],
         )  # fmt: skip
 

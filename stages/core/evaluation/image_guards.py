@@ -126,9 +126,7 @@ def moved_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
         f"{row['policy']} hardly moved: its images differ from the base's of the same noise by "
         f"{255 * row['moved_pixels']:.2g} of 255 grey levels, {share:.1%} of what two images of one "
         f"prompt differ (limit {limit:.0%}), and its mean held-out logit is "
-        f"{row['held_out_logit']:.2g}. It learnt next to nothing: raise the learning rate or the "
-        "passes (docs/howto.md, 'A policy that hardly moved'; a LoRA wants a rate some hundred times "
-        "that of a full fine-tune)."
+        f"{row['held_out_logit']:.2g}. It learnt next to nothing."
     )
 
 
@@ -170,6 +168,8 @@ MOVED = Guard(
         meaning="Images differ from the base's by less than this share of what two of a prompt do.",
     ),
     sentence=moved_sentence,
+    advice="Raise the learning rate or the passes; a LoRA wants a much larger rate than a full fine-tune "
+    "(docs/howto.md, 'A policy that hardly moved').",
     limit_line=lambda limit, seed: Line(limit * seed["diversity"]),
     note=moved_note,
     tells_of_collapse=False,
