@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -59,6 +60,14 @@ class Args:
     """Precision of the networks."""
     families: tuple[Literal["sd15", "sdxl"], ...] = ("sd15", "sdxl")
     """Architectures."""
+    works: tuple[Literal["sampling", "scoring"], ...] = ("sampling", "scoring")
+    """What is measured."""
+    compile: bool = False
+    """Measure with model.compile, too; the turn that is not timed compiles."""
+    derivative: bool = True
+    """Measure the derivative, too."""
+    prompts: int = 3
+    """Prompts of a turn of sampling, one after the other: files are written while the next is sampled."""
     images_per_prompt: int = 8
     """Candidates of a prompt: one batch."""
     inference_steps: int = 20
@@ -88,13 +97,10 @@ def main(args: Args) -> None:
     rate = matrix_rate(device, getattr(torch, args.dtype))
     machine = torch.cuda.get_device_name() if device.type == "cuda" else (
         f"{platform.machine()} CPU, one thread")  # fmt: skip
-    command = (
-        f"python -m benchmarks.inference --shapes {args.shapes} --dtype {args.dtype} "
-        f"--output {args.output}"
-    )
+    command = f"python -m benchmarks.inference {' '.join(sys.argv[1:])}"
     lines = [
         f"Made by `{command}` on {machine}, torch {torch.__version__}; {args.shapes} shapes, random "
-        f"weights, {args.images_per_prompt} images a prompt, {args.inference_steps} sampler steps with "
+        f"weights, {args.prompts} prompts of {args.images_per_prompt} images, {args.inference_steps} sampler steps with "
         f"guidance, {args.num_draws} draws an image for both models; medians of {args.repeats}. The "
         f"machine multiplies {SIDE} x {SIDE} matrices at {rate / 1e12:.1f} TFLOP/s in {args.dtype}; the "
         "share of that rate counts the UNet's operations alone. `apart` is how far the two arms' "
@@ -107,11 +113,15 @@ def main(args: Args) -> None:
         with tempfile.TemporaryDirectory() as folder:
             base = build(family, args.shapes, Path(folder))
             model = load_model(ModelSettings(base=str(base), dtype=args.dtype), device=device)
-            for work, arms, calls in (
-                ("sampling", sampling_arms(model, family, args), 2 * args.inference_steps),
-                ("scoring", scoring_arms(model, family, args), 2 * args.num_draws),
+            operations_of_a_row = row_operations(model)
+            for work, made, calls in (
+                ("sampling", sampling_arms, 2 * args.inference_steps),
+                ("scoring", scoring_arms, 2 * args.num_draws),
             ):
-                operations = calls * row_operations(model)
+                if work not in args.works:
+                    continue
+                arms = made(model, family, args)
+                operations = calls * operations_of_a_row
                 lines += rows(family, work, take_turns(arms, args.repeats, device), operations, rate,
                               args)  # fmt: skip
                 print("\n".join(lines[-2:]), flush=True)
@@ -124,7 +134,7 @@ Arms = dict[str, Callable[[], torch.Tensor]]
 
 
 def sampling_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
-    """One prompt's images as PNG files in memory; their pixels are compared."""
+    """Images of some prompts as PNG files in memory; their pixels are compared."""
     facts, count = FAMILIES[family], args.images_per_prompt
     pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(
         model.base, torch_dtype=model.dtype, local_files_only=True
@@ -133,35 +143,41 @@ def sampling_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
     # As model_index.json's scheduler says: diffusers' own default would clip the latents.
     kind = SCHEDULERS[facts["sampler"]]
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config, clip_sample=False)
-    denoiser = model.load_denoiser()
     settings = SamplingSettings(
         sampler=facts["sampler"],
         num_inference_steps=args.inference_steps,
         guidance_scale=facts["guidance_scale"],
     )
 
+    names = [f"number {number}" for number in range(args.prompts)]
+
     def plain() -> torch.Tensor:
-        images = pipeline(
-            PROMPT,
-            num_images_per_prompt=count,
-            generator=[generator(seed_of("bench", "one", number)) for number in range(count)],
-            num_inference_steps=args.inference_steps,
-            guidance_scale=facts["guidance_scale"],
-        ).images
         files = []
-        for image in images:
-            image.save(file := io.BytesIO(), format="PNG")
-            files.append(file.getvalue())
+        for name in names:
+            seeds = [seed_of("bench", name, number) for number in range(count)]
+            images = pipeline(
+                PROMPT,
+                num_images_per_prompt=count,
+                generator=[generator(seed) for seed in seeds],
+                num_inference_steps=args.inference_steps,
+                guidance_scale=facts["guidance_scale"],
+            ).images
+            for image in images:
+                image.save(file := io.BytesIO(), format="PNG")
+                files.append(file.getvalue())
         return pixels(files)
 
-    def ours() -> torch.Tensor:
+    def ours(denoiser: Denoiser) -> torch.Tensor:
         made = generate(
-            model, denoiser, [("one", PROMPT)], settings, images_per_prompt=count,
+            model, denoiser, [(name, PROMPT) for name in names], settings, images_per_prompt=count,
             seed_parts=("bench",), prompts_per_batch=1, keep_latents=True,
         )  # fmt: skip
         return pixels([row["image"]["bytes"] for row in made])  # type: ignore[index]
 
-    return {"diffusers pipeline": plain, "SAIL": ours}
+    arms: Arms = {"diffusers pipeline": plain, "SAIL": partial(ours, model.load_denoiser())}
+    if args.compile:
+        arms["SAIL, compiled"] = partial(ours, model.load_denoiser().compile())
+    return arms
 
 
 def pixels(files: list[bytes]) -> torch.Tensor:
@@ -212,11 +228,16 @@ def scoring_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
         )
         return (found.reference - found.policy).mean(dim=1)
 
-    return {
-        "plain scorer": plain,
-        "SAIL": partial(ours, Difference(policy, reference)),
-        "SAIL, by derivative": partial(ours, Derivative.between(reference.network, weights, base)),
-    }
+    arms: Arms = {"plain scorer": plain, "SAIL": partial(ours, Difference(policy, reference))}
+    if args.compile:
+        compiled = Difference(
+            Denoiser(policy.network).compile(), Denoiser(reference.network).compile()
+        )
+        arms["SAIL, compiled"] = partial(ours, compiled)
+    if args.derivative:
+        derivative = Derivative.between(reference.network, weights, base)
+        arms["SAIL, by derivative"] = partial(ours, derivative)
+    return arms
 
 
 def perturbed(model: DiffusionModel) -> Denoiser:
@@ -229,7 +250,7 @@ def perturbed(model: DiffusionModel) -> Denoiser:
 
 
 def take_turns(arms: Arms, repeats: int, device: torch.device) -> dict[str, Measured]:
-    """Medians of all arms, measured in turns."""
+    """Medians of all arms, measured in turns after one that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in arms}
     peaks: dict[str, float] = {}
     results = {name: arm() for name, arm in arms.items()}
@@ -259,8 +280,9 @@ def rows(
     """The table's rows; ratios are to the first arm."""
     first = next(iter(measured.values()))
     found = []
+    prompts = args.prompts if work == "sampling" else 1
     for name, arm in measured.items():
-        speed = args.images_per_prompt / arm.seconds
+        speed = prompts * args.images_per_prompt / arm.seconds
         apart = (arm.result - first.result).abs()
         shown = (
             f"mean {float(apart.mean()):.2g}, at most {float(apart.max()):.0f} of 255"

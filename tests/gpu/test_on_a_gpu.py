@@ -190,3 +190,20 @@ def test_images_in_half_precision_are_near_the_cpus(base: Path, dtype: str) -> N
 
 def test_a_stage_leases_the_device() -> None:
     assert choose_device(1).type == "cuda"
+
+
+@pytest.mark.parametrize("lora", [FULL, LORA])
+def test_a_compiled_network_gives_what_the_plain_one_gives(
+    bases: dict[str, Path], lora: LoraSettings
+) -> None:
+    model = loaded(bases["sd15"], "cuda")
+    policy, _ = model.load_for_training(None, None, lora, seed=1)
+    inputs = (
+        torch.randn((4, *model.latents_shape), generator=generator(0)).cuda(),
+        torch.tensor([1, 300, 600, 999]).cuda(),
+        model.encode_text(PROMPTS * 2),
+    )
+    with torch.no_grad():
+        expected = model.predict(policy, *inputs)
+        found = model.predict(policy.compile(), *inputs)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)

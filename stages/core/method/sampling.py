@@ -37,17 +37,19 @@ def sample_latents(
     finite.
     """
     scheduler = model.sampler(sampler)
-    scheduler.set_timesteps(num_inference_steps, device=model.device)
+    # The sampler's own arithmetic reads its timesteps as numbers: from a GPU, each would wait for it.
+    scheduler.set_timesteps(num_inference_steps)
+    timesteps = scheduler.timesteps.to(model.device)
     generators = [generator(seed) for seed in seeds]
     noise = torch.stack([torch.randn(model.latents_shape, generator=g) for g in generators])
     latents = noise.to(model.device, model.dtype) * scheduler.init_noise_sigma
     is_guided = guidance_scale != 1.0
     context = unconditional.repeat(len(seeds)).join(text) if is_guided else text
     extra = model.step_arguments(scheduler, generators)
-    for timestep in scheduler.timesteps:
+    for number, timestep in enumerate(scheduler.timesteps):
         rows = torch.cat([latents, latents]) if is_guided else latents
         rows = scheduler.scale_model_input(rows, timestep)
-        prediction = model.predict(denoiser, rows, timestep.expand(len(rows)), context)
+        prediction = model.predict(denoiser, rows, timesteps[number].expand(len(rows)), context)
         if is_guided:
             without, with_text = prediction.chunk(2)
             prediction = without + guidance_scale * (with_text - without)

@@ -44,6 +44,8 @@ class ModelSettings:
     """Another VAE instead of the model's own (a folder or hub id), as SDXL's fp16-fix."""
     config: str | None = None
     """For a single-file checkpoint: folder or hub id with the configs of the same architecture."""
+    compile: bool = False
+    """Let torch compile the network that samples and scores; changes results by rounding."""
 
 
 class Source:

@@ -227,7 +227,7 @@ class StableDiffusion(DiffusionModel):
         decoded = self.finite(
             vae.decode(scaled).sample, "the images that the VAE decodes", OTHER_VAE
         )
-        return (decoded.float().cpu() / 2 + 0.5).clamp(0, 1)
+        return (decoded.float() / 2 + 0.5).clamp(0, 1).cpu()
 
     def add_noise(
         self,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
+
+import numpy as np
 
 from stages.core.artifacts.images import encode_png, to_pixels
 from stages.core.errors import UserError
@@ -15,6 +20,7 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 
 Item = TypeVar("Item")
+Row = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,7 @@ def generate(
     prompts: Sequence[tuple[str, str]],
     settings: SamplingSettings,
     **how: Any,
-) -> Iterator[dict[str, object]]:
+) -> Iterator[Row]:
     """The rows of all batches of `generate_batches`, one after the other."""
     for batch in generate_batches(model, denoiser, prompts, settings, **how):
         yield from batch
@@ -52,23 +58,24 @@ def generate_batches(
     prompts_per_batch: int,
     keep_latents: bool,
     first_batch: int = 0,
-) -> Iterator[list[dict[str, object]]]:
+) -> Iterator[list[Row]]:
     """One row for each image of each (prompt_id, prompt): schema images, or candidates with latents.
 
     The seed of an image follows from `seed_parts`, its prompt and its number alone. The batches
     before `first_batch` are left out.
     """
-    unconditional = model.unconditional()
     starts = range(0, len(prompts), prompts_per_batch)[first_batch:]
     per_batch = images_per_prompt * prompts_per_batch
-    for start in progress(starts, "sampling", "images", per_batch):
-        batch = prompts[start : start + prompts_per_batch]
-        text = model.encode_text([prompt for _, prompt in batch])
+    batches = [prompts[start : start + prompts_per_batch] for start in starts]
+    unconditional = model.unconditional()
+
+    def sampled(batch: Sequence[tuple[str, str]]) -> list[Callable[[], Row]]:
         items = [
             (name, prompt, number, seed_of(*seed_parts, name, number))
             for name, prompt in batch
             for number in range(images_per_prompt)
         ]
+        text = model.encode_text([prompt for _, prompt in batch])
         latents = sample_latents(
             model,
             denoiser,
@@ -79,19 +86,58 @@ def generate_batches(
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
         )
-        pixels = to_pixels(model.decode_latents(latents).numpy())
+        images = model.decode_latents(latents).numpy()
         flat = latents.float().cpu().flatten(start_dim=1).numpy()
-        yield [
-            {
-                "prompt_id": name,
-                "prompt": prompt,
-                "candidate": number,
-                "seed": seed,
-                "image": {"bytes": encode_png(image), "path": None},
-                **({"latents": row} if keep_latents else {}),
-            }
-            for (name, prompt, number, seed), image, row in zip(items, pixels, flat, strict=True)
+        return [
+            partial(_row, item, image, row if keep_latents else None)
+            for item, image, row in zip(items, images, flat, strict=True)
         ]
+
+    yield from finished(
+        (sampled(batch) for batch in progress(batches, "sampling", "images", per_batch)),
+        # Beside a model on the CPU, threads would only take its cores.
+        num_threads=0 if model.device.type == "cpu" else min(8, os.cpu_count() or 1),
+    )
+
+
+def finished(batches: Iterable[list[Callable[[], Row]]], num_threads: int) -> Iterator[list[Row]]:
+    """The rows of each batch; threads finish a batch while the next one is made.
+
+    Encoding an image takes time that a GPU need not wait for, and Pillow lets Python go on meanwhile.
+    With 0 threads each batch is finished at once. An error in making a batch is raised after the rows
+    of the batch before it.
+    """
+    if not num_threads:
+        yield from ([finish() for finish in batch] for batch in batches)
+        return
+    with ThreadPoolExecutor(num_threads) as threads:
+        waiting: list[Future[Row]] | None = None
+        failed: Exception | None = None
+        made = iter(batches)
+        while True:
+            try:
+                batch = next(made, None)
+            except Exception as error:
+                batch, failed = None, error
+            if waiting is not None:
+                yield [row.result() for row in waiting]
+            if batch is None:
+                break
+            waiting = [threads.submit(finish) for finish in batch]
+        if failed:
+            raise failed
+
+
+def _row(item: tuple[str, str, int, int], image: np.ndarray, latents: np.ndarray | None) -> Row:
+    name, prompt, number, seed = item
+    return {
+        "prompt_id": name,
+        "prompt": prompt,
+        "candidate": number,
+        "seed": seed,
+        "image": {"bytes": encode_png(to_pixels(image[None])[0]), "path": None},
+        **({} if latents is None else {"latents": latents}),
+    }
 
 
 def shard_of(items: Sequence[Item], shard: int, num_shards: int, per_batch: int) -> list[Item]:

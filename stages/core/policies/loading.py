@@ -26,7 +26,8 @@ def finished(policy: str) -> Policy | None:
 
 def load_denoiser(model: DiffusionModel, policy: str) -> Denoiser:
     """The denoiser of a finished policy folder, or the base model's for 'base'."""
-    return model.load_denoiser(finished(policy))
+    denoiser = model.load_denoiser(finished(policy))
+    return denoiser.compile() if model.source.settings.compile else denoiser
 
 
 def load_judge(
@@ -34,10 +35,15 @@ def load_judge(
 ) -> Judge:
     """What judges by a policy and its reference, of which either may be 'base'.
 
-    For a difference they share one network where they differ by LoRA adapters only.
+    For a difference they share one network where they differ by LoRA adapters only. A derivative is not
+    compiled.
     """
     if rewards_by == "difference":
-        return Difference(*model.load_denoisers(finished(policy), finished(reference)))
+        denoisers = model.load_denoisers(finished(policy), finished(reference))
+        if model.source.settings.compile:
+            for denoiser in set(denoisers):
+                denoiser.compile()
+        return Difference(*denoisers)
     weights = [
         {name: value.data.cpu() for name, value in model.fused_network(each).named_parameters()}
         for each in (finished(policy), finished(reference))
