@@ -33,6 +33,7 @@ from stages.core.method.derivative import Derivative
 from stages.core.method.noising import generator, reward_draws
 from stages.core.method.rewards import implicit_reward, share_moved
 from stages.core.method.scoring import Difference, Judge, draw_errors
+from stages.core.method.secant import Secant
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
@@ -40,6 +41,7 @@ from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
 from stages.core.models.policy import Policy
 from stages.core.policies.encoding import latents_tensor
+from stages.core.policies.loading import RewardsBy
 from tests.tiny_models import middle_size_sd15
 
 NUM_DRAWS = 10
@@ -83,8 +85,8 @@ class Way:
     name: str
     weights: torch.dtype
     arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
-    is_derivative: bool = False
-    """Half way between the two models, instead of the difference of their errors."""
+    rewards_by: RewardsBy = "difference"
+    """How the reward is had of two models."""
 
 
 def tf32(value: Tensor) -> Tensor:
@@ -133,9 +135,12 @@ WAYS = (
     Way("float16 by autocast, float32 weights", torch.float32, partial(autocast, torch.float16)),
     Way("float16 products, the rest float32", torch.float32, partial(Products, float16, float16)),
     Way("TF32 products, the rest float32", torch.float32, partial(Products, tf32)),
-    Way("derivative in bfloat16", torch.bfloat16, is_derivative=True),
-    Way("derivative in float16", torch.float16, is_derivative=True),
-    Way("derivative in float32", torch.float32, is_derivative=True),
+    Way("secant in bfloat16", torch.bfloat16, rewards_by="secant"),
+    Way("secant in float16", torch.float16, rewards_by="secant"),
+    Way("secant, TF32 products", torch.float32, partial(Products, tf32), rewards_by="secant"),
+    Way("derivative in bfloat16", torch.bfloat16, rewards_by="derivative"),
+    Way("derivative in float16", torch.float16, rewards_by="derivative"),
+    Way("derivative in float32", torch.float32, rewards_by="derivative"),
     Way("float32", torch.float32),
 )
 
@@ -160,8 +165,10 @@ def rewards(
     reference, policy = model.load_denoiser(), model.load_denoiser()
     policy.network.load_state_dict({k: v.to(way.weights) for k, v in weights.items()})
     judge: Judge = Difference(policy, reference)
-    if way.is_derivative:
+    if way.rewards_by == "derivative":
         judge = Derivative.between(reference.network, weights, base)
+    elif way.rewards_by == "secant":
+        judge = Secant.between(model, weights, base)
     found = []
     texts = [model.encode_text([prompt]) for prompt in question.prompts]
     for text, prompt, latents in zip(texts, question.prompts, question.latents, strict=True):

@@ -59,7 +59,7 @@ class Args:
     output: Path
     """Where the rewards go (schema rewards)."""
     rewards_by: RewardsBy = "difference"
-    """'difference' of two errors, or the 'derivative' half way between, which half precision suffices for."""
+    """'difference' of two errors, or 'secant' or 'derivative', for which half precision suffices."""
     rows_per_batch: int | None = None
     """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1

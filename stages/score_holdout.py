@@ -57,7 +57,7 @@ class Args:
     skip_pairs: int = 0
     """The first so many pairs, by which trainings were stopped, and all of their prompts are left out."""
     rewards_by: RewardsBy = "difference"
-    """'difference' of two errors, or the 'derivative' half way between, which half precision suffices for."""
+    """'difference' of two errors, or 'secant' or 'derivative', for which half precision suffices."""
     rows_per_batch: int | None = None
     """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1
@@ -80,7 +80,8 @@ def main(args: Args) -> None:
                 latents_shape=model.latents_shape,
             )
             errors = pair_errors(model, judge, pair, draws, args.rows_per_batch)
-            rows.append(pair.names | judgement(errors, args.dpo_beta))
+            kept = {"timesteps": draws.timesteps.numpy(), "num_timesteps": model.num_timesteps}
+            rows.append(pair.names | judgement(errors, args.dpo_beta) | kept)
         files = {*policy_files(args.policy), *policy_files(args.reference)}
         inputs = [args.preferences, args.latents, *sorted(files)]
         write_table(
@@ -166,6 +167,11 @@ def judgement(errors: Errors, dpo_beta: float) -> dict[str, object]:
         "loser_reward": loser,
         "probability": preference_probability(winner - loser, dpo_beta),
         "drift": float(errors.drift.mean()),
+        **{
+            f"{side}_{whose}_errors": values[number].numpy()
+            for whose, values in (("policy", errors.policy), ("reference", errors.reference))
+            for number, side in enumerate(SIDES)
+        },
     }
 
 

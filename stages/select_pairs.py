@@ -15,13 +15,25 @@ import numpy as np
 import tyro
 
 from stages.core.artifacts.images import image_size
+from stages.core.artifacts.judges import JudgeRecord, judge_of
 from stages.core.artifacts.provenance import policy_files, policy_name
-from stages.core.artifacts.schemas import CANDIDATES, METRIC_SCORES, REWARDS, TRAINING_PAIRS
+from stages.core.artifacts.schemas import CANDIDATES, JUDGED, METRIC_SCORES, REWARDS, TRAINING_PAIRS
 from stages.core.artifacts.spools import RowSpool
-from stages.core.artifacts.tables import read_batches, read_table, read_tables, write_rows
+from stages.core.artifacts.tables import (
+    read_batches,
+    read_table,
+    read_tables,
+    write_rows,
+    write_table,
+)
 from stages.core.errors import UserError
 from stages.core.execution.runtime import log, progress, run_stage, stage
-from stages.core.method.rewards import margin_standard_error, preference_probability
+from stages.core.method.calibration import BinWeights
+from stages.core.method.rewards import (
+    implicit_reward,
+    margin_standard_error,
+    preference_probability,
+)
 from stages.core.method.seeding import seed_of
 from stages.core.method.selection import best_worst, random_pair
 
@@ -38,6 +50,8 @@ class Args:
     """All shards of the candidates (schema candidates)."""
     rewards: tuple[Path, ...]
     """Their implicit rewards (schema rewards)."""
+    judges: tuple[Path, ...] = ()
+    """What each timestep counts, of this policy and perhaps of others; without, all count alike."""
     ranking: tuple[Path, ...] = ()
     """Scores of a metric that ranks instead of the implicit reward (schema metric_scores)."""
     strategy: Literal["best_worst", "random"]
@@ -54,6 +68,8 @@ class Args:
     """Run seed, for the strategy 'random'."""
     iteration: int
     """Number of this iteration, from 1."""
+    judged: Path | None = None
+    """Where all candidates' rewards go as this judge weights them (schema judged); None leaves it out."""
     output: Path
     """Where the pairs go (schema training_pairs)."""
 
@@ -61,10 +77,14 @@ class Args:
 def main(args: Args) -> None:
     """Choose two candidates of each prompt and put them side by side."""
     with stage("select_pairs") as run:
+        judge = judge_of(args.judges, policy_name(args.policy)) if args.judges else None
         rewards = by_prompt(read_tables(args.rewards, REWARDS).to_pylist())
+        rewards = {name: weigh(rows, judge) for name, rows in rewards.items()}
+        if args.judged is not None:
+            write_judged(rewards, args)
         metric = by_prompt(read_tables(args.ranking, METRIC_SCORES).to_pylist()) if (
             args.ranking) else {}  # fmt: skip
-        chosen = {name: choose(name, rows, metric.get(name, []) if args.ranking else None, args)
+        chosen = {name: choose(name, rows, metric.get(name, []) if args.ranking else None, judge, args)
                   for name, rows in rewards.items()}  # fmt: skip
         different = {name: pair for name, pair in chosen.items() if pair is not None}
         if not different:
@@ -98,7 +118,8 @@ def main(args: Args) -> None:
             run.rows_in = sum(map(len, rewards.values()))
             run.rows_out = write_rows(
                 args.output, rows, TRAINING_PAIRS, stage="select_pairs", arguments=args,
-                inputs=[*args.candidates, *args.rewards, *args.ranking, *policy_files(args.policy)],
+                inputs=[*args.candidates, *args.rewards, *args.judges, *args.ranking,
+                        *policy_files(args.policy)],
             )  # fmt: skip
 
 
@@ -110,7 +131,48 @@ def by_prompt(rows: list[Row]) -> dict[str, list[Row]]:
     return {name: sorted(group, key=lambda row: row["candidate"]) for name, group in groups.items()}
 
 
-def choose(name: str, rewards: list[Row], metric: list[Row] | None, args: Args) -> Row | None:
+def weigh(rows: list[Row], judge: JudgeRecord | None) -> list[Row]:
+    """The rewards of one prompt's candidates with the judge's weights; as they are without a judge."""
+    if judge is None:
+        return rows
+    result = implicit_reward(
+        policy_errors=np.array([row["policy_errors"] for row in rows]),
+        reference_errors=np.array([row["reference_errors"] for row in rows]),
+        weights=draw_weights(rows, judge),
+    )
+    return [
+        row
+        | {"reward": float(reward), "standard_error": float(error) if np.isfinite(error) else None}
+        for row, reward, error in zip(rows, result.reward, result.standard_error, strict=True)
+    ]
+
+
+def draw_weights(rows: list[Row], judge: JudgeRecord | None) -> np.ndarray | None:
+    """What each draw of one prompt counts; None if all count alike."""
+    if judge is None:
+        return None
+    weights = BinWeights(np.array(judge.weights))
+    return weights.of(np.array(rows[0]["timesteps"]), judge.num_timesteps)
+
+
+def write_judged(rewards: Mapping[str, list[Row]], args: Args) -> None:
+    """Every candidate's reward as the judge weights it."""
+    names = JUDGED.arrow.names
+    rows = [{name: row[name] for name in names} for group in rewards.values() for row in group]
+    assert args.judged is not None
+    write_table(
+        args.judged, rows, JUDGED, stage="select_pairs", arguments=args,
+        inputs=[*args.rewards, *args.judges],
+    )  # fmt: skip
+
+
+def choose(
+    name: str,
+    rewards: list[Row],
+    metric: list[Row] | None,
+    judge: JudgeRecord | None,
+    args: Args,
+) -> Row | None:
     """The two candidates of one prompt, with margin, standard error and probability.
 
     None where both have the same score: neither is better.
@@ -137,7 +199,9 @@ def choose(name: str, rewards: list[Row], metric: list[Row] | None, args: Args) 
         reference_errors=np.array([row["reference_errors"] for row in rewards]),
         best=winner,
         worst=loser,
+        weights=draw_weights(rewards, judge),
     )
+    beta = args.dpo_beta if judge is None or judge.log_odds is None else 2 * judge.log_odds
     return {
         "winner": rewards[winner]["candidate"],
         "loser": rewards[loser]["candidate"],
@@ -145,7 +209,7 @@ def choose(name: str, rewards: list[Row], metric: list[Row] | None, args: Args) 
         "loser_score": ranking[loser],
         "margin": margin,
         "margin_standard_error": error if np.isfinite(error) else None,
-        "probability": preference_probability(margin, args.dpo_beta),
+        "probability": preference_probability(margin, beta),
     }
 
 

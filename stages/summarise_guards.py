@@ -37,7 +37,7 @@ class Args:
     pairs: tuple[Path, ...]
     """Generated pairs of each iteration, from 1 (schema training_pairs)."""
     rewards: tuple[tuple[int, Path], ...]
-    """Iteration and rewards of its candidates (schema rewards)."""
+    """Iteration and rewards of its candidates as the judge weighted them (schema judged)."""
     candidate_scores: tuple[tuple[int, Path], ...] = ()
     """Iteration and a metric's scores of its candidates (schema metric_scores)."""
     prompts: tuple[Path, ...]

@@ -13,16 +13,19 @@ from torch import Tensor
 from stages.core.method.derivative import Derivative, Differentiable, TwoPoints
 from stages.core.method.noising import Draws, generator, reward_draws
 from stages.core.method.scoring import Difference, Errors, draw_errors
+from stages.core.method.secant import STRETCHES, Secant, best_stretch
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.models.families import load_model
 from stages.core.models.policy import Policy
-from stages.core.policies.loading import load_judge
+from stages.core.policies.loading import RewardsBy, load_judge
 from stages.core.policies.saving import save_policy
 from tests import tiny_models
 from tests.builders import FULL, LORA, settings
 
 CPU = torch.device("cpu")
+WITHIN = {"secant": 0.04, "derivative": 0.01}
+"""Of the largest reward, in float32: a secant's stretch trades rounding for curvature."""
 PROMPT = "a cat in a hat"
 
 
@@ -130,27 +133,30 @@ def test_in_half_precision_it_is_right_where_the_difference_is_rounding(
     policy = with_weights(exact_model, weights)
     exact = gain(draw_errors(exact_model, Difference(policy, reference), latents, text, draws))
     text = half.encode_text([PROMPT])
-    by_difference, by_derivative = (
-        gain(draw_errors(half, judge, latents, text, draws))
-        for judge in (
-            Difference(with_weights(half, weights), half.load_denoiser()),
-            Derivative.between(half.load_denoiser().network, weights, ours),
-        )
-    )
-    size = np.abs(exact).mean()
-    wrong = {name: np.abs(found - exact).mean() / size
-             for name, found in (("difference", by_difference), ("derivative", by_derivative))}  # fmt: skip
+    judges = {
+        "difference": Difference(with_weights(half, weights), half.load_denoiser()),
+        "secant": Secant.between(half, weights, ours),
+        "derivative": Derivative.between(half.load_denoiser().network, weights, ours),
+    }
+    wrong = {
+        name: np.abs(gain(draw_errors(half, judge, latents, text, draws)) - exact).mean()
+        / np.abs(exact).mean()
+        for name, judge in judges.items()
+    }
     assert wrong["derivative"] < {"float16": 0.02, "bfloat16": 0.12}[dtype]
     assert wrong["difference"] > 5 * wrong["derivative"]
+    assert wrong["secant"] < {"float16": 0.06, "bfloat16": 0.25}[dtype]
+    assert wrong["difference"] > 4 * wrong["secant"]
 
 
-def test_a_model_beside_itself_has_reward_exactly_0_and_its_own_errors(base: Path) -> None:
+@pytest.mark.parametrize("by", ["secant", "derivative"])
+def test_a_model_beside_itself_has_reward_exactly_0_and_its_own_errors(
+    base: Path, by: RewardsBy
+) -> None:
     model = load_model(settings(base), device=CPU)
     latents, draws = question(model)
     text = model.encode_text([PROMPT])
-    found = draw_errors(
-        model, load_judge(model, "base", "base", "derivative"), latents, text, draws
-    )
+    found = draw_errors(model, load_judge(model, "base", "base", by), latents, text, draws)
     expected = draw_errors(model, load_judge(model, "base", "base"), latents, text, draws)
     assert not gain(found).any()
     assert not found.drift.any()
@@ -174,8 +180,9 @@ def save(model: DiffusionModel, folder: Path, lora: object, seed: int) -> Path:
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("against", ["base", "another"])
+@pytest.mark.parametrize("by", ["secant", "derivative"])
 def test_finished_policies_are_judged_as_by_their_difference(
-    base: Path, tmp_path: Path, kind: str, against: str
+    base: Path, tmp_path: Path, kind: str, against: str, by: RewardsBy
 ) -> None:
     model = load_model(settings(base), device=CPU)
     lora = {"full": FULL, "lora": LORA}[kind]
@@ -184,12 +191,12 @@ def test_finished_policies_are_judged_as_by_their_difference(
     latents, draws = question(model)
     text = model.encode_text([PROMPT])
     expected, found = (
-        draw_errors(model, load_judge(model, policy, reference, by), latents, text, draws)
-        for by in ("difference", "derivative")
+        draw_errors(model, load_judge(model, policy, reference, way), latents, text, draws)
+        for way in ("difference", by)
     )
     size = np.abs(gain(expected)).max()
     assert size > 1e-6
-    np.testing.assert_allclose(gain(found), gain(expected), atol=0.01 * size)
+    np.testing.assert_allclose(gain(found), gain(expected), atol=WITHIN[by] * size)
     for name in ("policy", "reference", "drift"):
         torch.testing.assert_close(
             getattr(found, name), getattr(expected, name), atol=1e-4, rtol=0.02
@@ -231,3 +238,26 @@ def test_two_points_come_closer_than_the_middle(base: Path) -> None:
         )
     )
     assert np.abs(twice - exact).mean() < 0.5 * np.abs(once - exact).mean()
+
+
+@pytest.mark.parametrize(("rounding", "curvature"), [(1e-2, 1e-4), (0.3, 1e-3), (1e-4, 1e-2)])
+def test_the_stretch_is_where_rounding_and_curvature_together_are_least(
+    rounding: float, curvature: float
+) -> None:
+    rng = np.random.default_rng(0)
+    truth, bend = rng.normal(size=(2, 100_000))
+    differences = [
+        truth + rounding / s * rng.normal(size=truth.shape) + curvature * s**2 * bend
+        for s in STRETCHES
+    ]
+    tried = 2.0 ** np.arange(7)
+    least = tried[np.argmin(rounding**2 / tried**2 + curvature**2 * tried**4)]
+    assert best_stretch(differences) in (least, least / 2)
+
+
+def test_the_stretch_of_special_cases() -> None:
+    noise = np.random.default_rng(0).normal(size=(len(STRETCHES), 1000))
+    assert best_stretch([n / s for n, s in zip(noise, STRETCHES, strict=True)]) == 64
+    assert best_stretch([s**2 * noise[0] for s in STRETCHES]) == 1
+    assert best_stretch([noise[0]] * len(STRETCHES)) == 1  # equal models
+    assert best_stretch([np.full(10, v) for v in (1.0, 2.0, np.inf, 3.0)]) == 1

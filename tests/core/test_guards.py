@@ -73,7 +73,15 @@ def tables(tmp_path: Path) -> GuardTables:
         write_table(paths[kind][iteration], rows, schema, stage="score_holdout", arguments={})
 
     for iteration, sure in enumerate((0.7, 0.9)):
-        judged = {"winner_reward": 1.0, "loser_reward": 0.0, "probability": sure, "drift": 0.01}
+        judged: Row = {
+            "winner_reward": 1.0,
+            "loser_reward": 0.0,
+            "probability": sure,
+            "drift": 0.01,
+        }
+        judged |= {f"{side}_{whose}_errors": [] for side in ("winner", "loser")
+                   for whose in ("policy", "reference")}  # fmt: skip
+        judged |= {"timesteps": [], "num_timesteps": 1000}
         rows = [
             {"pair_id": str(number), "prompt_id": str(number), **judged} for number in range(20)
         ]

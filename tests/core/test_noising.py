@@ -47,6 +47,9 @@ def test_training_draws_give_each_pair_one_timestep_and_one_noise() -> None:
     assert first.noise.shape == (6, *SHAPE)
     assert torch.equal(first.noise, again.noise)
     assert torch.equal(first.timesteps, again.timesteps)
+    different = {noise.numpy().tobytes() for noise in first.noise}
+    assert len(different) == 6
+    assert len(set(first.timesteps.tolist())) > 1
 
 
 def test_training_timesteps_cover_the_whole_range_evenly() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
 from stages.core.models.families import load_model
+from tests import tiny_models
 from tests.builders import CAPTIONS, settings
 
 
@@ -132,3 +135,25 @@ def test_errors_and_drift_equal_a_loop_over_images_and_draws(
             assert found.reference[image, draw].item() == pytest.approx(next(expected), rel=1e-4)
             drift = ((policy - reference) ** 2).mean()
             assert found.drift[image, draw].item() == pytest.approx(drift, rel=1e-3)
+
+
+def test_a_velocity_models_errors_are_those_of_the_velocity(tmp_path: Path) -> None:
+    """v = sqrt(alpha) noise - sqrt(1 - alpha) x_0 (Salimans and Ho, Sec. 4), and not the noise."""
+    base = tiny_models.sd15(tmp_path, prediction_type="v_prediction")
+    model = load_model(settings(base, "float32"), device=torch.device("cpu"))
+    denoiser, text = model.load_denoiser(), model.encode_text(["a cat"])
+    draws = reward_draws(
+        5, num_draws=4, num_timesteps=model.num_timesteps, latents_shape=model.latents_shape
+    )
+    latents = torch.randn((1, *model.latents_shape), generator=generator(1))
+    found = draw_errors(model, Difference(denoiser, denoiser), latents, text, draws)
+    for draw, step in enumerate(draws.timesteps.tolist()):
+        alpha = float(model.sampler("ddpm").alphas_cumprod[step])
+        noise = draws.noise[draw]
+        noised = alpha**0.5 * latents[0] + (1 - alpha) ** 0.5 * noise
+        velocity = alpha**0.5 * noise - (1 - alpha) ** 0.5 * latents[0]
+        with torch.no_grad():
+            made = denoiser.network(noised[None], step, encoder_hidden_states=text["text"]).sample
+        expected = (made[0] - velocity).square().mean().item()
+        assert found.policy[0, draw].item() == pytest.approx(expected, rel=1e-4)
+        assert (made[0] - noise).square().mean().item() != pytest.approx(expected, rel=1e-2)

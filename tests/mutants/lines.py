@@ -84,7 +84,7 @@ MUTANTS = [
     ),
     *of(
         "method/sampling.py",
-        ("* scheduler.init_noise_sigma", ""),
+        ("* scheduler.init_noise_sigma", "", "DDPM's and DDIM's are 1"),
         ("without + guidance_scale * (with_text - without)", "with_text + guidance_scale * (with_text - without)"),
         ("rows = scheduler.scale_model_input(rows, timestep)", "pass"),
         ("is_guided = guidance_scale != 1.0", "is_guided = guidance_scale > 1.0", "a guidance scale below 1 is refused by the config's schema; no preset has one"),

@@ -14,7 +14,6 @@ from stages import (
     generate_evaluation,
     measure_diversity,
     sample_candidates,
-    score_candidates,
     score_holdout,
     score_metric,
     select_pairs,
@@ -414,18 +413,21 @@ def guards(
     judged: list[score_holdout.Args],
     diversity: list[measure_diversity.Args],
     selected: select_pairs.Args,
-    scored: list[score_candidates.Args],
     candidate_scores: score_metric.Args,
     prompts: select_prompts.Args,
     tiny_base: str,
     tmp_path: Path,
 ) -> summarise_guards.Args:
     """Guards of iterations 0 and 1."""
+    weighted = replace(
+        selected, judged=tmp_path / "judged.parquet", output=tmp_path / "pairs.parquet"
+    )
+    select_pairs.main(weighted)
     return summarise_guards.Args(
         holdout=tuple(args.output for args in judged),
         diversity=tuple(args.output for args in diversity),
         pairs=(selected.output,),
-        rewards=tuple((1, args.output) for args in scored),
+        rewards=((1, tmp_path / "judged.parquet"),),
         candidate_scores=((1, candidate_scores.output),),
         prompts=(prompts.output,),
         model=settings(tiny_base),

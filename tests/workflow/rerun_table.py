@@ -517,6 +517,14 @@ ROWS = [
     ),
     Row(
         section=LOOP,
+        change="`score_candidates.weights`, `snr_power`",
+        begins=("calibrate_judge", "select_pairs"),
+        note="no candidate is sampled or scored again in iteration 1",
+        config={"score_candidates": {"weights": "inverse_snr"}},
+        reshapes=True,
+    ),
+    Row(
+        section=LOOP,
         change="`select_pairs.strategy`, `min_margin_in_standard_errors`",
         begins=("select_pairs",),
         config={"select_pairs": {"strategy": "random"}},

@@ -155,6 +155,13 @@ MODEL = settings("model", "model")
 # The same model in the precision that judges.
 JUDGING = {**config["model"], "dtype": config["score_candidates"]["dtype"]}
 JUDGE = flags(without_defaults(JUDGING, "model"), "model")
+# How much each timestep counts in a reward, and where a policy's weights and its held-out pairs lie.
+WEIGHTING = {key: config["score_candidates"][key] for key in ("weights", "snr_power")}
+HAS_JUDGE = WEIGHTING["weights"] != "uniform"
+JUDGES = f"{RUN}/evaluation/judges/{{policy}}.json"
+JUDGED_HOLDOUT = (
+    f"{RUN}/evaluation/{'judged' if HAS_JUDGE else 'holdout'}/{{policy}}.parquet"
+)
 REWARDS_BY = flags({"rewards_by": config["score_candidates"]["rewards_by"]})
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")

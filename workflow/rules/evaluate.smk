@@ -18,6 +18,7 @@ EVALUATION = [
     f"{RUN}/evaluation/leakage.parquet",
     *expand(PROMPTS, set=PROMPT_SETS),
     *expand(HOLDOUT, policy=POLICY_NAMES[1:]),
+    *(expand(JUDGED_HOLDOUT, policy=POLICY_NAMES[1:]) if HAS_JUDGE else []),
     *CANDIDATE_SCORES,
     *expand(METRIC_SCORES, set=PROMPT_SETS, policy=POLICY_NAMES, metric=METRICS),
     *expand(DIVERSITY, set=PRIMARY_SET, policy=POLICY_NAMES),
@@ -29,11 +30,7 @@ TRAINING_PROMPTS = [
     ("seed", f"{RUN}/seed/preferences.parquet"),
     *[(f"iter{i:02d}", f"{RUN}/prompts/iter{i:02d}.parquet") for i in ITERATIONS],
 ]
-REWARDS = [
-    (i, path)
-    for i in ITERATIONS
-    for path in expand(SCORES, iter=f"{i:02d}", shard=SHARDS)
-]
+REWARDS = [(i, f"{RUN}/iter{i:02d}/judged.parquet") for i in ITERATIONS]
 OWN_SCORES = [
     (
         prompt_set,
@@ -192,6 +189,30 @@ rule score_holdout:
         " {resources.execution} --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
+if HAS_JUDGE:
+
+    rule calibrate_judge:
+        input:
+            holdout=HOLDOUT,
+            policy=wanted_policy,
+        output:
+            judge=JUDGES,
+            judged=JUDGED_HOLDOUT,
+        log:
+            f"{LOGS}/evaluation/calibrate_judge-{{policy}}.log",
+        priority: 10
+        params:
+            **stage("calibrate_judge"),
+            policy=policy_folder,
+            model=MODEL,
+            weights=flags(WEIGHTING),
+            seed=config["evaluation"]["seed"],
+        shell:
+            "{params.command} --holdout {input.holdout:q} --policy {params.policy:q} {params.model}"
+            " {params.weights} --seed {params.seed} --judged {output.judged:q}"
+            " --output {output.judge:q} 2>&1 | record {log:q}"
+
+
 rule summarise_evaluation:
     input:
         scores=[path for *_, path in OWN_SCORES],
@@ -213,7 +234,7 @@ rule summarise_evaluation:
 
 rule summarise_guards:
     input:
-        holdout=expand(HOLDOUT, policy=POLICY_NAMES[1:]),
+        holdout=expand(JUDGED_HOLDOUT, policy=POLICY_NAMES[1:]),
         diversity=expand(DIVERSITY, set=PRIMARY_SET, policy=POLICY_NAMES[1:]),
         pairs=expand(f"{RUN}/iter{{i:02d}}/pairs.parquet", i=ITERATIONS),
         rewards=[path for _, path in REWARDS],

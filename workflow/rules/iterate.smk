@@ -14,7 +14,7 @@ DATASETS = [
     *expand(
         f"{RUN}/iter{{i:02d}}/{{table}}.parquet",
         i=ITERATIONS,
-        table=["pairs", "preferences"],
+        table=["judged", "pairs", "preferences"],
     ),
     *expand(
         f"{RUN}/iter{{i:02d}}/{{table}}/shard-{{shard}}.parquet",
@@ -157,7 +157,7 @@ rule score_candidates:
         reference=reference_folder,
         iteration=iteration,
         model=JUDGE,
-        settings=settings("score_candidates", "", without=["dtype"]),
+        settings=settings("score_candidates", "", without=["dtype", *WEIGHTING]),
         seed=config["seed"],
     shell:
         "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"
@@ -171,9 +171,11 @@ rule select_pairs:
         candidates=expand(CANDIDATES, shard=SHARDS, allow_missing=True),
         rewards=expand(SCORES, shard=SHARDS, allow_missing=True),
         ranking=RANKING,
+        judges=judges_before,
         policy=previous_policy,
     output:
-        f"{RUN}/iter{{iter}}/pairs.parquet",
+        pairs=f"{RUN}/iter{{iter}}/pairs.parquet",
+        judged=f"{RUN}/iter{{iter}}/judged.parquet",
     log:
         f"{LOGS}/iter{{iter}}/select_pairs.log",
     priority: 10
@@ -183,6 +185,9 @@ rule select_pairs:
         ranking=lambda wildcards, input: flags(
             {"ranking": input.ranking} if RANKING else {}
         ),
+        judges=lambda wildcards, input: flags(
+            {"judges": input.judges} if HAS_JUDGE else {}
+        ),
         iteration=iteration,
         candidates_per_prompt=CANDIDATES_PER_PROMPT,
         dpo_beta=config["update_policy"]["dpo_beta"],
@@ -191,15 +196,15 @@ rule select_pairs:
         strategy=config["select_pairs"]["strategy"],
     shell:
         "{params.command} --candidates {input.candidates:q} --rewards {input.rewards:q}"
-        " --policy {params.policy:q} {params.ranking} --iteration {params.iteration}"
+        " --policy {params.policy:q} {params.ranking} {params.judges} --iteration {params.iteration}"
         " --candidates-per-prompt {params.candidates_per_prompt} --dpo-beta {params.dpo_beta}"
         " --min-margin-in-standard-errors {params.min_margin} --seed {params.seed}"
-        " --strategy {params.strategy} --output {output:q} 2>&1 | record {log:q}"
+        " --strategy {params.strategy} --judged {output.judged:q} --output {output.pairs:q} 2>&1 | record {log:q}"
 
 
 rule mix_preferences:
     input:
-        pairs=rules.select_pairs.output,
+        pairs=rules.select_pairs.output.pairs,
         preferences=f"{RUN}/seed/preferences.parquet",
         latents=f"{RUN}/seed/preferences_latents.parquet",
     output:

@@ -81,12 +81,21 @@ def named_policy(kind):
     return path
 
 
+def judges_before(wildcards):
+    """Input: the weights of each policy that an iteration may start from; none where all count alike."""
+    if not HAS_JUDGE:
+        return []
+    numbers = range(iteration(wildcards))
+    last = numbers if ON_COLLAPSE == "rollback" else numbers[-1:]
+    return expand(JUDGES, policy=[f"iter{number:02d}" for number in last])
+
+
 def gate_inputs(wildcards):
     """What the gate of an iteration looks at: its own tables, and iteration 0's to compare."""
     number = int(wildcards.number)
     own, names = f"{RUN}/iter{number:02d}", ["iter00", f"iter{number:02d}"]
     found = {
-        "holdout": expand(f"{RUN}/evaluation/holdout/{{name}}.parquet", name=names),
+        "holdout": expand(JUDGED_HOLDOUT, policy=names),
         "diversity": expand(
             f"{RUN}/evaluation/{PROMPT_SETS[0]}/{{name}}/diversity.parquet",
             name=names,

@@ -198,9 +198,28 @@ METRIC_SCORES = Schema(
     ),
 )
 
+JUDGED = Schema(
+    "judged",
+    1,
+    pa.schema(
+        [
+            *_PROMPT[:1],
+            column("candidate", pa.int32(), "the image"),
+            column("reward", pa.float32(), "implicit reward with the judge's weights"),
+            column("standard_error", pa.float32(), "of the reward, over draws", nullable=True),
+        ]
+    ),
+)
+
+_ERRORS = [
+    column(f"{side}_{whose}_errors", pa.list_(pa.float32()), f"the {whose}'s error of each draw")
+    for side in ("winner", "loser")
+    for whose in ("policy", "reference")
+]
+
 HOLDOUT_REWARDS = Schema(
     "holdout_rewards",
-    2,
+    3,
     pa.schema(
         [
             column("pair_id", pa.string(), "a human pair that no training saw"),
@@ -209,6 +228,9 @@ HOLDOUT_REWARDS = Schema(
             column("loser_reward", pa.float32(), "implicit reward of the loser"),
             column("probability", pa.float32(), "p(winner > loser), SAIL Eq. 9"),
             column("drift", pa.float32(), "mean squared change of the prediction from the base's"),
+            *_ERRORS,
+            column("timesteps", pa.list_(pa.int32()), "timestep of each draw"),
+            column("num_timesteps", pa.int32(), "length of the model's noise schedule"),
         ]
     ),
 )

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from stages.core.artifacts.schemas import (
     DIVERSITY,
     HOLDOUT_REWARDS,
+    JUDGED,
     METRIC_SCORES,
-    REWARDS,
     TRAINING_PAIRS,
     Schema,
 )
@@ -39,7 +39,7 @@ class GuardTables:
     pairs: Mapping[int, Path]
     """The pairs that made it, from iteration 1 (schema training_pairs)."""
     rewards: Mapping[int, Sequence[Path]] = field(default_factory=dict)
-    """Rewards of its candidates (schema rewards)."""
+    """Rewards of its candidates as the judge weighted them (schema judged)."""
     candidate_scores: Mapping[int, Sequence[Path]] = field(default_factory=dict)
     """A metric's scores of its candidates (schema metric_scores)."""
     truncated_share: float | None = None
@@ -79,7 +79,7 @@ class Evidence:
     @cached_property
     def rewards(self) -> ByPrompt:
         """The judge's rewards of the candidates."""
-        return by_candidate(self.tables.rewards[self.iteration], REWARDS, "reward")
+        return by_candidate(self.tables.rewards[self.iteration], JUDGED, "reward")
 
     @cached_property
     def candidate_scores(self) -> ByPrompt:

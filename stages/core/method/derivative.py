@@ -25,8 +25,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from stages.core.method.objective import denoising_error
-from stages.core.method.scoring import Judge
+from stages.core.method.scoring import Judge, about_the_middle
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
@@ -87,11 +86,7 @@ class Derivative(Judge):
 
         with Differentiable(), sdpa_kernel(SDPBackend.MATH):
             middle, scaled = jvp(prediction, (self.middle,), (self.direction,))  # type: ignore[misc]
-        difference = scaled.float() / self.scale
-        half = (difference * (middle.float() - target.float())).flatten(start_dim=1).mean(dim=1)
-        drift = difference.square().flatten(start_dim=1).mean(dim=1)
-        both = denoising_error(middle, target) + drift / 4
-        return both + half, both - half, drift
+        return about_the_middle(middle, scaled.float() / self.scale, target)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 Errors = Float[np.ndarray, "image draw"]
 PerImage = Float[np.ndarray, " image"]
+PerDraw = Float[np.ndarray, " draw"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,12 @@ class ImplicitReward:
     standard_error: PerImage
 
 
-def implicit_reward(*, policy_errors: Errors, reference_errors: Errors) -> ImplicitReward:
+def implicit_reward(
+    *, policy_errors: Errors, reference_errors: Errors, weights: PerDraw | None = None
+) -> ImplicitReward:
     """Mean over draws of (reference error - policy error), and its standard error over draws.
+
+    With weights their weighted mean; without, all draws count alike, as in the paper.
 
     In units of mean squared noise: multiply by dpo_beta / 2 for log-odds. Both models and all
     images of a prompt must have been given the same draws. ValueError if the shapes differ.
@@ -32,9 +37,25 @@ def implicit_reward(*, policy_errors: Errors, reference_errors: Errors) -> Impli
             f"{reference_errors.shape}; both models need the same images and draws"
         )
     gain = reference_errors.astype(np.float64) - policy_errors.astype(np.float64)
-    num_draws = gain.shape[1]
-    spread = gain.std(axis=1, ddof=1) if num_draws > 1 else np.full(len(gain), np.nan)
-    return ImplicitReward(gain.mean(axis=1), spread / np.sqrt(num_draws))
+    return ImplicitReward(*weighted_mean(gain, weights))
+
+
+def weighted_mean(
+    values: Float[np.ndarray, "row draw"], weights: PerDraw | None
+) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, " row"]]:
+    """(each row's weighted mean over draws, its standard error, which is nan for one draw).
+
+    The error is that of a ratio of sums over independent draws; for equal weights it is the spread over the
+    root of their number.
+    """
+    num_draws = values.shape[1]
+    if weights is None:
+        spread = values.std(axis=1, ddof=1) if num_draws > 1 else np.full(len(values), np.nan)
+        return values.mean(axis=1), spread / np.sqrt(num_draws)
+    mean = values @ weights / weights.sum()
+    apart = np.sqrt((((values - mean[:, None]) * weights) ** 2).sum(axis=1)) / weights.sum()
+    factor = np.sqrt(num_draws / (num_draws - 1)) if num_draws > 1 else np.nan
+    return mean, apart * factor
 
 
 def share_moved(
@@ -52,14 +73,17 @@ def share_moved(
 
 
 def margin_standard_error(
-    *, policy_errors: Errors, reference_errors: Errors, best: int, worst: int
+    *,
+    policy_errors: Errors,
+    reference_errors: Errors,
+    best: int,
+    worst: int,
+    weights: PerDraw | None = None,
 ) -> float:
     """Standard error of reward[best] - reward[worst] over the draws they share; nan for one draw."""
     gain = reference_errors.astype(np.float64) - policy_errors.astype(np.float64)
-    difference = gain[best] - gain[worst]
-    if len(difference) < 2:
-        return float("nan")
-    return float(difference.std(ddof=1) / np.sqrt(len(difference)))
+    _, error = weighted_mean((gain[best] - gain[worst])[None], weights)
+    return float(error[0])
 
 
 def preference_probability(margin: float, dpo_beta: float) -> float:

@@ -68,6 +68,22 @@ class Difference(Judge):
         )
 
 
+def about_the_middle(
+    middle: Float[Tensor, "row channel height width"],
+    difference: Float[Tensor, "row channel height width"],
+    target: Float[Tensor, "row channel height width"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(policy's errors, reference's errors, mean squared difference of predictions) of each row.
+
+    `middle` is the mean of the two models' predictions, `difference` the policy's minus the reference's.
+    |middle + difference/2 - target|^2 is taken apart, so that the two errors' difference is never rounded.
+    """
+    half = (difference * (middle.float() - target.float())).flatten(start_dim=1).mean(dim=1)
+    drift = difference.square().flatten(start_dim=1).mean(dim=1)
+    both = denoising_error(middle, target) + drift / 4
+    return both + half, both - half, drift
+
+
 @torch.no_grad()
 def draw_errors(
     model: DiffusionModel,

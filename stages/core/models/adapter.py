@@ -57,6 +57,11 @@ class DiffusionModel(ABC):
 
     @property
     @abstractmethod
+    def signal_to_noise(self) -> Float[Tensor, " timestep"]:
+        """How many times the signal's power is the noise's, at each timestep."""
+
+    @property
+    @abstractmethod
     def latents_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the latents of one image at the model's own size."""
 

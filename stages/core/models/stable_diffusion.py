@@ -165,6 +165,12 @@ class StableDiffusion(DiffusionModel):
         return int(self._schedule.config.num_train_timesteps)
 
     @property
+    def signal_to_noise(self) -> Float[Tensor, " timestep"]:
+        """How many times the signal's power is the noise's, at each timestep."""
+        signal = self._schedule.alphas_cumprod
+        return cast(Tensor, signal / (1 - signal))
+
+    @property
     def latents_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the latents of one image at the model's own size."""
         return self._latents_shape

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal
 
 from stages.core.artifacts.provenance import BASE, policy_digest
 from stages.core.method.derivative import Derivative
 from stages.core.method.scoring import Difference, Judge
+from stages.core.method.secant import Secant
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.models.policy import Policy
 
-RewardsBy = Literal["difference", "derivative"]
-"""How a reward is had of two models: see method/scoring.py and method/derivative.py."""
+log = logging.getLogger(__name__)
+
+RewardsBy = Literal["difference", "secant", "derivative"]
+"""How a reward is had of two models: see method/scoring.py, secant.py and derivative.py."""
 
 
 def finished(policy: str) -> Policy | None:
@@ -48,4 +52,13 @@ def load_judge(
         {name: value.data.cpu() for name, value in model.fused_network(each).named_parameters()}
         for each in (finished(policy), finished(reference))
     ]
-    return Derivative.between(model.load_denoiser().network, *weights)
+    if rewards_by == "derivative":
+        return Derivative.between(model.load_denoiser().network, *weights)
+    secant = Secant.between(model, *weights)
+    log.info(
+        "rewards by a secant %g times as long as policy and reference are apart", secant.stretch
+    )
+    if model.source.settings.compile:
+        secant.ahead.compile()
+        secant.behind.compile()
+    return secant
