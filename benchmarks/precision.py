@@ -165,10 +165,11 @@ def rewards(
     reference, policy = model.load_denoiser(), model.load_denoiser()
     policy.network.load_state_dict({k: v.to(way.weights) for k, v in weights.items()})
     judge: Judge = Difference(policy, reference)
-    if way.rewards_by == "derivative":
-        judge = Derivative.between(reference.network, weights, base)
-    elif way.rewards_by == "secant":
-        judge = Secant.between(model, weights, base)
+    with way.arithmetic():
+        if way.rewards_by == "derivative":
+            judge = Derivative.between(reference.network, weights, base)
+        elif way.rewards_by == "secant":
+            judge = Secant.between(model, weights, base)
     found = []
     texts = [model.encode_text([prompt]) for prompt in question.prompts]
     for text, prompt, latents in zip(texts, question.prompts, question.latents, strict=True):

@@ -1,9 +1,10 @@
-"""Run the embedded world with several seeds, and put every seed's result into one table.
+"""Run the embedded world with several seeds and judges, and put every result into one page.
 
-Example (about six minutes a seed on two CPU cores):
-    python -m benchmarks.run_seeds --seeds 0 1 2 3 4 --output benchmarks/seeds.md
+Example (about six minutes a seed on two CPU cores, and five more for a second judge):
+    python -m benchmarks.run_seeds --seeds 1 2 3 4 5 --weights uniform calibrated --output benchmarks/seeds.md
 
-A seed that has been run is not run again. Every seed that was asked for is in the table.
+A run that is finished is not run again. Every run that was asked for is in the tables. The judges after the first
+start from the first one's seed training.
 """
 
 from __future__ import annotations
@@ -13,65 +14,145 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 from scipy import stats
 
 from stages.core.artifacts.files import write_text
-from stages.core.artifacts.schemas import SUMMARY
+from stages.core.artifacts.schemas import METRIC_SCORES, SUMMARY
 from stages.core.artifacts.tables import read_table
 from stages.core.evaluation.guards import GUARDS, GUARDS_TABLE, Limits, seed_row
+from stages.core.evaluation.statistics import Comparison, compare
 
 Row = dict[str, Any]
+Results = dict[int, tuple[list[Row], list[Row]]]
+"""(summary rows, guard rows) by seed."""
+IN_WORDS = {
+    "uniform": "All timesteps count alike (the paper's judge)",
+    "calibrated": "Weights fitted to the held-out pairs",
+    "inverse_snr": "Weights by the signal-to-noise ratio",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Run the embedded world with several seeds, and put every seed's result into one table."""
+    """Run the embedded world with several seeds and judges, and put every result into one page."""
 
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Run seeds; 0 is the default run's."""
+    weights: tuple[Literal["uniform", "inverse_snr", "calibrated"], ...] = ("uniform",)
+    """score_candidates.weights of each run of a seed."""
     output: Path = Path("benchmarks/seeds.md")
-    """Where the table goes (Markdown)."""
+    """Where the page goes (Markdown)."""
     cores: int = 2
     """CPU cores for Snakemake."""
+    read_only: bool = False
+    """Read finished runs and run none."""
 
 
 def main(args: Args) -> None:
-    """Run each seed, then write the table."""
-    for seed in args.seeds:
-        command = ["snakemake", "--cores", str(args.cores), "--quiet", "all"]
-        command += ["--config", f"run={run_name(seed)}", f"seed={seed}"]
-        print("+", " ".join(command), file=sys.stderr)
-        subprocess.run(command, check=True)
-    results = {seed: read_result(seed) for seed in args.seeds}
-    flags = f"--seeds {' '.join(map(str, args.seeds))} --output {args.output}"
-    text = f"Made by `python -m benchmarks.run_seeds {flags}` with `config/config.yaml`.\n"
-    for metric in ("total", "caption_match", "appeal"):
-        text += f"\n{metric_table(metric, results)}"
-    text += f"\n{guard_table(results)}"
-    text += f"\n{alarm_table(results)}"
+    """Run each seed with each judge, then write the page."""
+    if not args.read_only:
+        for seed, weights in itertools.product(args.seeds, args.weights):
+            run(seed, weights, args)
+    flags = f"--seeds {' '.join(map(str, args.seeds))} --weights {' '.join(args.weights)}"
+    text = f"Made by `python -m benchmarks.run_seeds {flags} --output {args.output}` with `config/config.yaml`.\n"
+    for weights in args.weights:
+        results = {seed: read_result(run_name(seed, weights)) for seed in args.seeds}
+        text += f"\n## {IN_WORDS[weights]}\n"
+        for metric in ("total", "caption_match", "appeal"):
+            text += f"\n{metric_table(metric, results)}"
+        text += f"\n{guard_table(results)}"
+        text += f"\n{alarm_table(results)}"
+    for weights in args.weights[1:]:
+        text += f"\n{judges_table(args.seeds, args.weights[0], weights)}"
     write_text(args.output, text)
     print(text)
 
 
-def run_name(seed: int) -> str:
-    """The default run for seed 0, a run of its own for any other."""
-    return "shapes" if seed == 0 else f"shapes-seed{seed}"
+def run(seed: int, weights: str, args: Args) -> None:
+    """One run to its end."""
+    name, first = run_name(seed, weights), run_name(seed, args.weights[0])
+    config = [f"run={name}", f"seed={seed}", f"score_candidates={{weights: {weights}}}"]
+    if name != first:
+        config.append(f"train_seed={{policy: results/{first}/iter00/policy}}")
+    command = ["snakemake", "--cores", str(args.cores), "--quiet", "all", "--config", *config]
+    print("+", " ".join(command), file=sys.stderr)
+    subprocess.run(command, check=True)
 
 
-def read_result(seed: int) -> tuple[list[Row], list[Row]]:
-    """(summary rows, guard rows) of one seed's run."""
-    folder = Path("results") / run_name(seed) / "evaluation"
+def run_name(seed: int, weights: str) -> str:
+    """The name of a run in results/."""
+    return f"shapes-seed{seed}-{weights}"
+
+
+def read_result(name: str) -> tuple[list[Row], list[Row]]:
+    """(summary rows, guard rows) of one run."""
+    folder = Path("results") / name / "evaluation"
     return (
         read_table(folder / "summary.parquet", SUMMARY).to_pylist(),
         read_table(folder / "guards.parquet", GUARDS_TABLE).to_pylist(),
     )
 
 
-def metric_table(metric: str, results: dict[int, tuple[list[Row], list[Row]]]) -> str:
+def judges_table(seeds: tuple[int, ...], first: str, second: str) -> str:
+    """The last policies of two judges on the same prompts and noise, and the judges themselves."""
+    lines = [
+        f"## {IN_WORDS[second]}, beside: {IN_WORDS[first].lower()}\n",
+        "The last policies on the same prompts and noise. Ranks: the judge's rank correlation with the truth "
+        "among candidates, mean over iterations. Accuracy: on held-out pairs, mean over iterations from 0.\n",
+        "| seed | total [95 %] | caption match | appeal | ranks | accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    gains = []
+    for seed in seeds:
+        names = [run_name(seed, weights) for weights in (second, first)]
+        guards = [read_result(name)[1] for name in names]
+        last = guards[0][-1]["policy"]
+        found = {
+            metric: paired(*(Path("results") / name / f"evaluation/shapes/{last}/scores/{metric}.parquet"
+                             for name in names))
+            for metric in ("total", "caption_match", "appeal")
+        }  # fmt: skip
+        gains.append(found["total"].difference)
+        ranks, accuracies = (
+            [np.mean([row[name] for row in rows if row[name] is not None]) for rows in guards]
+            for name in ("rank_correlation", "reward_accuracy")
+        )
+        lines.append(
+            f"| {seed} | {found['total'].difference:+.3f} [{found['total'].ci_low:+.3f}, "
+            f"{found['total'].ci_high:+.3f}] | {found['caption_match'].difference:+.3f} | "
+            f"{found['appeal'].difference:+.3f} | {ranks[0]:.2f} instead of {ranks[1]:.2f} | "
+            f"{accuracies[0]:.3f} instead of {accuracies[1]:.3f} |"
+        )
+    return "\n".join([*lines, *mean_line("difference in total", gains)]) + "\n"
+
+
+def paired(ours: Path, theirs: Path) -> Comparison:
+    """The comparison of two policies' scores, prompt by prompt."""
+    means = []
+    for path in (ours, theirs):
+        by_prompt: dict[str, list[float]] = {}
+        for row in read_table(path, METRIC_SCORES).to_pylist():
+            by_prompt.setdefault(row["prompt_id"], []).append(row["score"])
+        means.append(np.array([np.mean(by_prompt[name]) for name in sorted(by_prompt)]))
+    return compare(*means)
+
+
+def mean_line(what: str, values: list[float]) -> list[str]:
+    """The mean over seeds with its t interval; nothing for one seed."""
+    if len(values) < 2:
+        return []
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    mean = np.mean(values)
+    return [
+        f"\nMean {what} over {len(values)} seeds: {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] (t)."
+    ]
+
+
+def metric_table(metric: str, results: Results) -> str:
     """Means of every policy, the last against iteration 0 paired, and whether it rose each time."""
     policies = list(dict.fromkeys(row["policy"] for row in next(iter(results.values()))[0]))
     last = policies[-1]
@@ -98,16 +179,11 @@ def metric_table(metric: str, results: dict[int, tuple[list[Row], list[Row]]]) -
         )
         for rows, _ in results.values()
     ]
-    if len(gains) > 1:
-        half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
-        lines.append(
-            f"\nMean of {last} - iter00 over {len(gains)} seeds: {np.mean(gains):+.3f} "
-            f"[{np.mean(gains) - half:+.3f}, {np.mean(gains) + half:+.3f}] (t)."
-        )
+    lines += mean_line(f"{last} - iter00", gains)
     return "\n".join(lines) + "\n"
 
 
-def guard_table(results: dict[int, tuple[list[Row], list[Row]]]) -> str:
+def guard_table(results: Results) -> str:
     """How the judge held up: accuracy on held-out pairs and rank correlation, by iteration."""
     count = len(next(iter(results.values()))[1])
     names = [f"iter{i:02d}" for i in range(count)]
@@ -128,7 +204,7 @@ def guard_table(results: dict[int, tuple[list[Row], list[Row]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def alarm_table(results: dict[int, tuple[list[Row], list[Row]]]) -> str:
+def alarm_table(results: Results) -> str:
     """Each step, whether the total rose with its whole interval, and which guards warned of it."""
     lines = [
         "**Guards, and what truly happened**: each iteration against the one before, by total\n",
