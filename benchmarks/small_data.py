@@ -11,6 +11,7 @@ pairs where it may, and draws the same captions from the same noise as the base.
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,8 @@ class Args:
     """Learning rates of a full fine-tune, with all pairs."""
     numbers: tuple[int, ...] = (50, 100, 300)
     """Fewer pairs, by both kinds at their best rates."""
+    bfloat16: bool = True
+    """Train both kinds at their best rates in bfloat16, too, which a CPU is slow at."""
     passes: float = 10.0
     """Passes over all pairs; with fewer pairs as many steps, and early stopping."""
     captions: int = 200
@@ -191,7 +194,7 @@ def main(args: Args) -> None:
     whole = bench.num_pairs
     full = best_of(bench, [Arm(rate, 0, whole) for rate in args.full_rates])
     lora = best_of(bench, [Arm(rate, 16, whole) for rate in args.lora_rates])
-    for arm in (full, lora):
+    for arm in (full, lora) if args.bfloat16 else ():
         bench.gain(replace(arm, dtype="bfloat16"))
     for rank in args.ranks:
         bench.gain(Arm(lora.rate, rank, whole))
@@ -200,7 +203,7 @@ def main(args: Args) -> None:
             bench.gain(Arm(arm.rate, arm.rank, number, stops=True))
     text = (
         "# Small data: learning rates, LoRA ranks, numbers of pairs\n\n"
-        f"    python -m benchmarks.small_data --run {args.run} --output {args.output}\n\n"
+        f"    python -m benchmarks.small_data {' '.join(sys.argv[1:])}\n\n"
         f"On two CPU cores (x86-64), the embedded world, evaluation fold of the run, {args.captions} captions, two "
         "pictures of each from the base's noise. A seed training of iteration 0 only; with fewer pairs it takes as "
         "many steps, and stops early by 50 held-out pairs. Alpha is the rank.\n\n"

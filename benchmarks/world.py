@@ -10,6 +10,7 @@ would be no proof of the loop. Every picture of one caption and number is sample
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,8 +62,10 @@ class Args:
     """Pictures of each."""
     threads: int = 2
     """CPU threads."""
-    strip: int = 14
-    """How many pictures of each policy the strip shows."""
+    strip: int = 10
+    """How many pictures of each policy a block of the strip shows."""
+    only_strip: bool = False
+    """Draw the strip and write no tables."""
     picture: Path = Path("work/strip.png")
     """Where the strip goes."""
     output: Path = Path("benchmarks/world.md")
@@ -120,6 +123,11 @@ def main(args: Args) -> None:
     usual = SamplingSettings(
         sampler="ddim", num_inference_steps=12, guidance_scale=args.guidance_scale
     )
+    with replacing(args.picture) as part:
+        shown = [policies[0], policies[1], policies[-1]]
+        strip_of(pictures, shown, usual, args.strip).quantize(64).save(part, format="PNG", optimize=True)
+    if args.only_strip:
+        return
     flags = f"--run {args.run} --output {args.output}"
     text = HEAD.format(flags=flags, captions=len(pictures.prompts), images=args.images_per_caption)
     text += f"\n{parts_table(pictures, policies, usual)}"
@@ -127,27 +135,50 @@ def main(args: Args) -> None:
     text += f"\n{settings_table(pictures, [policies[0], policies[1], policies[-1]], args, usual)}"
     text += f"\n{filter_table(pictures, [policies[1], policies[-1]], usual)}"
     write_text(args.output, text)
-    with replacing(args.picture) as part:
-        strip_of(pictures, policies, usual, args.strip).save(part, format="PNG", optimize=True)
     print(text)
+
+
+SIDE, GAP, MARGIN, HEADING, WORDS = 96, 4, 60, 26, 46
+"""Of the strip, in pixels: a picture, between two, the policies' names, a block's name, its captions."""
 
 
 def strip_of(
     pictures: Pictures, policies: Sequence[str], usual: SamplingSettings, number: int
 ) -> Image.Image:
-    """The first pictures of as many captions, a row for each policy, twice as large as they are."""
-    side, margin, gap = 128, 80, 4
-    size = (margin + number * (side + gap), len(policies) * (side + gap))
-    strip = Image.new("RGB", size, "white")
+    """Pictures from the same noise, a row for each policy: chosen ones, then some that nobody chose.
+
+    Of the chosen ones the last policy's total is furthest above the base's, one of a caption; the others are
+    evenly spaced over the captions.
+    """
+    first, last = (
+        total(pictures.of(each, usual), pictures.captions) for each in (policies[0], policies[-1])
+    )
+    per_caption = pictures.images_per_caption
+    gains = (last - first).reshape(-1, per_caption)
+    best = gains.argmax(axis=1) + per_caption * np.arange(len(gains))
+    chosen = best[np.argsort(-gains.max(axis=1))[:number]]
+    others = (np.arange(number) * len(gains) // number) * per_caption
+    blocks = {
+        f"The {number} captions that gain most": chosen,
+        f"{number} captions evenly spaced": others,
+    }
+    height = HEADING + len(policies) * (SIDE + GAP) + WORDS
+    strip = Image.new("RGB", (MARGIN + number * (SIDE + GAP), len(blocks) * height), "white")
     pen = ImageDraw.Draw(strip)
-    for row_number, policy in enumerate(policies):
-        top = row_number * (side + gap)
-        pen.text((4, top + side // 2 - 8), policy, fill="black", font_size=16)
-        images = pictures.of(policy, usual)[:: pictures.images_per_caption][:number]
-        for column, image in enumerate(images):
-            cell = Image.fromarray((image * 255).round().astype(np.uint8))
-            large = cell.resize((side, side), Image.Resampling.NEAREST)
-            strip.paste(large, (margin + column * (side + gap), top))
+    for block, (name, places) in enumerate(blocks.items()):
+        top = block * height
+        pen.text((4, top + 6), name, fill="black", font_size=14)
+        for row_number, policy in enumerate(policies):
+            line = top + HEADING + row_number * (SIDE + GAP)
+            pen.text((4, line + SIDE // 2 - 8), policy, fill="black", font_size=14)
+            for column, place in enumerate(places):
+                pixels = (pictures.of(policy, usual)[place] * 255).round().astype(np.uint8)
+                cell = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+                strip.paste(cell, (MARGIN + column * (SIDE + GAP), line))
+        for column, place in enumerate(places):
+            words = "\n".join(textwrap.wrap(pictures.captions[place], 16))
+            at = (MARGIN + column * (SIDE + GAP), top + height - WORDS)
+            pen.multiline_text(at, words, fill="black", font_size=10, spacing=1)
     return strip
 
 

@@ -29,6 +29,8 @@ SEED: Measured = {
     "policy": "iter00",
     "reward_accuracy": 0.7,
     "reward_accuracy_low": 0.6,
+    "accuracy_change": None,
+    "accuracy_change_p": None,
     "reward_accuracy_high": 0.8,
     "num_holdout_pairs": 200,
     "diversity": 0.2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.core.artifacts.schemas import HOLDOUT_REWARDS
+from stages.core.artifacts.tables import write_table
 from stages.core.evaluation.guard_tables import Evidence, GuardTables
-from stages.core.evaluation.judge_guards import measure_accuracy, measure_best, measure_confidence
+from stages.core.evaluation.judge_guards import (
+    change_sentence,
+    measure_accuracy,
+    measure_best,
+    measure_change,
+    measure_confidence,
+)
 from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.families import load_model
@@ -124,6 +133,72 @@ def test_a_judge_without_an_opinion_is_half_right() -> None:
     found = measure_accuracy(evidence(held_out=table.slice(0, 2)))
     assert found["reward_accuracy"] == 0.5
     assert found["reward_accuracy_low"] < 0.5 < found["reward_accuracy_high"]
+
+
+def judged_pairs(path: Path, rights: list[bool], first: int) -> Path:
+    """Held-out pairs by name from a number on, each ranked as people do or not."""
+    rows: list[dict[str, Any]] = [
+        {
+            "pair_id": f"pair {first + number}",
+            "prompt_id": f"pair {first + number}",
+            "winner_reward": 1.0 if right else -1.0,
+            "loser_reward": 0.0,
+            "probability": 0.5,
+            "drift": 0.0,
+            "timesteps": [],
+            "num_timesteps": 1000,
+            **{f"{side}_{whose}_errors": [] for side in ("winner", "loser")
+               for whose in ("policy", "reference")},
+        }
+        for number, right in enumerate(rights)
+    ]  # fmt: skip
+    write_table(path, rows, HOLDOUT_REWARDS, stage="score_holdout", arguments={})
+    return path
+
+
+def change(folder: Path, then: list[bool], now: list[bool], first: int = 0) -> dict[str, Any]:
+    """The change of accuracy in an iteration 2 after an iteration 0."""
+    holdout = {
+        0: judged_pairs(folder / "then.parquet", then, 0),
+        2: judged_pairs(folder / "now.parquet", now, first),
+    }
+    tables = GuardTables(holdout=holdout, diversity={}, pairs={})
+    assert measure_change(Evidence(tables, 0)) == {}
+    return measure_change(Evidence(tables, 2))
+
+
+def test_a_judge_that_fades_is_told_by_mcnemars_test(tmp_path: Path) -> None:
+    """Of 100 pairs iteration 0 had 80 right; now 12 of those are wrong and 2 others right."""
+    then = [True] * 80 + [False] * 20
+    now = [True] * 68 + [False] * 12 + [True] * 2 + [False] * 18
+    found = change(tmp_path, then, now)
+    assert found["accuracy_change"] == pytest.approx(-0.10)
+    assert found["accuracy_change_high"] < 0
+    p = 2 * sum(math.comb(14, k) for k in range(3)) / 2**14  # 2 of 14 or fewer, two-sided
+    assert found["accuracy_change_p"] == pytest.approx(p)
+    row = {"policy": "iter02", "reward_accuracy": 0.7} | found
+    seed = {"policy": "iter00", "reward_accuracy": 0.8}
+    sentence = change_sentence(row, seed, 0.0)
+    assert sentence is not None
+    assert "iter02 ranks 70 %" in sentence
+    assert "-10.0 points" in sentence
+    assert change_sentence(row, seed, 0.2) is None
+
+
+def test_a_change_within_its_noise_is_no_finding(tmp_path: Path) -> None:
+    then = [True] * 80 + [False] * 20
+    now = [True] * 77 + [False] * 3 + [True] * 2 + [False] * 18
+    found = change(tmp_path, then, now)
+    assert found["accuracy_change"] == pytest.approx(-0.01)
+    row = {"policy": "iter02", "reward_accuracy": 0.79} | found
+    assert change_sentence(row, {"policy": "iter00", "reward_accuracy": 0.8}, 0.0) is None
+
+
+def test_only_pairs_that_both_judged_are_compared(tmp_path: Path) -> None:
+    found = change(tmp_path, [True] * 10, [False] * 10, first=5)
+    assert found["accuracy_change"] == -1.0
+    assert found["accuracy_change_p"] == pytest.approx(2 / 2**5)
+    assert change(tmp_path, [True] * 10, [True] * 10, first=50) == {}
 
 
 def test_a_pair_is_confident_above_nine_tenths() -> None:

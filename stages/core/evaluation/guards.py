@@ -25,6 +25,7 @@ from stages.core.evaluation.image_guards import (
     TRUNCATED_SHARE,
 )
 from stages.core.evaluation.judge_guards import (
+    ACCURACY_CHANGE,
     BEST_BEATS_WORST,
     CONFIDENT_SHARE,
     DRIFT,
@@ -34,6 +35,7 @@ from stages.core.evaluation.judge_guards import (
 
 GUARDS = (
     REWARD_ACCURACY,
+    ACCURACY_CHANGE,
     RANK_CORRELATION,
     BEST_BEATS_WORST,
     DIVERSITY,
@@ -55,7 +57,7 @@ def guards_table(guards: Sequence[Guard] = GUARDS) -> Schema:
         column("policy", pa.string(), "the policy this iteration left"),
         *(own for guard in in_order for own in guard.columns),
     ]
-    return Schema("guards", 4, pa.schema(columns))
+    return Schema("guards", 5, pa.schema(columns))
 
 
 def limits_of(guards: Sequence[Guard] = GUARDS) -> Any:

@@ -8,9 +8,15 @@ import pyarrow as pa
 from stages.core.artifacts.schemas import column
 from stages.core.evaluation.guard import Guard, Limit, Line, Measured
 from stages.core.evaluation.guard_tables import Evidence, floats, prompts_of
-from stages.core.evaluation.statistics import clustered_share_interval, rank_correlation
+from stages.core.evaluation.statistics import (
+    clustered_share_interval,
+    compare,
+    rank_correlation,
+)
 from stages.core.evaluation.wording import number, percent
 
+SIGNIFICANT = 0.05
+"""p below which a change of accuracy counts."""
 CONFIDENT = 0.9
 """p(winner > loser) above which a pair counts as confident (paper: Sec. 5.5)."""
 
@@ -78,6 +84,98 @@ REWARD_ACCURACY = Guard(
     is_share=True,
     interval=("reward_accuracy_low", "reward_accuracy_high"),
     note=accuracy_note,
+)
+
+
+def points_of(judged: pa.Table) -> dict[str, float]:
+    """By pair: 1 if the reward ranks it as people do, one half in a tie."""
+    gain = floats(judged, "winner_reward") - floats(judged, "loser_reward")
+    points = (gain > 0) + 0.5 * (gain == 0)
+    return dict(zip(judged.column("pair_id").to_pylist(), map(float, points), strict=True))
+
+
+def measure_change(evidence: Evidence) -> Measured:
+    """The accuracy less iteration 0's, on the pairs that both judged; nothing in iteration 0 itself."""
+    if evidence.iteration == 0 or 0 not in evidence.tables.holdout:
+        return {}
+    judged = evidence.held_out
+    now, then = points_of(judged), points_of(Evidence(evidence.tables, 0).held_out)
+    names = judged.column("pair_id").to_pylist()
+    both = [place for place, name in enumerate(names) if name in then]
+    if len(both) < 2:
+        return {}
+    found = compare(
+        np.array([now[names[place]] for place in both]),
+        np.array([then[names[place]] for place in both]),
+        clusters=prompts_of(judged)[both],
+    )
+    return {
+        "accuracy_change": found.difference,
+        "accuracy_change_low": found.ci_low,
+        "accuracy_change_high": found.ci_high,
+        "accuracy_change_p": found.sign_p,
+    }
+
+
+def change_sentence(row: Measured, seed: Measured, limit: float) -> str | None:
+    """Set when the judge is clearly worse than iteration 0's: the whole interval is below the limit."""
+    change, p = row["accuracy_change"], row["accuracy_change_p"]
+    if change is None or not (row["accuracy_change_high"] < -limit and p < SIGNIFICANT):
+        return None
+    return (
+        f"The judge fades: {row['policy']} ranks {percent(row['reward_accuracy'])} of the held-out pairs as "
+        f"people do, where {seed['policy']} ranked {percent(seed['reward_accuracy'])} (on the same pairs "
+        f"{100 * change:+.1f} points, {100 * row['accuracy_change_low']:+.1f} to "
+        f"{100 * row['accuracy_change_high']:+.1f}, p = {p:.2g})."
+    )
+
+
+ACCURACY_CHANGE = Guard(
+    columns=(
+        column(
+            "accuracy_change",
+            pa.float64(),
+            "reward accuracy less iteration 0's, on the same held-out pairs",
+            nullable=True,
+        ),
+        column(
+            "accuracy_change_low",
+            pa.float64(),
+            "95 % interval of it, pairs clustered by prompt, lower end",
+            nullable=True,
+        ),
+        column(
+            "accuracy_change_high",
+            pa.float64(),
+            "95 % interval of it, pairs clustered by prompt, upper end",
+            nullable=True,
+        ),
+        column(
+            "accuracy_change_p",
+            pa.float64(),
+            "exact sign test of it (McNemar's where every prompt has one pair), two-sided",
+            nullable=True,
+        ),
+    ),
+    title="Change of accuracy",
+    meaning="How much better or worse it judges than the policy of iteration 0, on the same held-out pairs. "
+    "Below 0 the judge fades.",
+    measure=measure_change,
+    limit=Limit(
+        key="max_accuracy_loss",
+        default=0.0,
+        meaning="Accuracy is below iteration 0's by more than this, with its whole interval.",
+    ),
+    sentence=change_sentence,
+    advice="Use the policy before, more human pairs in the mix, or fewer iterations.",
+    limit_line=lambda limit, seed: Line(-limit, "iteration 0" if limit == 0 else "limit"),
+    is_share=True,
+    interval=("accuracy_change_low", "accuracy_change_high"),
+    note=lambda row: (
+        f"{100 * row['accuracy_change_low']:+.0f} to {100 * row['accuracy_change_high']:+.0f} points"
+        if row["accuracy_change"] is not None
+        else ""
+    ),
 )
 
 

@@ -382,7 +382,9 @@ def guard_panel(guard: Guard, rows: Sequence[Measured], limits: AnyLimits) -> Pa
         name=guard.title,
         labels=[str(row["iteration"]) for row in rows],
         values=[row[guard.name] for row in rows],
-        intervals=[(row[low], row[high]) for row in rows] if guard.interval else (),
+        intervals=[None if row[low] is None else (row[low], row[high]) for row in rows]
+        if guard.interval
+        else (),
         line=line.height if line else None,
         line_label=line.label if line else "",
         is_share=guard.is_share,
