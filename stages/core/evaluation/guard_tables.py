@@ -23,6 +23,8 @@ from stages.core.artifacts.schemas import (
 )
 from stages.core.artifacts.tables import read_table, read_tables
 
+JUDGEMENT = ("pair_id", "prompt_id", "winner_reward", "loser_reward", "probability", "drift")
+"""Columns of the held-out pairs that guards look at: not the errors of every draw."""
 Row = dict[str, Any]
 ByPrompt = dict[str, Float[np.ndarray, " candidate"]]
 """For each prompt, one value for each of its candidates, in their order."""
@@ -55,7 +57,8 @@ class Evidence:
     @cached_property
     def held_out(self) -> pa.Table:
         """Held-out pairs as its policy judges them (schema holdout_rewards)."""
-        return read_table(self.tables.holdout[self.iteration], HOLDOUT_REWARDS)
+        path = self.tables.holdout[self.iteration]
+        return read_table(path, HOLDOUT_REWARDS, list(JUDGEMENT))
 
     @cached_property
     def diversity(self) -> list[Row]:
