@@ -12,6 +12,8 @@ every product lose the mantissa's last 13 bits, rounded to nearest, and sums sta
 
 from __future__ import annotations
 
+import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -47,13 +49,12 @@ from tests.tiny_models import middle_size_sd15
 NUM_DRAWS = 10
 HEAD = """# The judge's precision
 
-    python -m benchmarks.precision --prompts {prompts} --middle-prompts {middle} --output benchmarks/precision.md
+    python -m benchmarks.precision {flags}
 
 On two CPU cores (x86-64), after `make demo`. A policy lies on the line from the base to a trained one, at 3, 1, 0.3
-and 0.1 of its distance. `difference` subtracts the errors of two predictions (Eq. 8); `derivative` is taken half
-way between the two models (docs/method.md). TF32 is imitated. What precisions cost on a GPU is in
-[gpu.md](gpu.md); what the derivative costs there was not measured. It counts the operations of three
-predictions at most, where the difference counts two.
+and 0.1 of its distance. `difference` subtracts the errors of two predictions (Eq. 8); `secant` those of two
+models further apart on the same line; `derivative` is taken half way between (docs/method.md). TF32 is imitated.
+What precisions and the derivative cost on a GPU is in [gpu.md](gpu.md); a secant costs what a difference costs.
 """
 Weights = dict[str, Tensor]
 
@@ -72,6 +73,8 @@ class Args:
     """How far the judged policies are from the base, in parts of the trained one's distance."""
     middle_prompts: int = 6
     """Prompts of the random model of middle size; 0 leaves it out."""
+    only: tuple[str, ...] = ()
+    """Only ways with these names, and float32; none is all."""
     threads: int = 2
     """CPU threads."""
     output: Path = Path("benchmarks/precision.md")
@@ -278,7 +281,8 @@ def table_of(
     ]
     exact = {}
     rows = []
-    for way in reversed(WAYS):
+    chosen = [w for w in WAYS if not args.only or w.name in (*args.only, "float32")]
+    for way in reversed(chosen):
         cells = []
         for share in args.distances:
             found = rewards(settings, between(base, trained, share), base, question, way)
@@ -293,7 +297,7 @@ def table_of(
 def main(args: Args) -> None:
     """Score with each way, and write the tables."""
     torch.set_num_threads(args.threads)
-    lines = [HEAD.format(prompts=args.prompts, middle=args.middle_prompts)]
+    lines = [HEAD.format(flags=shlex.join(sys.argv[1:]))]
     if args.prompts:
         lines += table_of("The embedded world", of_run(args), args)
     if args.middle_prompts:

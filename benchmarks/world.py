@@ -125,7 +125,9 @@ def main(args: Args) -> None:
     )
     with replacing(args.picture) as part:
         shown = [policies[0], policies[1], policies[-1]]
-        strip_of(pictures, shown, usual, args.strip).quantize(64).save(part, format="PNG", optimize=True)
+        strip_of(pictures, shown, usual, args.strip).quantize(64).save(
+            part, format="PNG", optimize=True
+        )
     if args.only_strip:
         return
     flags = f"--run {args.run} --output {args.output}"

@@ -137,6 +137,7 @@ def test_defaults_are_filled_in(config: Config) -> None:
         "min_reward_accuracy": 0.5,
         "max_confident_share": None,
         "min_diversity_share": 0.6,
+        "max_accuracy_loss": 0,
         "min_moved_share": 0.02,
         "max_blank_share": 0.01,
         "max_truncated_share": 0.05,

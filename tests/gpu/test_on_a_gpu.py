@@ -15,6 +15,7 @@ from stages.core.method.derivative import Derivative
 from stages.core.method.noising import generator, reward_draws
 from stages.core.method.sampling import sample_latents
 from stages.core.method.scoring import Difference, draw_errors
+from stages.core.method.secant import Secant
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
@@ -207,3 +208,25 @@ def test_a_compiled_network_gives_what_the_plain_one_gives(
         expected = model.predict(policy, *inputs)
         found = model.predict(policy.compile(), *inputs)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 0.04), ("float16", 0.1)])
+def test_a_secant_equals_the_cpus_difference(base: Path, dtype: str, close: float) -> None:
+    cpu, gpu = loaded(base, "cpu"), loaded(base, "cuda", dtype)
+    rng = generator(5)
+    reference = {n: v.data.float() for n, v in cpu.load_denoiser().network.named_parameters()}
+    policy = {n: v + 1e-3 * v.std(correction=0) * torch.randn(v.shape, generator=rng)
+              for n, v in reference.items()}  # fmt: skip
+    draws = reward_draws(
+        1, num_draws=3, num_timesteps=cpu.num_timesteps, latents_shape=cpu.latents_shape
+    )
+    latents = torch.randn((4, *cpu.latents_shape), generator=generator(0))
+    moved = cpu.load_denoiser()
+    moved.network.load_state_dict(policy, strict=False)
+    expected = draw_errors(
+        cpu, Difference(moved, cpu.load_denoiser()), latents, cpu.encode_text(PROMPTS[:1]), draws
+    )
+    secant = Secant.between(gpu, policy, reference)
+    found = draw_errors(gpu, secant, latents, gpu.encode_text(PROMPTS[:1]), draws)
+    gains = [(each.reference - each.policy).double() for each in (expected, found)]
+    assert (gains[1] - gains[0]).abs().max() < close * gains[0].abs().max()

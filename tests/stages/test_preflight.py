@@ -163,6 +163,7 @@ def test_too_few_labels_bad_rows_and_missing_images_are_found(tmp_path: Path) ->
     [
         ("difference", "bfloat16", False),
         ("derivative", "float16", True),
+        ("secant", "float16", True),
         ("difference", "float32", None),
     ],
 )
