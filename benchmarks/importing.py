@@ -28,7 +28,7 @@ import tyro
 from PIL import Image
 
 from stages.core.artifacts.files import write_text
-from stages.shapes.make_preferences import PICKAPIC_COLUMNS
+from stages.core.artifacts.schemas import PICKAPIC
 
 GB = 1e9
 IMAGE_BYTES = 168_000
@@ -102,11 +102,11 @@ def write_shards(folder: Path, rows: int, num_shards: int) -> None:
     looks = [jpeg(number) for number in range(LOOKS)]
     for shard, numbers in enumerate(np.array_split(np.arange(rows), num_shards)):
         path = folder / f"train-{shard:05d}-of-{num_shards:05d}.parquet"
-        with pq.ParquetWriter(path, PICKAPIC_COLUMNS) as writer:
+        with pq.ParquetWriter(path, PICKAPIC) as writer:
             for start in range(0, len(numbers), ROWS_PER_GROUP):
                 some = numbers[start : start + ROWS_PER_GROUP].tolist()
                 table = pa.Table.from_pylist(
-                    [to_row(number, looks) for number in some], schema=PICKAPIC_COLUMNS
+                    [to_row(number, looks) for number in some], schema=PICKAPIC
                 )
                 writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 

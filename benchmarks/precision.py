@@ -243,7 +243,7 @@ def trained_a_little(model: DiffusionModel, steps: int = 8, rate: float = 6e-6) 
         prediction = model.predict(denoiser, noised, timesteps, text.repeat(4))
         loss = (prediction - model.target(latents, noise, timesteps)).square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return weights_of(denoiser)
 
@@ -279,7 +279,7 @@ def table_of(
         f"| way to score | {columns} |",
         "|---" * (len(args.distances) + 1) + "|",
     ]
-    exact = {}
+    exact: dict[float, np.ndarray] = {}
     rows = []
     chosen = [w for w in WAYS if not args.only or w.name in (*args.only, "float32")]
     for way in reversed(chosen):

@@ -138,7 +138,7 @@ class Calls:
         return self.model.predict(self.denoiser, *self.inputs)
 
     def _graph(self) -> Callable[[], torch.Tensor]:
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):

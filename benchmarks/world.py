@@ -100,7 +100,8 @@ class Pictures:
                 prompts_per_batch=8,
                 keep_latents=False,
             )
-            pixels = np.stack([decode_image(row["image"]["bytes"]) for row in rows])  # type: ignore[index]
+            files = [row["image"]["bytes"] for row in rows]  # type: ignore[index]
+            pixels = np.stack([np.asarray(decode_image(file)) for file in files])
             self.drawn[policy, settings] = (pixels / 255).astype(np.float32)
         return self.drawn[policy, settings]
 

@@ -18,6 +18,7 @@ import tyro
 
 from stages.core.artifacts.files import write_text
 from stages.core.artifacts.fingerprint import code_version
+from stages.core.artifacts.judges import read_judge
 from stages.core.artifacts.provenance import BASE
 from stages.core.artifacts.schemas import (
     BREAKDOWN,
@@ -44,6 +45,7 @@ from stages.core.report.page import (
     gates_view,
     guards_view,
     headline,
+    judge_panels,
     leakage_view,
     metric_groups,
     others_view,
@@ -79,6 +81,8 @@ class Args:
     """Measures of each iteration (schema guards)."""
     reliability: Path
     """How right the judge is where it is how sure (schema reliability)."""
+    judges: tuple[Path, ...] = ()
+    """What each timestep counts in the rewards of policies 0, 1 ... (JSON); none where all count alike."""
     leakage: Path
     """Evaluation prompts that are trained on too (schema leakage)."""
     primary_metric: str
@@ -137,6 +141,9 @@ def main(args: Args) -> None:
                 **guards_view(sorted(guards, key=lambda row: int(row["iteration"])), args.limits),
                 "reliability_panels": reliability_panels(
                     read(run, args.reliability, RELIABILITY).to_pylist()
+                ),
+                "judge_panels": judge_panels(
+                    [(path.stem, read_judge(path)) for path in args.judges]
                 ),
                 "leakage": leakage_view(read(run, args.leakage, LEAKAGE).to_pylist()),
                 "image_policies": args.policies,
@@ -342,6 +349,8 @@ def files(args: Args) -> Iterator[Row]:
             "stage": made.get("stage", "?"),
             "code": made.get("code", "?"),
         }
+    for path in args.judges:
+        yield {"path": path, "holds": f"weights of {path.stem} as a judge"}
     yield {"path": args.import_summary, "holds": "counts of the human pairs"}
     yield {"path": args.config, "holds": "configuration"}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from stages.core.artifacts.judges import JudgeRecord
 from stages.core.evaluation.gates import Gate
 from stages.core.evaluation.guards import Limits
 from stages.core.evaluation.paper import read_paper_tables
@@ -18,6 +20,7 @@ from stages.core.report.page import (
     gates_view,
     guards_view,
     headline,
+    judge_panels,
     leakage_view,
     others_view,
     paper_view,
@@ -257,3 +260,19 @@ def test_a_policy_that_hardly_moved_says_so_in_the_first_line() -> None:
     assert first["sentences"][0].startswith("iter00 is higher than base")
     other = headline(found, "pickapic", "pickscore", None, {"iter07": "iter07 hardly moved."})
     assert other["overall"].sentence.startswith("iter00 is higher than base")
+
+
+def test_a_judges_weights_and_what_they_are_worth_are_shown() -> None:
+    fitted = JudgeRecord(
+        policy="digest", kind="calibrated", weights=(0.5, 1.5), log_odds=3.0, num_timesteps=1000,
+        num_pairs=200, accuracy=0.71, accuracy_low=0.6, accuracy_high=0.8, plain_accuracy=0.63,
+        log_loss=0.58, plain_log_loss=0.65,
+    )  # fmt: skip
+    unfitted = replace(fitted, plain_accuracy=None, log_loss=None, num_pairs=20)
+    panels = judge_panels([("iter00", fitted), ("iter01", unfitted)])
+    assert [panel.title for panel in panels] == ["Weights of iter00", "Weights of iter01"]
+    assert "71 % of 200 held-out pairs right (with equal weights 63 %)" in panels[0].caption
+    assert "log-loss 0.580 (0.650; a coin has 0.693)" in panels[0].caption
+    assert panels[1].caption == "Too few pairs to fit; 71 % of 20 held-out pairs right."
+    for text in (">0<", ">500<", "equal weights"):
+        assert text in panels[0].svg, text

@@ -217,6 +217,7 @@ def report_context(texts: list[str]) -> dict[str, Any]:
             }
         ],
         "reliability_panels": [figure],
+        "judge_panels": [figure],
         "training_panels": [figure],
         "leakage": [
             {

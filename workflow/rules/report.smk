@@ -26,6 +26,7 @@ rule write_report:
         held_out_curve=[path for _, path in HELD_OUT_CURVES],
         import_summary=f"{RUN}/seed/import.json",
         gates=GATES,
+        judges=expand(JUDGES, policy=POLICY_NAMES[1:]) if HAS_JUDGE else [],
     output:
         report=REPORT[0],
         config=REPORT[1],
@@ -37,6 +38,9 @@ rule write_report:
         training=numbered("training", TRAININGS),
         held_out_curve=numbered("held_out_curve", HELD_OUT_CURVES),
         gates=flags({"gates": GATES} if GATES else {}),
+        judges=lambda wildcards, input: flags(
+            {"judges": input.judges} if HAS_JUDGE else {}
+        ),
         config=json.dumps(SHOWN_CONFIG, sort_keys=True, indent=2),
         flags=flags(
             {
@@ -54,6 +58,6 @@ rule write_report:
         " --breakdown {input.breakdown:q} --reliability {input.reliability:q}"
         " --leakage {input.leakage:q} --guards {input.guards:q}"
         " --images {input.images:q} --pairs {input.pairs:q}"
-        " {params.training} {params.held_out_curve} {params.gates}"
+        " {params.training} {params.held_out_curve} {params.gates} {params.judges}"
         " --import-summary {input.import_summary:q}"
         " {params.flags} {params.limits} --output {output.report:q} 2>&1 | record {log:q}"

@@ -169,7 +169,6 @@ ACCURACY_CHANGE = Guard(
     sentence=change_sentence,
     advice="Use the policy before, more human pairs in the mix, or fewer iterations.",
     limit_line=lambda limit, seed: Line(-limit, "iteration 0" if limit == 0 else "limit"),
-    is_share=True,
     interval=("accuracy_change_low", "accuracy_change_high"),
     note=lambda row: (
         f"{100 * row['accuracy_change_low']:+.0f} to {100 * row['accuracy_change_high']:+.0f} points"

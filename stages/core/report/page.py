@@ -13,6 +13,7 @@ from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.core.artifacts.judges import JudgeRecord
 from stages.core.artifacts.provenance import BASE
 from stages.core.evaluation.gates import Gate, gate_sentences, last_good
 from stages.core.evaluation.guard import AnyLimits, Guard, Measured
@@ -290,6 +291,32 @@ def reliability_panels(rows: Sequence[Row]) -> list[Panel]:
         title = f"Reliability of {inside[0]['policy']}"
         caption = f"{sum(part.num_pairs for part in bins)} held-out pairs in bins of equal size"
         panels.append(Panel(title, reliability_panel(title, bins), caption))
+    return panels
+
+
+def judge_panels(records: Sequence[tuple[str, JudgeRecord]]) -> list[Panel]:
+    """What each timestep counts in the reward of each policy, and what that is worth."""
+    panels = []
+    for policy, record in records:
+        title = f"Weights of {policy}"
+        edges = np.linspace(0, record.num_timesteps, len(record.weights) + 1)
+        series = Series(
+            name=title,
+            labels=[f"{edge:.0f}" for edge in edges[:-1]],
+            values=record.weights,
+            line=1.0,
+            line_label="equal weights",
+        )
+        right = f"{percent(record.accuracy)} of {record.num_pairs} held-out pairs right"
+        if record.plain_accuracy is None or record.log_loss is None:
+            caption = f"Too few pairs to fit; {right}."
+        else:
+            caption = (
+                f"By weights that did not see a pair's prompt: {right} (with equal weights "
+                f"{percent(record.plain_accuracy)}), log-loss {number(record.log_loss, 3)} "
+                f"({number(record.plain_log_loss or 0.0, 3)}; a coin has 0.693)."
+            )
+        panels.append(Panel(title, series_panel(series), caption))
     return panels
 
 
