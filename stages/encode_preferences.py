@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import tyro
 from stages.core.artifacts.images import decode_image, geometry, to_model_input
 from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
 from stages.core.artifacts.tables import num_rows, read_batches, writing_table
+from stages.core.execution.ahead import ahead, threads_beside
 from stages.core.execution.runtime import choose_device, progress, run_stage, stage
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.families import load_model
@@ -54,33 +56,53 @@ def main(args: Args) -> None:
             args.output, PAIR_LATENTS,
             stage="encode_preferences", arguments=args, inputs=[args.preferences],
         ) as writer:  # fmt: skip
+            prepared = ahead(
+                partial(prepare, size=model.image_size, source=args.preferences),
+                (batch.to_pylist() for batch in batches),
+                threads_beside(model.device.type),
+            )
             starts = range(0, count, args.batch)
             for _start in progress(starts, "encoding", "pairs", args.batch):
-                writer.write(encode(model, next(batches).to_pylist(), args.preferences))
+                writer.write(encode(model, next(prepared)))
         run.rows_in, run.rows_out = count, writer.num_rows
 
 
-def encode(
-    model: DiffusionModel, pairs: Sequence[Mapping[str, Any]], source: Path
-) -> list[dict[str, object]]:
-    """Rows of a latents table for some rows of a preferences table, which is named in errors."""
+@dataclass(frozen=True)
+class Prepared:
+    """A batch of pairs as the VAE takes them: all winners, then all losers."""
+
+    pair_ids: list[str]
+    pixels: torch.Tensor
+    geometry: list[list[int]]
+
+
+def prepare(pairs: Sequence[Mapping[str, Any]], *, size: int, source: Path) -> Prepared:
+    """Decode and fit the images of some rows of a preferences table, which is named in errors."""
     images = [
         decode_image(pair[side]["bytes"], f"{source}, pair {pair['pair_id']}, the {side}")
         for side in ("winner", "loser")
         for pair in pairs
     ]
-    pixels = torch.from_numpy(to_model_input(images, model.image_size))
-    flat = model.encode_images(pixels).float().cpu().flatten(start_dim=1).numpy()
-    sizes = [geometry(image, model.image_size) for image in images]
+    return Prepared(
+        [pair["pair_id"] for pair in pairs],
+        torch.from_numpy(to_model_input(images, size)),
+        [geometry(image, size) for image in images],
+    )
+
+
+def encode(model: DiffusionModel, batch: Prepared) -> list[dict[str, object]]:
+    """Rows of a latents table."""
+    flat = model.encode_images(batch.pixels).float().cpu().flatten(start_dim=1).numpy()
+    count, sizes = len(batch.pair_ids), batch.geometry
     return [
         {
-            "pair_id": pair["pair_id"],
+            "pair_id": name,
             "winner_latents": flat[row],
-            "loser_latents": flat[len(pairs) + row],
+            "loser_latents": flat[count + row],
             "winner_geometry": sizes[row],
-            "loser_geometry": sizes[len(pairs) + row],
+            "loser_geometry": sizes[count + row],
         }
-        for row, pair in enumerate(pairs)
+        for row, name in enumerate(batch.pair_ids)
     ]
 
 

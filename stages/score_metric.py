@@ -18,6 +18,7 @@ from stages.core.artifacts.schemas import IMAGES, METRIC_SCORES
 from stages.core.artifacts.spools import RowSpool
 from stages.core.artifacts.tables import read_batches, read_tables, write_table
 from stages.core.errors import UserError
+from stages.core.execution.ahead import ahead, threads_beside
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.metrics import (
     IMAGES_PER_BATCH,
@@ -65,9 +66,13 @@ def main(args: Args) -> None:
             for path in args.images:
                 for batch in read_batches(path, IMAGES, ["image"], size=args.images_per_batch):
                     spool.add(batch)
-            images = (
-                np.asarray(decode_image(spool.read(number)["image"]["bytes"], where(row, folder)))
-                for number, row in zip(order, rows, strict=True)
+            images = ahead(
+                decoded,
+                (
+                    (spool.read(number)["image"]["bytes"], where(row, folder))
+                    for number, row in zip(order, rows, strict=True)
+                ),
+                threads_beside("cpu" if device is None else device.type),
             )
             prompts = [row["prompt"] for row in rows]
             scores = score_in_batches(scorer, images, prompts, args.images_per_batch)
@@ -92,6 +97,11 @@ def main(args: Args) -> None:
             inputs=args.images,
         )  # fmt: skip
         run.rows_in, run.rows_out = len(rows), len(out)
+
+
+def decoded(item: tuple[bytes, str]) -> np.ndarray:
+    """The pixels of an image; its place is named in errors."""
+    return np.asarray(decode_image(*item))
 
 
 def where(row: Mapping[str, Any], folder: Path) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stages import (
+    encode_preferences,
     generate_evaluation,
     sample_candidates,
     score_candidates,
@@ -420,3 +421,27 @@ def test_each_iteration_judges_with_draws_of_its_own(
     for ours, theirs in zip(read_rows(scored[0].output), read_rows(args.output), strict=True):
         assert ours["draw_seed"] != theirs["draw_seed"]
         assert ours["timesteps"] != theirs["timesteps"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "fixture", "module"),
+    [
+        (sample_candidates, "sampled", generation),
+        (encode_preferences, "encoded", encode_preferences),
+        (score_metric, "candidate_scores", score_metric),
+    ],
+)
+def test_threads_beside_a_gpu_change_no_row(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    stage: Any,
+    fixture: str,
+    module: Any,
+) -> None:
+    found = request.getfixturevalue(fixture)
+    args = found[0] if isinstance(found, list) else found
+    monkeypatch.setattr(module, "threads_beside", lambda device: 3)
+    beside = replace(args, output=tmp_path / "table.parquet")
+    stage.main(beside)
+    assert read_rows(beside.output) == read_rows(args.output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from stages.core.artifacts.images import encode_png, to_pixels
 from stages.core.errors import UserError
+from stages.core.execution.ahead import threads_beside
 from stages.core.execution.runtime import progress
 from stages.core.method.sampling import sample_latents
 from stages.core.method.seeding import seed_of
@@ -95,8 +95,7 @@ def generate_batches(
 
     yield from finished(
         (sampled(batch) for batch in progress(batches, "sampling", "images", per_batch)),
-        # Beside a model on the CPU, threads would only take its cores.
-        num_threads=0 if model.device.type == "cpu" else min(8, os.cpu_count() or 1),
+        threads_beside(model.device.type),
     )
 
 
