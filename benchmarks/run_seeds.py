@@ -21,8 +21,9 @@ import tyro
 from scipy import stats
 
 from stages.core.artifacts.files import write_text
-from stages.core.artifacts.schemas import METRIC_SCORES, SUMMARY
+from stages.core.artifacts.schemas import JUDGED, METRIC_SCORES, REWARDS, SUMMARY
 from stages.core.artifacts.tables import read_table
+from stages.core.evaluation.guard_tables import by_candidate
 from stages.core.evaluation.guards import GUARDS, GUARDS_TABLE, Limits, seed_row
 from stages.core.evaluation.statistics import Comparison, compare
 
@@ -127,7 +128,39 @@ def judges_table(seeds: tuple[int, ...], first: str, second: str) -> str:
             f"{found['appeal'].difference:+.3f} | {ranks[0]:.2f} instead of {ranks[1]:.2f} | "
             f"{accuracies[0]:.3f} instead of {accuracies[1]:.3f} |"
         )
-    return "\n".join([*lines, *mean_line("difference in total", gains)]) + "\n"
+    lines += mean_line("difference in total", gains)
+    lines += [
+        f"\nOn the same candidates of the runs with {second} weights, rank correlation with the truth by the plain mean "
+        "of Eq. 8 and by the weights, paired by prompt over all iterations:\n",
+        "| seed | plain | weighted | difference [95 %] |",
+        "|---|---|---|---|",
+    ]
+    for seed in seeds:
+        paired_ranks = compare(*correlations(Path("results") / run_name(seed, second)))
+        lines.append(
+            f"| {seed} | {paired_ranks.baseline_mean:.3f} | {paired_ranks.mean:.3f} | {paired_ranks.difference:+.3f} "
+            f"[{paired_ranks.ci_low:+.3f}, {paired_ranks.ci_high:+.3f}] |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def correlations(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Spearman's correlation of (weighted, plain) rewards with the truth, by prompt of every iteration."""
+    weighted: list[float] = []
+    plain: list[float] = []
+    for folder in sorted(run.glob("iter*/judged.parquet")):
+        tables = (
+            by_candidate([folder], JUDGED, "reward"),
+            by_candidate(sorted(folder.parent.glob("scores/*.parquet")), REWARDS, "reward"),
+        )
+        truth = by_candidate(
+            [folder.parent / "candidate_scores/total.parquet"], METRIC_SCORES, "score"
+        )
+        for name in sorted(truth):
+            if np.ptp(truth[name]) > 0:
+                for found, table in zip((weighted, plain), tables, strict=True):
+                    found.append(float(stats.spearmanr(table[name], truth[name]).statistic))
+    return np.array(weighted), np.array(plain)
 
 
 def paired(ours: Path, theirs: Path) -> Comparison:

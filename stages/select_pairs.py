@@ -60,6 +60,8 @@ class Args:
     """Candidates each prompt must have."""
     min_margin_in_standard_errors: float
     """Leave out pairs whose margin is smaller than this many standard errors; 0 keeps all."""
+    min_probability: float = 0.0
+    """Leave out pairs with a smaller p(winner > loser); 0 keeps all (paper)."""
     dpo_beta: float
     """For p(winner > loser), Eq. 9; ranks nothing."""
     policy: str
@@ -98,10 +100,13 @@ def main(args: Args) -> None:
             log.warning("select_pairs: %d pairs of equal scores are left out", alike)
         kept = {name: pair for name, pair in different.items() if is_clear(pair, args)}
         if not kept:
+            surest = max(pair["probability"] for pair in different.values())
             raise UserError(
                 f"none of {len(different)} pairs has a margin of at least "
-                f"{args.min_margin_in_standard_errors} standard errors. Lower "
-                "select_pairs.min_margin_in_standard_errors or raise score_candidates.num_draws."
+                f"{args.min_margin_in_standard_errors} standard errors and p(winner > loser) of at least "
+                f"{args.min_probability} (the surest has {surest:.3f}). Lower "
+                "select_pairs.min_margin_in_standard_errors or min_probability, or raise "
+                "score_candidates.num_draws."
             )
         log.info("select_pairs: %d of %d pairs kept", len(kept), len(chosen))
         policy = policy_name(args.policy)
@@ -214,7 +219,12 @@ def choose(
 
 
 def is_clear(pair: Row, args: Args) -> bool:
-    """Whether the margin is large enough beside its standard error. Not so where it has none."""
+    """Whether the judge is sure enough, and the margin large enough beside its standard error.
+
+    Not so where it has none.
+    """
+    if args.min_probability and pair["probability"] < args.min_probability:
+        return False
     if args.min_margin_in_standard_errors == 0:
         return True
     margin, error = pair["margin"], pair["margin_standard_error"]

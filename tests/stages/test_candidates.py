@@ -328,6 +328,23 @@ def test_pairs_within_their_noise_are_left_out_and_none_left_is_refused(
         select_pairs.main(replace(args, min_margin_in_standard_errors=1e6))
 
 
+def test_pairs_that_the_judge_is_not_sure_of_are_left_out(
+    selected: select_pairs.Args, tmp_path: Path
+) -> None:
+    found = {row["pair_id"]: row["probability"] for row in read_rows(selected.output)}
+    low, high = sorted(found.values())[-2:]
+    between = (low + high) / 2
+    args = replace(selected, min_probability=between, output=tmp_path / "pairs.parquet")
+    select_pairs.main(args)
+    kept = {row["pair_id"] for row in read_rows(args.output)}
+    assert kept == {name for name, p in found.items() if p > between}
+    assert 0 < len(kept) < len(found)
+    with pytest.raises(
+        UserError, match=r"p\(winner > loser\) of at least 0.9 .the surest has 0.500"
+    ):
+        select_pairs.main(replace(args, min_probability=0.9, dpo_beta=1e-6))
+
+
 def test_tables_say_which_policy_and_inputs_made_them(
     selected: select_pairs.Args, scored: list[score_candidates.Args]
 ) -> None:

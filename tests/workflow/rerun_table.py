@@ -525,7 +525,7 @@ ROWS = [
     ),
     Row(
         section=LOOP,
-        change="`select_pairs.strategy`, `min_margin_in_standard_errors`",
+        change="`select_pairs.strategy`, `min_margin_in_standard_errors`, `min_probability`",
         begins=("select_pairs",),
         config={"select_pairs": {"strategy": "random"}},
     ),

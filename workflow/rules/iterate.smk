@@ -192,13 +192,18 @@ rule select_pairs:
         candidates_per_prompt=CANDIDATES_PER_PROMPT,
         dpo_beta=config["update_policy"]["dpo_beta"],
         min_margin=config["select_pairs"]["min_margin_in_standard_errors"],
+        min_probability=settings(
+            "select_pairs",
+            "",
+            without=["strategy", "ranker", "min_margin_in_standard_errors"],
+        ),
         seed=config["seed"],
         strategy=config["select_pairs"]["strategy"],
     shell:
         "{params.command} --candidates {input.candidates:q} --rewards {input.rewards:q}"
         " --policy {params.policy:q} {params.ranking} {params.judges} --iteration {params.iteration}"
         " --candidates-per-prompt {params.candidates_per_prompt} --dpo-beta {params.dpo_beta}"
-        " --min-margin-in-standard-errors {params.min_margin} --seed {params.seed}"
+        " --min-margin-in-standard-errors {params.min_margin} {params.min_probability} --seed {params.seed}"
         " --strategy {params.strategy} --judged {output.judged:q} --output {output.pairs:q} 2>&1 | record {log:q}"
 
 

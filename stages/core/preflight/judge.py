@@ -62,7 +62,7 @@ def check_judge(model: DiffusionModel, config: Mapping[str, Any], findings: Find
         f"by {rewards_by} in {dtype}, rewards of a policy near its base move by {share:.2%} of their spread "
         f"beside float32; {same.sum()} of {len(same)} prompts have the same best and worst"
     )
-    remedy = "; set score_candidates.rewards_by to secant or derivative, or dtype to float32"
+    remedy = "; set score_candidates.rewards_by to secant or derivative, or score_candidates.dtype to tf32 or float32"
     is_right = share <= MAX_ROUNDING
     findings.add("the judge's precision", text + ("" if is_right else remedy), holds=is_right)
 
