@@ -66,7 +66,7 @@ class Args:
     """How many pictures of each policy a block of the strip shows."""
     only_strip: bool = False
     """Draw the strip and write no tables."""
-    picture: Path = Path("work/strip.png")
+    picture: Path = Path("work/strip.jpg")
     """Where the strip goes."""
     output: Path = Path("benchmarks/world.md")
     """Where the tables go (Markdown)."""
@@ -126,9 +126,7 @@ def main(args: Args) -> None:
     )
     with replacing(args.picture) as part:
         shown = [policies[0], policies[1], policies[-1]]
-        strip_of(pictures, shown, usual, args.strip).quantize(64).save(
-            part, format="PNG", optimize=True
-        )
+        strip_of(pictures, shown, usual, args.strip).save(part, format="JPEG", quality=90)
     if args.only_strip:
         return
     flags = f"--run {args.run} --output {args.output}"
