@@ -26,6 +26,7 @@ from stages.core.artifacts.files import write_text
 from stages.core.artifacts.provenance import read_manifest
 from stages.core.artifacts.schemas import HELD_OUT_CURVE, PAIR_LATENTS, PREFERENCES
 from stages.core.artifacts.tables import read_table, write_table
+from stages.core.errors import UserError
 from stages.core.evaluation.statistics import compare, pixel_distance
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.loading import ModelSettings
@@ -107,7 +108,14 @@ class Bench:
         folder = self.args.work / arm.name
         if not (folder / "policy" / "manifest.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            train_seed.main(self.training(arm, folder))
+            try:
+                train_seed.main(self.training(arm, folder))
+            except UserError as refusal:
+                self.lines.append(
+                    f"| {arm.kind} | {arm.rate:.0e} | {arm.num_pairs} | refused: {refusal} | | | | | |"
+                )
+                print(self.lines[-1], flush=True)
+                return float("-inf")
         steps = read_manifest(folder / "policy")
         curve = read_table(folder / "held_out_curve.parquet", HELD_OUT_CURVE).to_pylist()
         at = steps.get("best_step", steps["num_steps"])
