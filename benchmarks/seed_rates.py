@@ -70,8 +70,11 @@ def main(args: Args) -> None:
 
 def run(name: str, seed: int, rate: float, cores: int) -> None:
     """One run to its end."""
-    command = ["snakemake", "--cores", str(cores), "--quiet", "all", "--configfile", *CONFIGS]
-    command += ["--config", f"run={name}", f"seed={seed}", f"train_seed={{learning_rate: {rate}}}"]
+    overlay = Path("work/seed_rates") / f"{name}.yaml"  # numbers on the command line arrive as text
+    overlay.parent.mkdir(parents=True, exist_ok=True)
+    write_text(overlay, f"run: {name}\nseed: {seed}\ntrain_seed:\n  learning_rate: {rate:.6f}\n")
+    command = ["snakemake", "--cores", str(cores), "--quiet", "all"]
+    command += ["--configfile", *CONFIGS, str(overlay)]
     print("+", " ".join(command), file=sys.stderr)
     subprocess.run(command, check=True)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import tyro
 from jaxtyping import Float, Int
+from scipy.special import expit
 
 from stages.core.artifacts.judges import JudgeRecord, facts_of
 from stages.core.artifacts.provenance import policy_files, policy_name, write_record
@@ -25,6 +26,7 @@ from stages.core.execution.runtime import log, run_stage, stage
 from stages.core.method.calibration import (
     EQUAL,
     NUM_BINS,
+    NUM_FOLDS,
     SHAPES,
     BinWeights,
     Shape,
@@ -38,8 +40,8 @@ from stages.core.method.rewards import weighted_mean
 from stages.core.method.seeding import seed_of
 from stages.core.models.loading import ModelSettings
 
-MIN_PAIRS = 50
-"""Fewer say too little: the weights stay equal."""
+MIN_PAIRS, MIN_PROMPTS = 50, 2 * NUM_FOLDS
+"""Fewer say too little, or leave nothing to fit where a fold of a fold is left out: the weights stay equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +75,13 @@ def main(args: Args) -> None:
         if args.weights == "inverse_snr":
             fixed = snr_weights(signal_to_noise(args.model), args.snr_power).weights
         shapes = SHAPES if args.weights == "calibrated" else (EQUAL,)
-        is_fitted = len(pairs.prompts) >= MIN_PAIRS and len(np.unique(pairs.prompts)) > 1
+        num_pairs, num_prompts = len(pairs.prompts), len(np.unique(pairs.prompts))
+        is_fitted = num_pairs >= MIN_PAIRS and num_prompts >= MIN_PROMPTS
         if not is_fitted:
             log.warning(
-                "calibrate_judge: %s has %d pairs of %d prompts, and weights want at least %d of several: all "
+                "calibrate_judge: %s has %d pairs of %d prompts, and weights want at least %d of %d: all "
                 "timesteps count as %s says; raise preferences.num_holdout",
-                args.holdout, len(pairs.prompts), len(np.unique(pairs.prompts)), MIN_PAIRS,
+                args.holdout, num_pairs, num_prompts, MIN_PAIRS, MIN_PROMPTS,
                 "the SNR" if args.weights == "inverse_snr" else "Eq. 8",
             )  # fmt: skip
         record, rows = (
@@ -174,15 +177,13 @@ def judged(
     """The weights of all pairs, and each pair as weights of other prompts judge it."""
     features = pairs.features
     rng = np.random.default_rng(seed_of(args.seed, "calibrate_judge"))
-    rows = {
-        name: np.zeros(len(features)) for name in ("winner_reward", "loser_reward", "probability")
-    }
+    rows = {name: np.zeros(len(features)) for name in ("winner_reward", "loser_reward")}
+    logits, plain_losses = np.zeros((2, len(features)))
     for chosen, found in cross_fitted(features * fixed, pairs.prompts, rng, shapes):
         weights = found.times(fixed)
         rows["winner_reward"][chosen], rows["loser_reward"][chosen] = pairs.rewards(weights, chosen)
         margins = rows["winner_reward"][chosen] - rows["loser_reward"][chosen]
-        rows["probability"][chosen] = 1 / (1 + np.exp(-margins * weights.log_odds))
-    plain_losses = np.zeros(len(features))
+        logits[chosen] = margins * weights.log_odds
     for chosen, found in cross_fitted(features, pairs.prompts, rng, (EQUAL,)):
         plain_losses[chosen] = log_losses(
             (features[chosen] * found.weights).sum(axis=1) * found.log_odds
@@ -194,7 +195,6 @@ def judged(
         for margins in (features.sum(axis=1), rows["winner_reward"] - rows["loser_reward"])
     )
     better = compare(ours, plain, clusters=pairs.prompts)
-    loss = -np.log(np.maximum(rows["probability"], 1e-12))
     low, high = clustered_share_interval(ours, pairs.prompts)
     record = JudgeRecord(
         policy=policy_name(args.policy),
@@ -208,7 +208,7 @@ def judged(
         accuracy=float(ours.mean()), accuracy_low=low, accuracy_high=high,
         plain_accuracy=float(plain.mean()),
         accuracy_gain_low=better.ci_low, accuracy_gain_high=better.ci_high,
-        log_loss=float(loss.mean()), plain_log_loss=float(plain_losses.mean()),
+        log_loss=float(log_losses(logits).mean()), plain_log_loss=float(plain_losses.mean()),
     )  # fmt: skip
     log.info(
         "calibrate_judge: ranks %.1f %% of %d held-out pairs as people do, by weights that did not see them "
@@ -217,7 +217,7 @@ def judged(
         100 * better.ci_high, record.log_loss, record.plain_log_loss,
         " ".join(f"{weight:.2f}" for weight in record.weights),
     )  # fmt: skip
-    return record, rows
+    return record, rows | {"probability": expit(logits)}
 
 
 def unfitted(pairs: HeldOut, fixed: np.ndarray, args: Args) -> tuple[JudgeRecord, Rows]:

@@ -79,7 +79,8 @@ class Args:
 def main(args: Args) -> None:
     """Choose two candidates of each prompt and put them side by side."""
     with stage("select_pairs") as run:
-        judge = judge_of(args.judges, policy_name(args.policy)) if args.judges else None
+        policy = policy_name(args.policy)
+        judge = judge_of(args.judges, policy) if args.judges else None
         rewards = by_prompt(read_tables(args.rewards, REWARDS).to_pylist())
         rewards = {name: weigh(rows, judge) for name, rows in rewards.items()}
         if args.judged is not None:
@@ -109,7 +110,6 @@ def main(args: Args) -> None:
                 "score_candidates.num_draws."
             )
         log.info("select_pairs: %d of %d pairs kept", len(kept), len(chosen))
-        policy = policy_name(args.policy)
         with RowSpool(args.output.parent) as spool:
             found = spool_images(spool, kept, args)
             rows = (

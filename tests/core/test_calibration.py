@@ -161,6 +161,11 @@ def test_weights_on_top_of_fixed_ones() -> None:
     )
 
 
+def test_a_judge_without_an_opinion_keeps_equal_weights() -> None:
+    weights, shape = fit(np.zeros((800, NUM_BINS)), PROMPTS, np.random.default_rng(0))
+    assert (shape, weights.weights.tolist()) == (EQUAL, [1.0] * NUM_BINS)
+
+
 def test_an_empty_bin_gets_no_say() -> None:
     features = pairs(np.ones(NUM_BINS), np.ones(NUM_BINS))
     features[:, 4] = 0

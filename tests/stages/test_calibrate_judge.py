@@ -113,11 +113,35 @@ def test_too_few_pairs_leave_the_weights_equal_and_say_so(
     record = read_judge(args.output)
     assert record.weights == (1.0,) * 10
     assert record.log_odds is None
-    assert "48 pairs of 24 prompts, and weights want at least 50" in caplog.text
+    assert "48 pairs of 24 prompts, and weights want at least 50 of 10" in caplog.text
     rows, before = read_rows(args.judged), read_rows(args.holdout)
     assert [row["winner_reward"] for row in rows] == pytest.approx(
         [row["winner_reward"] for row in before], rel=1e-3
     )
+
+
+@pytest.mark.parametrize("num_prompts", [1, 3, 9])
+def test_too_few_prompts_leave_the_weights_equal(
+    args: calibrate_judge.Args, num_prompts: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        row | {"prompt_id": f"prompt {number % num_prompts}"}
+        for number, row in enumerate(read_rows(args.holdout))
+    ]
+    write_table(args.holdout, rows, HOLDOUT_REWARDS, stage="x", arguments={}, inputs=[])
+    calibrate_judge.main(args)
+    assert read_judge(args.output).weights == (1.0,) * 10
+    assert f"200 pairs of {num_prompts} prompts" in caplog.text
+
+
+def test_ten_prompts_are_enough_to_fit(args: calibrate_judge.Args) -> None:
+    rows = [
+        row | {"prompt_id": f"prompt {number % 10}"}
+        for number, row in enumerate(read_rows(args.holdout))
+    ]
+    write_table(args.holdout, rows, HOLDOUT_REWARDS, stage="x", arguments={}, inputs=[])
+    calibrate_judge.main(args)
+    assert read_judge(args.output).log_odds is not None
 
 
 def test_weights_by_the_signal_to_noise_ratio_rise_with_the_timestep(

@@ -389,7 +389,7 @@ ROWS = [
     ),
     Row(
         section=DATA,
-        change="`model.dtype`, `vae`, `config`",
+        change="`model.dtype`, `vae`, `config`, `compile`",
         begins=("encode_preferences", "generate_evaluation"),
         config={"model": {"dtype": "bfloat16"}},
         is_own=True,

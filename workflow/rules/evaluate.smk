@@ -18,7 +18,7 @@ EVALUATION = [
     f"{RUN}/evaluation/leakage.parquet",
     *expand(PROMPTS, set=PROMPT_SETS),
     *expand(HOLDOUT, policy=POLICY_NAMES[1:]),
-    *(expand(JUDGED_HOLDOUT, policy=POLICY_NAMES[1:]) if HAS_JUDGE else []),
+    *(expand([JUDGES, JUDGED_HOLDOUT], policy=POLICY_NAMES[1:]) if HAS_JUDGE else []),
     *CANDIDATE_SCORES,
     *expand(METRIC_SCORES, set=PROMPT_SETS, policy=POLICY_NAMES, metric=METRICS),
     *expand(DIVERSITY, set=PRIMARY_SET, policy=POLICY_NAMES),

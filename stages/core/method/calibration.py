@@ -135,6 +135,8 @@ def fit_shape(features: Features, shape: Shape) -> Weights:
     """The slopes v of most likelihood that a shape allows."""
     spreads = np.sqrt((features**2).mean(axis=0))
     is_used = spreads > 0
+    if not is_used.any():  # a judge without an opinion: two equal models
+        return np.ones_like(spreads)
     base = np.zeros_like(spreads)
     base[is_used] = (spreads[is_used] / spreads[is_used].max()) ** -shape.power
     scaled = features * base
