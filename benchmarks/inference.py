@@ -34,6 +34,7 @@ from stages.core.artifacts.files import write_text
 from stages.core.method.derivative import Derivative
 from stages.core.method.noising import generator, reward_draws
 from stages.core.method.scoring import Difference, Judge, draw_errors
+from stages.core.method.secant import Secant
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
@@ -66,6 +67,8 @@ class Args:
     """Measure with model.compile, too; the turn that is not timed compiles."""
     derivative: bool = True
     """Measure the derivative, too."""
+    secant: bool = True
+    """Measure the secant, too."""
     prompts: int = 3
     """Prompts of a turn of sampling, one after the other: files are written while the next is sampled."""
     images_per_prompt: int = 8
@@ -234,6 +237,8 @@ def scoring_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
             Denoiser(policy.network).compile(), Denoiser(reference.network).compile()
         )
         arms["SAIL, compiled"] = partial(ours, compiled)
+    if args.secant:
+        arms["SAIL, by secant"] = partial(ours, Secant.between(model, weights, base))
     if args.derivative:
         derivative = Derivative.between(reference.network, weights, base)
         arms["SAIL, by derivative"] = partial(ours, derivative)

@@ -108,7 +108,9 @@ def _place(
     ahead: Denoiser, behind: Denoiser, policy: Weights, reference: Weights, stretch: float
 ) -> None:
     """Put the networks' weights on the line, `stretch` times as far apart as the two models are."""
-    for denoiser, sign in ((ahead, 1), (behind, -1)):
-        for name, weight in denoiser.network.named_parameters():
-            to, ours = policy[name], reference[name]
-            weight.copy_((to + ours) / 2 + (to - ours) * (sign * stretch / 2))
+    ends = (denoiser.network.named_parameters() for denoiser in (ahead, behind))
+    for (name, further), (_, back) in zip(*ends, strict=True):
+        to, ours = (weights[name].to(further.device) for weights in (policy, reference))
+        middle, half = (to + ours) / 2, (to - ours) * (stretch / 2)
+        further.copy_(middle + half)
+        back.copy_(middle - half)

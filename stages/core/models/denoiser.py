@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ class Denoiser:
         Batches of other sizes, as a shard's last, go through the network as it is: compiling takes about
         as long as a hundred calls. Results differ from the plain network's by rounding.
         """
+        for harmless in (
+            "Dynamo detected a call to a `functools.lru_cache`",  # diffusers' test of torch's version
+            "TensorFloat32 tensor cores",  # the precision is model.dtype's to say
+        ):
+            warnings.filterwarnings("ignore", harmless, UserWarning)
         network, compiled = self.forward, torch.compile(self.network, dynamic=False)
         rows: list[int] = []
 
