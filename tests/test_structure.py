@@ -33,6 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "policies": {"artifacts", "execution", "method", "models"},
     "training": {"artifacts", "execution", "method", "models", "policies"},
     "report": {"artifacts", "evaluation"},
+    "pages": {"execution"},
     "export": {"artifacts", "execution", "models"},
     "preflight": {
         "artifacts",
