@@ -1,3 +1,3 @@
-"""Pages that a person works with: the guarded server, its style, the journal of what was typed. It may
+"""What a person looks at in a browser while a server runs here, and the journal of what they decide. It may
 import `execution`.
 """
