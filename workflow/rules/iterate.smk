@@ -212,6 +212,7 @@ rule mix_preferences:
         pairs=rules.select_pairs.output.pairs,
         preferences=f"{RUN}/seed/preferences.parquet",
         latents=f"{RUN}/seed/preferences_latents.parquet",
+        decisions=decisions_about,
     output:
         f"{RUN}/iter{{iter}}/preferences.parquet",
     log:
@@ -219,12 +220,15 @@ rule mix_preferences:
     priority: 10
     params:
         **stage("mix_preferences"),
+        decisions=lambda wildcards, input: flags(
+            {"decisions": input.decisions} if input.decisions else {}
+        ),
         iteration=iteration,
         seed=config["seed"],
         settings=settings("mix_preferences", ""),
     shell:
         "{params.command} --pairs {input.pairs:q} --preferences {input.preferences:q}"
-        " --latents {input.latents:q} --iteration {params.iteration}"
+        " --latents {input.latents:q} {params.decisions} --iteration {params.iteration}"
         " --seed {params.seed} {params.settings} --output {output:q} 2>&1 | record {log:q}"
 
 

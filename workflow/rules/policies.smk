@@ -90,6 +90,12 @@ def judges_before(wildcards):
     return expand(JUDGES, policy=[f"iter{number:02d}" for number in last])
 
 
+def decisions_about(wildcards):
+    """Input: what a person decided in the audit about an iteration's pairs and human ones, if anything."""
+    numbers = [0, iteration(wildcards)]
+    return matching([f"{RUN}/decisions/iter{number:02d}.parquet" for number in numbers])
+
+
 def gate_inputs(wildcards):
     """What the gate of an iteration looks at: its own tables, and iteration 0's to compare."""
     number = int(wildcards.number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int
 
@@ -17,9 +19,12 @@ def num_human_pairs(num_generated: int, seed_fraction: float) -> int:
 
 
 def choose_without_replacement(
-    num_available: int, num_wanted: int, seed: int
+    num_available: int, num_wanted: int, seed: int, left_out: Sequence[int] = ()
 ) -> Int[np.ndarray, " chosen"]:
-    """Rows of `num_wanted` different human pairs, in rising order; all of them if fewer exist."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(num_available)[: min(num_wanted, num_available)]
+    """Rows of `num_wanted` different human pairs, in rising order; all of them if fewer exist.
+
+    Each row that is left out makes room for the next one; the others stay the same.
+    """
+    order = np.random.default_rng(seed).permutation(num_available)
+    chosen = order[~np.isin(order, left_out)][:num_wanted]
     return np.sort(chosen).astype(np.int64)
