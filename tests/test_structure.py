@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"artifacts", "execution", "method", "models", "policies"},
     "report": {"artifacts", "evaluation"},
     "pages": {"execution"},
+    "audit": {"artifacts", "evaluation", "pages"},
     "export": {"artifacts", "execution", "models"},
     "preflight": {
         "artifacts",
