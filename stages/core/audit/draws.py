@@ -48,7 +48,7 @@ def draws_plot(rows: Sequence[Draws], exponent: int) -> Markup | None:
         Markup('<svg class="draws" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
             WIDTH, height, f"what each draw says of {len(rows)} images; a dot to the right of the line "
             "speaks for the image"),
-        Markup('<line class="zero" x1="{0}" x2="{0}" y1="0" y2="{1}"/>').format(x(0), height - 18),
+        Markup('<line class="zero" x1="{0}" x2="{0}" y1="0" y2="{1}"/>').format(x(0.0), height - 18),
     ]  # fmt: skip
     for place, row in enumerate(rows):
         y = ROW * place + ROW / 2

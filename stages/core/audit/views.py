@@ -29,7 +29,7 @@ from stages.core.evaluation.wording import DASH, number
 Row = dict[str, Any]
 Only = Literal["all", "open", "decided", "wrong"]
 
-VIEWS = {"pairs": "Prompts and pairs", "human": "Human pairs", "holdout": "Held-out pairs"}
+VIEWS = {"pairs": "Prompts", "human": "Human pairs", "holdout": "Held-out pairs"}
 ONLY: dict[str, dict[str, str]] = {
     "pairs": {"all": "all", "open": "not decided yet", "decided": "decided"},
     "human": {"all": "all", "open": "not decided yet", "decided": "decided"},
@@ -189,19 +189,21 @@ class Reader:
         }  # fmt: skip
 
     def _candidates(self, item: Item, exponent: int) -> list[Row]:
-        """All candidates, the best first."""
-        found = sorted(item.candidates, key=lambda c: -math.inf if c.reward is None else c.reward)[
-            ::-1
-        ]
+        """All candidates: best and worst, then the others from the best on."""
+
+        def rank(c: Candidate) -> tuple[int, float]:
+            place = ("best", "worst", "").index(mark_of(c, item, item.candidates))
+            return place, math.inf if c.reward is None else -c.reward
+
         return [
             {
                 "number": c.number,
                 "src": self.source(c.place, "image"),
-                "mark": mark_of(c, item, found),
+                "mark": mark_of(c, item, item.candidates),
                 "reward": reward_text(c.reward, c.standard_error, exponent),
                 "scores": [(name, number(score, 3)) for name, score in c.scores.items()],
             }
-            for c in found
+            for c in sorted(item.candidates, key=rank)
         ]
 
     def _plot(self, item: Item, exponent: int) -> Any:
@@ -214,7 +216,7 @@ class Reader:
             for c in sorted(item.candidates, key=lambda c: -(c.reward or 0.0)):
                 if c.errors is not None:
                     mark = mark_of(c, item, item.candidates)
-                    rows.append(Draws(f"image {c.number}", self._errors(c.errors), mark, c.reward))
+                    rows.append(Draws(f"cand. {c.number}", self._errors(c.errors), mark, c.reward))
         except (ArtifactError, NoSuchCellError):
             return None
         return draws_plot(rows, exponent)
@@ -249,9 +251,9 @@ def unit(exponent: int) -> str:
 
 def reward_text(reward: float | None, error: float | None, exponent: int) -> str:
     """A reward with its standard error, both in the unit of the page."""
-    text = number(scaled(reward, exponent), 1, sign=True)
+    text = number(scaled(reward, exponent), 2, sign=True)
     return (
-        text if error is None or text == DASH else f"{text} ± {number(scaled(error, exponent), 1)}"
+        text if error is None or text == DASH else f"{text} ± {number(scaled(error, exponent), 2)}"
     )
 
 
@@ -269,7 +271,7 @@ def facts(item: Item, query: Query, exponent: int) -> list[tuple[str, str]]:
         margin = judged["winner_reward"] - judged["loser_reward"]
         right = "right" if judged["probability"] > 0.5 else "wrong"
         return [("judge", f"{right}: p(the people's winner) = {number(judged['probability'], 3)}"),
-                ("margin", number(scaled(margin, exponent), 1, sign=True))]  # fmt: skip
+                ("margin", number(scaled(margin, exponent), 2, sign=True))]  # fmt: skip
     if pair is None:
         return [("pair", "none: left out by select_pairs, or not made yet")]
     if pair["margin"] is None:

@@ -9,6 +9,7 @@ let isBusy = false;
 const shown = () => document.getElementById("shown");
 
 function say(text, isError) {
+  if (isError) document.getElementById("large")?.close();
   said.textContent = text;
   said.classList.toggle("error", Boolean(isError));
 }
@@ -30,6 +31,7 @@ async function ask(address, options) {
 
 function put(html) {
   const before = shown().dataset.place;
+  const isLarge = document.getElementById("large")?.open;
   main.innerHTML = html;
   const { query, place, said: words } = shown().dataset;
   if (place !== before) {
@@ -40,6 +42,7 @@ function put(html) {
   say(words, false);
   main.focus({ preventScroll: true });
   scrollTo(0, 0);
+  if (isLarge) document.getElementById("large")?.showModal();
   ready();
 }
 
@@ -106,6 +109,7 @@ document.addEventListener("keydown", event => {
 document.addEventListener("click", event => {
   const button = event.target.closest("[data-key]");
   if (button) press(button.dataset.key);
+  else if (event.target.closest(".close")) document.getElementById("large").close();
   else if (event.target.closest("#large")) enlarge();
 });
 document.addEventListener("submit", event => {
