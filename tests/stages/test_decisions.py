@@ -105,6 +105,14 @@ def test_decisions_about_other_images_are_stale_whatever_the_pairs_name(
     assert "1 are stale" in caplog.text
 
 
+def test_a_decision_is_about_a_prompt_too(
+    mixed: mix_preferences.Args, selected: select_pairs.Args, tmp_path: Path
+) -> None:
+    first, second, *_ = read_rows(selected.output)
+    elsewhere = decision(first, "veto", prompt_id=second["prompt_id"])
+    assert mix(mixed, [elsewhere], tmp_path)[first["pair_id"]] == first
+
+
 def test_a_flip_says_which_image_is_better_also_where_the_judge_now_says_so_too(
     mixed: mix_preferences.Args, selected: select_pairs.Args, tmp_path: Path
 ) -> None:

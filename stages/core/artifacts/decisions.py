@@ -40,7 +40,9 @@ DECISIONS = Schema(
     ),
 )
 
-IMAGES = ["winner", "loser"]
+SIDES = ("winner", "loser")
+Subject = tuple[str, frozenset[str]]
+"""What a decision is about: a prompt and the digests of two images, whichever was called the winner."""
 AT_ONCE = 64
 
 
@@ -55,6 +57,11 @@ def decisions_file(run: Path, iteration: int) -> Path:
 def image_digest(data: bytes) -> str:
     """By what an image is known in a decision: SHA-256 of its file."""
     return hashlib.sha256(data).hexdigest()
+
+
+def subject(prompt_id: str, *images: str) -> Subject:
+    """By what a decision is found again."""
+    return prompt_id, frozenset(images)
 
 
 @dataclass
@@ -73,38 +80,40 @@ class Decided:
 
 
 class Decisions:
-    """The decisions of some tables, found by the images that they are about."""
+    """The decisions of some tables, found by the prompts and images that they are about."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self._by_images: dict[frozenset[str], Row] = {}
-        for row in rows:
-            self._by_images[frozenset((row["winner_digest"], row["loser_digest"]))] = row
-        self._prompts = pa.array(sorted({row["prompt_id"] for row in self._by_images.values()}))
-        self._found: set[frozenset[str]] = set()
+        self._known = {
+            subject(row["prompt_id"], row["winner_digest"], row["loser_digest"]): row
+            for row in rows
+        }
+        self._prompts = pa.array(sorted({prompt for prompt, _ in self._known}), pa.string())
+        self._found: set[Subject] = set()
 
     def __len__(self) -> int:
-        return len(self._by_images)
+        return len(self._known)
 
     @property
     def num_stale(self) -> int:
         """Decisions about images that no table, of those looked at, has."""
-        return len(self._by_images) - len(self._found)
+        return len(self._known) - len(self._found)
 
     def about(self, path: Path, schema: Schema) -> Decided:
-        """The rows of a table of pairs that a decision is about, by the digests of both images."""
+        """The rows of a table of pairs that a decision is about, by the prompt and both images."""
         decided = Decided()
-        if not self._by_images:
+        if not self._known:
             return decided
         prompts = read_table(path, schema, ["prompt_id"]).column("prompt_id")
-        rows = np.flatnonzero(pc.is_in(prompts, self._prompts.cast(pa.string()))).tolist()
-        images = read_batches(path, schema, IMAGES, size=AT_ONCE, rows=rows)
+        rows = np.flatnonzero(pc.is_in(prompts, self._prompts)).tolist()
+        images = read_batches(path, schema, ["prompt_id", *SIDES], size=AT_ONCE, rows=rows)
         pairs = (pair for batch in images for pair in batch.to_pylist())
         for row, pair in zip(rows, pairs, strict=True):
-            winner, loser = (image_digest(pair[side]["bytes"] or b"") for side in IMAGES)
-            found = self._by_images.get(frozenset((winner, loser)))
+            winner, loser = (image_digest(pair[side]["bytes"] or b"") for side in SIDES)
+            about = subject(pair["prompt_id"], winner, loser)
+            found = self._known.get(about)
             if found is None:
                 continue
-            self._found.add(frozenset((winner, loser)))
+            self._found.add(about)
             if found["decision"] == "veto":
                 decided.vetoed.append(row)
             elif winner == found["winner_digest"]:

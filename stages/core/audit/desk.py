@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.core.artifacts.decisions import DECISIONS, decisions_file
+from stages.core.artifacts.decisions import DECISIONS, Subject, decisions_file, subject
 from stages.core.artifacts.provenance import ArtifactError
 from stages.core.artifacts.schemas import Schema, column
 from stages.core.artifacts.tables import read_table, write_table
@@ -42,8 +42,6 @@ NOTES = Schema(
     ),
 )
 
-Images = frozenset[str]
-
 
 def folder_of(run: Path) -> Path:
     """Where a run's decisions lie."""
@@ -65,18 +63,18 @@ class Desk:
             self._take_over()
         self._count()
 
-    def of(self, images: Images) -> str | None:
-        """What holds of the pair of these two images: 'accept', 'flip', 'veto', or nothing yet."""
-        entry = self._kinds.get(images)
+    def of(self, about: Subject) -> str | None:
+        """What holds of a prompt's two images: 'accept', 'flip', 'veto', or nothing yet."""
+        entry = self._kinds.get(about)
         return entry["decision"] if entry else None
 
-    def note_of(self, images: Images) -> str:
-        """What was written about it."""
-        entry = self._notes.get(images)
+    def note_of(self, about: Subject) -> str:
+        """What was written about them."""
+        entry = self._notes.get(about)
         return str(entry["note"]) if entry else ""
 
     def by_identity(self, pair: Mapping[str, Any]) -> str | None:
-        """As `of`, by what a pair is known without its images."""
+        """As `of`, by what a pair is known by without its images."""
         return self._identities.get(identity(pair))
 
     def counts(self, iteration: int) -> Counter[str]:
@@ -138,7 +136,8 @@ class Desk:
         """Write a table unless one stands there that says the same, whenever it was said."""
 
         def said(rows: list[Row]) -> set[tuple[str, ...]]:
-            return {(row["winner_digest"], row["loser_digest"], row[what]) for row in rows}
+            names = ("prompt_id", "winner_digest", "loser_digest", what)
+            return {tuple(row[name] for name in names) for row in rows}
 
         try:
             if path.exists() and said(read_table(path, schema).to_pylist()) == said(rows):
@@ -165,18 +164,18 @@ class Desk:
             )
 
     def _count(self) -> None:
-        self._kinds: dict[Images, Row] = {}
-        self._notes: dict[Images, Row] = {}
+        self._kinds: dict[Subject, Row] = {}
+        self._notes: dict[Subject, Row] = {}
         self._identities: dict[tuple[Any, ...], str] = {}
         for entry in standing(self._journal.entries()).values():
             self._add(entry)
 
     def _add(self, entry: Row) -> None:
-        images = frozenset((entry["winner_digest"], entry["loser_digest"]))
+        about = subject(entry["prompt_id"], entry["winner_digest"], entry["loser_digest"])
         if entry["decision"] == "note":
-            self._notes[images] = entry
+            self._notes[about] = entry
         else:
-            self._kinds[images] = entry
+            self._kinds[about] = entry
             self._identities[identity(entry)] = entry["decision"]
 
 

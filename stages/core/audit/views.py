@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 from urllib.parse import quote, urlencode
 
-from stages.core.artifacts.decisions import image_digest
+from stages.core.artifacts.decisions import image_digest, subject
 from stages.core.artifacts.provenance import ArtifactError
 from stages.core.audit.cells import Cells, NoSuchCellError, signature
 from stages.core.audit.desk import Desk
@@ -157,15 +157,15 @@ class Reader:
 
     def _item(self, item: Item, query: Query, exponent: int) -> Row:
         digests = self.digests(item)
-        images = frozenset(digests or ())
-        state = self.desk.of(images) if digests else None
+        about = subject(item.pair["prompt_id"], *digests) if item.pair and digests else None
+        state = self.desk.of(about) if about else None
         sides = (
             [self._side(item, side, exponent) for side in ("winner", "loser")] if item.pair else []
         )
         return {
             "key": item.key, "prompt": item.prompt, "has_pair": item.pair is not None,
             "digests": digests, "state": STATES.get(state or "", ""), "kind": state or "",
-            "note": self.desk.note_of(images) if digests else "",
+            "note": self.desk.note_of(about) if about else "",
             "facts": facts(item, query, exponent), "sides": sides,
             "candidates": self._candidates(item, exponent),
             "plot": self._plot(item, exponent), "unit": unit(exponent), "lineage": lineage(item),
