@@ -7,6 +7,7 @@ ssh -L 8765:127.0.0.1:8765 HOST. Example:
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def main(args: Args) -> None:
     """Serve the page; write the decisions into tables before and after."""
     set_up_log()
     index = RunIndex(args.run)
+    started = time.monotonic()
+    num_items, what = index.warm()
+    log.info("audit: %d %s read in %.1f s", num_items, what, time.monotonic() - started)
     with Journal(journal_of(args.run)) as journal:
         desk = Desk(args.run, journal)
         report(desk.compact())

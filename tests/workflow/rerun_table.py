@@ -18,6 +18,11 @@ from typing import Any
 
 import yaml
 
+from stages.core.artifacts.decisions import image_digest
+from stages.core.artifacts.schemas import PREFERENCES
+from stages.core.artifacts.tables import read_table
+from stages.core.audit.desk import Desk, journal_of
+from stages.core.pages.journal import Journal
 from tests.workflow.plans import Job
 from tests.workflow.projects import ROOT, RUN, Project
 
@@ -183,6 +188,23 @@ def touched(folder: Path) -> None:
     """Data files are newer than all results, and the same."""
     for path in (folder / "data").iterdir():
         os.utime(path)
+
+
+def audited(*keys: tuple[int, str]) -> Edit:
+    """A person has looked at the first pair of some iterations, 0 for human ones, and pressed a key."""
+
+    def edit(folder: Path) -> None:
+        run = folder / "results" / RUN
+        with Journal(journal_of(run)) as journal:
+            desk = Desk(run, journal)
+            for iteration, kind in keys:
+                table = f"iter{iteration:02d}/pairs" if iteration else "seed/preferences"
+                pair = read_table(run / f"{table}.parquet", PREFERENCES).slice(0, 1).to_pylist()[0]
+                winner, loser = (image_digest(pair[side]["bytes"]) for side in ("winner", "loser"))
+                desk.decide(pair, winner, loser, kind, "a note")
+            desk.compact()
+
+    return files(edit)
 
 
 def without_times(folder: Path) -> None:
@@ -785,6 +807,25 @@ ROWS = [
         change="a deleted `report.html` or `config.json`",
         begins=("write_report",),
         edit=deleted("config.json"),
+    ),
+    Row(
+        section=FILES,
+        change="a veto or a flip in the audit, of a pair of iteration 2",
+        begins=("mix_preferences (iter02)",),
+        note="its pairs stay what the judge chose",
+        edit=audited((2, "veto")),
+    ),
+    Row(
+        section=FILES,
+        change="a veto or a flip in the audit, of a human pair",
+        begins=("mix_preferences",),
+        note="the seed training keeps its pairs",
+        edit=audited((0, "flip")),
+    ),
+    Row(
+        section=FILES,
+        change="a look at the run in the audit, pairs accepted, notes",
+        edit=audited((1, "accept"), (2, "note"), (0, "note")),
     ),
     Row(
         section=COMMAND,

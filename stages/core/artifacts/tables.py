@@ -29,10 +29,13 @@ def read_table(path: Path, schema: Schema, columns: Sequence[str] | None = None)
     file = _open_parquet(path)
     fields = _wanted(path, file, schema, columns)
     names = [field.name for field in fields]
-    # One row group at a time: Arrow's 32-bit offsets do not reach over a whole table's images.
     with _reading(path):
-        groups = [file.read_row_group(group, columns=names) for group in range(file.num_row_groups)]
-        table = pa.concat_tables(groups) if groups else file.read(columns=names)
+        if any(pa.types.is_nested(field.type) for field in fields) and file.num_row_groups:
+            # One row group at a time: Arrow's 32-bit offsets do not reach over a whole table's images.
+            numbers = range(file.num_row_groups)
+            table = pa.concat_tables(file.read_row_group(n, columns=names) for n in numbers)
+        else:
+            table = file.read(columns=names)
         _check_texts(table)
     _refuse_nulls(path, table, fields)
     return table

@@ -94,7 +94,8 @@ class Pages:
 
     def _decide(self, form: dict[str, str]) -> Response:
         query = read_query(form, self.index)
-        item, _, following = self.reader.neighbours(query)
+        found = self.reader.look(query)
+        item, following = found.item, found.following
         if query.view == "holdout":
             return PlainTextResponse("Held-out pairs measure the judge, so nothing is decided about them by "
                                      "who has seen what it says.", 409)  # fmt: skip

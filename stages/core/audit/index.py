@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from stages.core.artifacts.provenance import ArtifactError
 from stages.core.artifacts.schemas import (
@@ -37,18 +38,16 @@ FACTS = [
     if name not in ("winner", "loser")
 ]  # fmt: skip
 """Columns of a pair but for its images."""
-ROWS_AT_ONCE = 4096
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A row of a table, as addresses of this server name it."""
 
     table: str
     row: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Candidate:
     """One image of a prompt, and what the judge says of it."""
 
@@ -211,6 +210,13 @@ class RunIndex:
             self._listings[view, iteration] = known
         return known[1]
 
+    def warm(self) -> tuple[int, str]:
+        """Read what the first page shows; how many items, of what."""
+        if self.iterations:
+            last = self.iterations[-1]
+            return len(self.listing("pairs", last).items), f"prompts of iteration {last}"
+        return len(self.listing("human", 0).items), "human pairs"
+
     @cached_property
     def exponent(self) -> int:
         """The power of 1000, as one of 10, that makes the median margin of the run at least 1."""
@@ -251,10 +257,8 @@ class RunIndex:
             problems.append(str(error))
             return
         name = str(path.relative_to(self.run))
-        parts = table.to_batches(max_chunksize=ROWS_AT_ONCE)
-        rows = (row for part in parts for row in part.to_pylist())
-        for number, row in enumerate(rows):
-            yield Place(name, number), row
+        for number, values in enumerate(zip(*map(_values, table.columns), strict=True)):
+            yield Place(name, number), dict(zip(columns, values, strict=True))
 
     def _pairs(self, iteration: int, problems: list[str]) -> list[Item]:
         items: dict[str, Item] = {}
@@ -322,3 +326,9 @@ class RunIndex:
 def in_order(paths: Iterator[Path]) -> list[Path]:
     """Files by the numbers in their names: shard-2 before shard-10."""
     return sorted(paths, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """A column's values; numbers by way of NumPy where it can hold them, which is much faster."""
+    is_text = pa.types.is_string(column.type)
+    return column.to_pylist() if is_text or column.null_count else column.to_numpy().tolist()

@@ -86,6 +86,21 @@ def orders_of(view: View) -> dict[str, Any]:
     return {"pairs": ORDERS, "human": {"table": ORDERS["table"]}, "holdout": HOLDOUT_ORDERS}[view]
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a query finds."""
+
+    listing: Listing
+    items: list[Item]
+    item: Item | None
+    """The one that is shown."""
+    position: int | None
+    """Its number among the items, from 1; None if it is none of them."""
+    previous: str
+    """Key of the item before it, or nothing."""
+    following: str
+
+
 class Reader:
     """Turns queries into what templates show."""
 
@@ -94,9 +109,8 @@ class Reader:
         self.cells = Cells(index.run)
         self._last: tuple[tuple[str, str, str], Listing, list[Item]] | None = None
 
-    def find(self, query: Query) -> tuple[list[Item], Listing]:
-        """The items of a query, in their order; and all of its view."""
-        listing = self.index.listing(query.view, query.iteration)
+    def find(self, query: Query, listing: Listing) -> list[Item]:
+        """The items of a query, in their order."""
         asked = (query.place, query.order, query.q)
         last = self._last
         if last is None or last[0] != asked or last[1] is not listing:
@@ -111,20 +125,23 @@ class Reader:
         elif query.only != "all":
             is_open = query.only == "open"
             items = [i for i in items if i.pair and (not self.desk.by_identity(i.pair)) == is_open]
-        return items, listing
+        return items
 
-    def neighbours(self, query: Query) -> tuple[Item | None, str, str]:
-        """The item of a query, the first one where it names none; the keys before and after it."""
-        items, listing = self.find(query)
-        keys = [item.key for item in items]
-        if query.key and query.key not in keys:
-            alone = next((i for i in listing.items if i.key == query.key), None)
-            if alone is not None:
-                return alone, "", keys[0] if keys else ""
+    def look(self, query: Query) -> Found:
+        """What a query finds; the first item where it names none, or one that is there no more."""
+        listing = self.index.listing(query.view, query.iteration)
+        items = self.find(query, listing)
+        at = next((n for n, item in enumerate(items) if item.key == query.key), None)
+        if at is None and query.key:
+            alone = next((item for item in listing.items if item.key == query.key), None)
+            if alone is not None:  # decided just now, and no longer among those that are listed
+                return Found(listing, items, alone, None, "", items[0].key if items else "")
         if not items:
-            return None, "", ""
-        at = keys.index(query.key) if query.key in keys else 0
-        return items[at], keys[at - 1] if at else "", keys[at + 1] if at + 1 < len(keys) else ""
+            return Found(listing, items, None, None, "", "")
+        at = at or 0
+        previous = items[at - 1].key if at else ""
+        following = items[at + 1].key if at + 1 < len(items) else ""
+        return Found(listing, items, items[at], at + 1, previous, following)
 
     def digests(self, item: Item) -> tuple[str, str] | None:
         """Of winner and loser; None without a pair, or where the table cannot be read."""
@@ -139,17 +156,17 @@ class Reader:
 
     def show(self, query: Query, said: str = "") -> Row:
         """What the template of an item needs."""
-        item, previous, following = self.neighbours(query)
-        items, listing = self.find(query)
+        found = self.look(query)
+        item, listing = found.item, found.listing
         exponent = self.index.exponent
         where = replace(query, key=item.key if item else "")
         counts = self.desk.counts(0 if query.view == "human" else query.iteration)
         context: Row = {
-            "query": where, "previous": replace(query, key=previous) if previous else None,
-            "following": replace(query, key=following) if following else None,
+            "query": where, "previous": replace(query, key=found.previous) if found.previous else None,
+            "following": replace(query, key=found.following) if found.following else None,
             "said": said, "item": None, "problems": listing.problems,
-            "num_items": len(items), "num_all": len(listing.items),
-            "position": next((n for n, i in enumerate(items, 1) if i is item), None),
+            "num_items": len(found.items), "num_all": len(listing.items),
+            "position": found.position,
             "tally": ", ".join(f"{counts[kind]} {word}" for kind, word in STATES.items()),
             "decides": query.view != "holdout",
         }  # fmt: skip
