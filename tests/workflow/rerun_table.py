@@ -495,6 +495,12 @@ ROWS = [
     ),
     Row(
         section=LOOP,
+        change="`sample_candidates.files.*`",
+        begins=("sample_candidates",),
+        config={"sample_candidates": {"files": {"kind": "jpeg"}}},
+    ),
+    Row(
+        section=LOOP,
         change="`sample_candidates.shards`",
         begins=("sample_candidates",),
         note="with the same results, bit by bit",

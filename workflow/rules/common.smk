@@ -165,6 +165,9 @@ JUDGED_HOLDOUT = (
 REWARDS_BY = flags({"rewards_by": config["score_candidates"]["rewards_by"]})
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")
+CANDIDATE_FILES = flags(
+    without_defaults(config["sample_candidates"]["files"], "sample_candidates", "files"), "files"
+)
 
 
 HELD_OUT_FILES = [

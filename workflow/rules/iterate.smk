@@ -126,12 +126,13 @@ rule sample_candidates:
         candidates_per_prompt=CANDIDATES_PER_PROMPT,
         seed=config["seed"],
         sampling=SAMPLING,
+        files=CANDIDATE_FILES,
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
         " --iteration {params.iteration} --num-shards {params.num_shards}"
         " --shard {wildcards.shard} {params.model}"
         " --candidates-per-prompt {params.candidates_per_prompt} --seed {params.seed}"
-        " {params.sampling} {resources.execution}"
+        " {params.sampling} {params.files} {resources.execution}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
