@@ -564,6 +564,12 @@ ROWS = [
     ),
     Row(
         section=LOOP,
+        change="`update_policy.soft_labels`",
+        begins=("update_policy",),
+        config={"update_policy": {"soft_labels": True}},
+    ),
+    Row(
+        section=LOOP,
         change="`update_policy.reference`",
         begins=("update_policy",),
         config={"update_policy": {"reference": "base"}},

@@ -191,7 +191,7 @@ def training(name):
         "model": MODEL,
         "lora": LORA,
         "seed": config["seed"],
-        "settings": settings(name),
+        "settings": settings(name, without=["soft_labels"]),
         "held_out": HELD_OUT,
     }
 

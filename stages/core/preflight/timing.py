@@ -109,7 +109,9 @@ def time_training(
     model: DiffusionModel, config: Mapping[str, Any], findings: Findings
 ) -> tuple[float, int, int]:
     """(seconds a pair, bytes of a policy, bytes of a training state), from one optimizer step."""
-    block = {k: v for k, v in config["update_policy"].items() if k != "reference"}
+    block = {
+        k: v for k, v in config["update_policy"].items() if k not in ("reference", "soft_labels")
+    }
     settings = TrainingSettings(**block)
     lora = lora_settings(config)
     execution = config["execution"]
