@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from stages import encode_preferences, import_preferences, mix_preferences, select_pairs
-from stages.core.artifacts.decisions import DECISIONS, image_digest
+from stages.core.artifacts.decisions import DECISIONS, exchanged, image_digest
 from stages.core.artifacts.schemas import TRAINING_PAIRS
-from stages.core.artifacts.tables import read_metadata, write_table
+from stages.core.artifacts.tables import read_metadata, read_table, write_table
 from stages.core.errors import UserError
+from stages.update_policy import soft_labels
 from tests.builders import Row, read_rows
 
 
@@ -56,7 +57,7 @@ def test_a_vetoed_pair_leaves_and_a_flipped_one_exchanges_everything_of_its_two_
         assert (found[name], found[other]) == (second[other], second[name]), name
     assert found["margin"] == -second["margin"]
     assert found["margin_standard_error"] == second["margin_standard_error"]
-    assert found["probability"] == pytest.approx(1 - second["probability"])
+    assert found["probability"] == 1
     for row in others:
         assert made[row["pair_id"]] == row
 
@@ -147,14 +148,24 @@ def test_decisions_do_not_fit_another_tables_schema(
         mix_preferences.main(args)
 
 
-def test_flipping_twice_is_no_change(selected: select_pairs.Args) -> None:
-    from stages.core.artifacts.decisions import exchanged
-    from stages.core.artifacts.tables import read_table
+def test_a_flip_is_certain_where_labels_are_soft(
+    mixed: mix_preferences.Args, selected: select_pairs.Args, tmp_path: Path
+) -> None:
+    first, second, *_ = read_rows(selected.output)
+    mix(mixed, [decision(first, "flip")], tmp_path)
+    path = tmp_path / "mix.parquet"
+    names = read_table(path, TRAINING_PAIRS, ["pair_id"]).column(0).to_pylist()
+    labels = dict(zip(names, soft_labels(read_table(path, TRAINING_PAIRS), path), strict=True))
+    assert labels[first["pair_id"]] == 1
+    assert labels[second["pair_id"]] == pytest.approx(second["probability"])
 
+
+def test_flipping_twice_is_no_change_but_for_the_judges_own_probability(
+    selected: select_pairs.Args,
+) -> None:
     pairs = read_table(selected.output, TRAINING_PAIRS)
     again = exchanged(exchanged(pairs))
     for name in pairs.column_names:
-        if name == "probability":
-            assert again.column(name).to_pylist() == pytest.approx(pairs.column(name).to_pylist())
-        else:
+        if name != "probability":
             assert again.column(name).equals(pairs.column(name)), name
+    assert set(again.column("probability").to_pylist()) == {1.0}

@@ -138,7 +138,11 @@ def turned(pairs: pa.Table, rows: Sequence[int], flipped: Iterable[int]) -> pa.T
 
 
 def exchanged(pairs: pa.Table) -> pa.Table:
-    """The pairs with winner and loser exchanged: images, lineage, latents, margin and probability."""
+    """The pairs with winner and loser exchanged: images, lineage, scores, latents; the margin negated.
+
+    p(winner > loser) becomes 1 where there is one: a person has said so. With soft labels the judge's own
+    p would teach the opposite.
+    """
     arrays = []
     for name in pairs.column_names:
         side, _, rest = name.partition("_")
@@ -147,6 +151,6 @@ def exchanged(pairs: pa.Table) -> pa.Table:
         if name == "margin":
             array = pc.negate(array)
         elif name == "probability":
-            array = pc.subtract(pa.scalar(1, array.type), array)
+            array = pc.if_else(pc.is_valid(array), pa.scalar(1, array.type), array)
         arrays.append(array)
     return pa.table(arrays, schema=pairs.schema)
