@@ -54,3 +54,14 @@ def test_a_seed_decides_the_choice_and_every_row_has_the_same_chance() -> None:
     for seed in range(2000):
         counts[choose_without_replacement(10, 3, seed)] += 1
     assert (np.abs(counts - 600) < 100).all()  # a binomial deviation is 20.5
+
+
+def test_rows_that_are_left_out_make_room_and_leave_the_others_alone() -> None:
+    before = choose_without_replacement(20, 8, seed=3).tolist()
+    gone = before[2:4]
+    after = choose_without_replacement(20, 8, seed=3, left_out=gone).tolist()
+    assert len(after) == 8
+    assert set(before) - set(after) == set(gone)
+    assert choose_without_replacement(20, 30, seed=3, left_out=gone).tolist() == [
+        row for row in range(20) if row not in gone
+    ]

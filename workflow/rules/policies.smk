@@ -93,7 +93,15 @@ def judges_before(wildcards):
 def decisions_about(wildcards):
     """Input: what a person decided in the audit about an iteration's pairs and human ones, if anything."""
     numbers = [0, iteration(wildcards)]
-    return matching([f"{RUN}/decisions/iter{number:02d}.parquet" for number in numbers])
+    paths = [f"{RUN}/decisions/iter{number:02d}.parquet" for number in numbers]
+    found = [path for path in paths if Path(path).is_file()]
+    if found and STORAGE:
+        raise WorkflowError(
+            f"{found[0]} lies on this machine, and this profile keeps results in a bucket, where "
+            "mix_preferences would not see it. Move the folder away, or run where all machines share a "
+            "file system."
+        )
+    return found
 
 
 def gate_inputs(wildcards):

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from stages.core.evaluation.wording import number
 
-WIDTH, ROW, LEFT, RIGHT = 560, 20, 64, 12
+WIDTH, ROW, LEFT, RIGHT = 560, 20, 80, 12
 
 
 @dataclass(frozen=True)
