@@ -70,7 +70,7 @@ def write_iteration(
             rewards.append({**name, "reward": reward, "standard_error": 1e-6,
                             "policy_errors": [0.1, 0.2], "reference_errors": [0.1 + reward, 0.2 + reward],
                             "timesteps": [100, 900], "draw_seed": 7})  # fmt: skip
-            scores.append({**name, "metric": "total", "score": float((number * 5) % 3 + candidate)})
+            scores.append({**name, "metric": "total", "score": float((number * 5) % 6 * candidate)})
         pairs.append(pair_row(images[-1], images[-CANDIDATES_EACH], number, iteration, policy,
                               error=None if number == len(prompts) - 1 else 1e-6))  # fmt: skip
     half = len(prompts) // 2 * CANDIDATES_EACH

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from stages.core.audit import cells
 from stages.core.audit.index import RunIndex
 from stages.core.errors import UserError
 from stages.core.pages.server import PICTURES
@@ -58,6 +59,7 @@ def test_the_first_page_shows_the_pair_that_is_least_sure_with_all_its_candidate
 @pytest.mark.parametrize(
     ("order", "expected"),
     [
+        ("metric", [0, 5, 4, 3, 2, 1]),
         ("unsure", [0, 1, 2, 3, 4, 5]),  # the last one has no standard error
         ("sure", [4, 3, 2, 1, 0, 5]),
         ("unlikely", [5, 4, 3, 2, 1, 0]),
@@ -202,6 +204,27 @@ def test_a_folder_without_results_is_refused_with_what_is_expected(tmp_path: Pat
         RunIndex(tmp_path / "absent")
     with pytest.raises(UserError, match=r"has no tables of a run: expected iter01/candidates"):
         RunIndex(tmp_path)
+
+
+def test_human_pairs_alone_are_a_run_to_look_at(run: Path) -> None:
+    for name in ("iter01", "evaluation"):
+        shutil.rmtree(run / name)
+    with auditing(run) as client:
+        page = client.get("/?view=pairs").text
+        assert "labels/first.parquet, row 0" in page
+        assert "view=pairs" not in page
+        assert "has not looked at it" in client.get("/?view=holdout").text
+
+
+def test_what_is_kept_in_memory_is_bounded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "KEPT_BYTES", 1)
+    opened = cells.Cells(run)
+    rows = read_rows(run / "iter01/pairs.parquet")
+    for number, row in enumerate(rows):
+        for side in ("winner", "loser"):
+            data = opened.read("iter01/pairs.parquet", number, f"{side}.bytes")
+            assert data == row[side]["bytes"]
+            assert len(opened._kept) == 1
 
 
 def test_every_prompt_stays_a_text_in_every_view(tmp_path: Path) -> None:

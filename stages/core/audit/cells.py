@@ -16,7 +16,7 @@ from stages.core.artifacts.arrow_files import naming
 from stages.core.artifacts.provenance import ArtifactError
 
 KEPT_BYTES = 2**27
-"""Of each table, so many bytes of columns that were read last stay in memory."""
+"""So many bytes of what was read last stay in memory."""
 
 
 class NoSuchCellError(LookupError):
@@ -38,6 +38,7 @@ class Cells:
     def __init__(self, run: Path) -> None:
         self._run = run
         self._tables: dict[str, _Table] = {}
+        self._kept: OrderedDict[tuple[_Table, int, str], pa.ChunkedArray] = OrderedDict()
         self._turn = threading.Lock()
 
     def read(self, table: str, row: int, column: str) -> Any:
@@ -51,49 +52,47 @@ class Cells:
         now = signature(path)
         if now is None:
             raise NoSuchCellError(table)
-        with self._turn:
+        with self._turn, _reading(path):
             opened = self._tables.get(table)
             if opened is None or opened.signature != now:
-                with _reading(path):
-                    opened = self._tables[table] = _Table(path, now)
-        with _reading(path):
-            return opened.read(row, column)
+                opened = self._tables[table] = _Table(path, now)
+            group, place = opened.find(row, column)
+            cell = self._column(opened, group, column)[place].as_py()
+        _, _, inner = column.partition(".")
+        return cell[inner] if inner and cell is not None else cell
+
+    def _column(self, table: _Table, group: int, column: str) -> pa.ChunkedArray:
+        """A column of a row group, kept until others have been read for long."""
+        key = (table, group, column)
+        if key not in self._kept:
+            self._kept[key] = table.file.read_row_group(group, columns=[column]).column(0)
+            size = sum(array.nbytes for array in self._kept.values())
+            while len(self._kept) > 1 and size > KEPT_BYTES:
+                size -= self._kept.popitem(last=False)[1].nbytes
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
 
 class _Table:
-    """One open file, and what was read of it last."""
+    """One open file."""
 
     def __init__(self, path: Path, made: tuple[int, int]) -> None:
         self.signature = made
-        self._file = pq.ParquetFile(path, page_checksum_verification=True)
-        metadata = self._file.metadata
+        self.file = pq.ParquetFile(path, page_checksum_verification=True)
+        metadata = self.file.metadata
         counts = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         self._starts = list(accumulate(counts, initial=0))
-        self._read: OrderedDict[tuple[int, str], pa.ChunkedArray] = OrderedDict()
-        self._turn = threading.Lock()
 
-    def read(self, row: int, column: str) -> Any:
+    def find(self, row: int, column: str) -> tuple[int, int]:
+        """The row group that has a row, and where in it; NoSuchCellError if there is none."""
         first, _, inner = column.partition(".")
-        schema = self._file.schema_arrow
+        schema = self.file.schema_arrow
         if not 0 <= row < self._starts[-1] or first not in schema.names:
             raise NoSuchCellError(column)
         if inner and schema.field(first).type.get_field_index(inner) < 0:
             raise NoSuchCellError(column)
         group = bisect_right(self._starts, row) - 1
-        with self._turn:
-            cell = self._group(group, column)[row - self._starts[group]]
-        value = cell.as_py()
-        return value[inner] if inner and value is not None else value
-
-    def _group(self, group: int, column: str) -> pa.ChunkedArray:
-        """A column of a row group."""
-        key = (group, column)
-        if key not in self._read:
-            self._read[key] = self._file.read_row_group(group, columns=[column]).column(0)
-            while len(self._read) > 1 and sum(a.nbytes for a in self._read.values()) > KEPT_BYTES:
-                self._read.popitem(last=False)
-        self._read.move_to_end(key)
-        return self._read[key]
+        return group, row - self._starts[group]
 
 
 def _reading(path: Path) -> Any:

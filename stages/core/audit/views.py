@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 from stages.core.artifacts.decisions import image_digest, subject
@@ -27,7 +27,6 @@ from stages.core.audit.index import (
 from stages.core.evaluation.wording import DASH, number
 
 Row = dict[str, Any]
-Only = Literal["all", "open", "decided", "wrong"]
 
 VIEWS = {"pairs": "Prompts", "human": "Human pairs", "holdout": "Held-out pairs"}
 ONLY: dict[str, dict[str, str]] = {
