@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
@@ -179,9 +180,15 @@ def test_a_damaged_table_is_named_and_the_others_are_shown(run: Path, name: str)
 
 def test_a_row_group_that_is_damaged_later_leaves_its_image_out(run: Path) -> None:
     path = run / "iter01/candidates/shard-0.parquet"
+    chunks = pq.ParquetFile(path).metadata.row_group(0)
+    images = next(
+        chunk
+        for chunk in (chunks.column(i) for i in range(chunks.num_columns))
+        if chunk.path_in_schema == "image.bytes"
+    )
     data = bytearray(path.read_bytes())
-    at = data.find(b"IDAT") + 20
-    data[at : at + 40] = bytes(40)
+    end = images.data_page_offset + images.total_compressed_size
+    data[end - 40 : end] = bytes(40)
     path.write_bytes(bytes(data))
     with auditing(run) as client:
         assert client.get("/").status_code == 200
