@@ -736,6 +736,11 @@ ROWS = [
         },
     ),
     Row(
+        section=EVALUATION,
+        change="`notify`",
+        config={"notify": "cat"},
+    ),
+    Row(
         section=FILES,
         change="a label or prompt file is touched, its content stays",
         note="of files up to 100 MB; larger ones count as changed",
