@@ -1,0 +1,1 @@
+"""What a file of a run says of itself, and how two runs differ. It may import `artifacts` and `evaluation`."""
