@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"artifacts", "execution"},
     "evaluation": {"artifacts"},
     "health": {"artifacts", "execution"},
-    "inspection": {"artifacts", "evaluation"},
+    "inspection": {"artifacts", "data", "evaluation"},
     "progress": {"execution"},
     "policies": {"artifacts", "execution", "method", "models"},
     "training": {"artifacts", "execution", "method", "models", "policies"},

@@ -13,10 +13,11 @@ from stages.core.artifacts import schemas
 from stages.core.artifacts.schemas import Schema
 from stages.core.evaluation.guards import GUARDS_TABLE
 from stages.core.inspection.columns import SEED
+from stages.core.inspection.run_table import RUN_COMPARISON
 
 SCHEMAS: Mapping[str, Schema] = {
     schema.name: schema
-    for schema in [*vars(schemas).values(), GUARDS_TABLE]
+    for schema in [*vars(schemas).values(), GUARDS_TABLE, RUN_COMPARISON]
     if isinstance(schema, Schema)
 }
 """Every table that stages exchange, by the name in its metadata."""
@@ -106,6 +107,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "holdout_rewards": Layout(key=("pair_id",)),
     "training": Layout(key=("step",)),
     "held_out_curve": Layout(key=("step",)),
+    "run_comparison": Layout(key=("prompt_set", *COMPARED)),
     "evaluation_summary": Layout(key=("prompt_set", *COMPARED)),
     "evaluation_breakdown": Layout(key=("prompt_set", "axis", "group", *COMPARED)),
     "leakage": Layout(key=("prompt_set", "source")),
