@@ -27,9 +27,8 @@ NO_LIMITS = Limits(cores=None, gpus=None, jobs=None)
 
 
 def job(number: int, rule: str, *needs: int, **changes: Any) -> Job:
-    return Job(
-        **{"number": number, "rule": rule, "needs": needs, "threads": 1, "gpus": 0, **changes}
-    )
+    usual = {"threads": 1, "gpus": 0, "log": f"{rule}.log"}
+    return Job(**{"number": number, "rule": rule, "needs": needs, **usual, **changes})
 
 
 def call(*jobs: Job, limits: Limits = NO_LIMITS) -> Call:
@@ -82,7 +81,12 @@ def test_a_rule_that_has_no_time_yet_makes_it_a_lower_bound_and_failures_are_lef
     left = time_left(found, {"sample": 10.0}, 0.0)
     assert (left.seconds, left.untimed) == (10, {"train": 1, "report": 1})
     assert in_words(found, left) == (
-        "0 of 4 jobs are done, 0 run; more than 10 s left: no train, report has ended yet"
+        "0 of 4 jobs are done, 0 run; more than 10 s left, as none of train, report has ended yet"
+    )
+    unknown = call(*(job(n, f"rule{n}") for n in range(5)), job(9, "all", 0, log=""))
+    assert in_words(unknown, time_left(unknown, {}, 0.0)) == (
+        "0 of 6 jobs are done, 0 run; time left not known, as none of rule0, rule1, rule2 and 2 other rules "
+        "has ended yet"
     )
     found.take({"event": "failed", "time": 1.0, "job": 2})  # and with it 3
     left = time_left(found, {"sample": 10.0}, 0.0)

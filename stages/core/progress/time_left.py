@@ -49,7 +49,7 @@ def time_left(call: Call, known: Mapping[str, float], now: float) -> TimeLeft:
     left = _left(call)
     untimed: dict[str, int] = defaultdict(int)
     for job in left.values():
-        if job.rule not in known:
+        if job.rule not in known and job.log:  # without a log it runs nothing, as the rule all
             untimed[job.rule] += 1
     return TimeLeft(seconds=_play(call, left, known, now), untimed=dict(untimed))
 
@@ -130,5 +130,8 @@ def in_words(call: Call, left: TimeLeft) -> str:
         return f"{text}; about {in_time(left.seconds)} left"
     names = ", ".join(list(left.untimed)[:SAID])
     more = len(left.untimed) - SAID
-    names += f" and {more} rules more" if more > 0 else ""
-    return f"{text}; more than {in_time(left.seconds)} left: no {names} has ended yet"
+    names += f" and {more} other rules" if more > 0 else ""
+    known = (
+        f"more than {in_time(left.seconds)} left" if left.seconds >= 1 else "time left not known"
+    )
+    return f"{text}; {known}, as none of {names} has ended yet"
