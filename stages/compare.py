@@ -11,10 +11,10 @@ interval. The judges are compared on the held-out human pairs that both have. Ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyarrow.csv
 import tyro
@@ -59,7 +59,7 @@ def main(args: Args) -> None:
     first, second = open_runs(args.first, args.second)
     paired = paired_scores(first, second)
     if args.output is not None:
-        write(args.output, paired.rows, args)
+        write(args.output, paired, args)
     for line in lines_of(first, second, paired):
         print(
             "".join(
@@ -68,13 +68,15 @@ def main(args: Args) -> None:
         )
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]], args: Args) -> None:
+def write(path: Path, paired: Paired, args: Args) -> None:
     """The paired scores as a table."""
     if path.suffix == ".csv":
         with replacing(path) as part:
-            pyarrow.csv.write_csv(fitting(rows, path, RUN_COMPARISON, {}), part)
+            pyarrow.csv.write_csv(fitting(paired.rows, path, RUN_COMPARISON, {}), part)
     else:
-        write_table(path, rows, RUN_COMPARISON, stage="compare", arguments=args)
+        write_table(
+            path, paired.rows, RUN_COMPARISON, stage="compare", arguments=args, inputs=paired.files
+        )
 
 
 def lines_of(first: Run, second: Run, paired: Paired) -> Iterator[str]:

@@ -143,7 +143,10 @@ def test_scores_are_paired_and_the_table_says_the_same(
     assert judged["difference"] == pytest.approx(-1 / 3)
     assert judged["baseline_mean"] == pytest.approx(2 / 3)
     assert "two/iter00 3.0000, one/iter00 2.5000: +0.5000" in text
-    assert read_metadata(tmp_path / "out.parquet")["stage"] == "compare"
+    made = read_metadata(tmp_path / "out.parquet")
+    assert made["stage"] == "compare"
+    assert str(second / "evaluation/ours/iter01/scores/total.parquet") in made["inputs"]
+    assert len(made["inputs"]) == 7  # five tables of scores, two of held-out pairs
     about = "\n".join(inspect.lines_of(inspect.Args(path=tmp_path / "out.parquet")))
     assert "'<run>/<policy>' of the first run" in about
     told(first, second, capsys, tmp_path / "out.csv")

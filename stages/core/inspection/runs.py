@@ -214,6 +214,8 @@ class Paired:
     """Of the schema run_comparison."""
     refused: Sequence[str]
     """A sentence for each thing that both runs have and that cannot be paired."""
+    files: Sequence[Path]
+    """The tables that were compared."""
 
 
 def paired_scores(first: Run, second: Run) -> Paired:
@@ -223,9 +225,10 @@ def paired_scores(first: Run, second: Run) -> Paired:
     """
     rows: list[Row] = []
     refused: list[str] = []
+    files: list[Path] = []
     for prompt_set in (name for name in first.prompt_sets if name in second.prompt_sets):
-        _pair_set(first, second, prompt_set, rows, refused)
-    _pair_judges(first, second, rows, refused)
+        _pair_set(first, second, prompt_set, rows, refused, files)
+    _pair_judges(first, second, rows, refused, files)
     for name in {row["prompt_set"] for row in rows}:
         inside = [row for row in rows if row["prompt_set"] == name]
         tested = [row for row in inside if not row["policy"].endswith("/base")]
@@ -234,11 +237,16 @@ def paired_scores(first: Run, second: Run) -> Paired:
                 row[f"{test}_holm"] = value
             for row in inside:  # the base is not trained: nothing is tested of it
                 row.setdefault(f"{test}_holm", 1.0)
-    return Paired(rows, refused)
+    return Paired(rows, refused, files)
 
 
 def _pair_set(
-    first: Run, second: Run, prompt_set: str, rows: list[Row], refused: list[str]
+    first: Run,
+    second: Run,
+    prompt_set: str,
+    rows: list[Row],
+    refused: list[str],
+    files: list[Path],
 ) -> None:
     """Add the comparisons of one prompt set, or why there is none."""
     one, two = first.scored(prompt_set), second.scored(prompt_set)
@@ -264,6 +272,7 @@ def _pair_set(
                 refused.append(f"{where}: {metric} has other options or weights")
                 continue
             names, scores, baseline_scores = _means(*paths, keys)
+            files += paths
             rows.append(
                 _row(
                     prompt_set, metric, f"{second.name}/{policy}", f"{first.name}/{baseline}",
@@ -332,7 +341,9 @@ def _means(
     return names, first, second
 
 
-def _pair_judges(first: Run, second: Run, rows: list[Row], refused: list[str]) -> None:
+def _pair_judges(
+    first: Run, second: Run, rows: list[Row], refused: list[str], files: list[Path]
+) -> None:
     """Add how often each policy ranks the held-out pairs that both runs have as people do."""
     shared = {*first.held_out.values()} & {*second.held_out.values()}
     tables = [
@@ -347,6 +358,7 @@ def _pair_judges(first: Run, second: Run, rows: list[Row], refused: list[str]) -
             _right(run, path)
             for run, path in ((second, tables[1][policy]), (first, tables[0][baseline]))
         ]
+        files += [tables[0][baseline], tables[1][policy]]
         names = sorted(found[0].keys() & found[1].keys())
         if len(names) < 2:
             refused.append(
