@@ -123,9 +123,8 @@ def tell_end(event):
         reason=" ".join(gate.findings) if gate else "",
     )
     if problem := notify(config["notify"], told, Path.cwd()):
-        logger.warning(
-            f"notify: the command {config['notify']!r} has told nobody, because {problem}"
-        )
+        # The command itself may hold a token.
+        logger.warning(f"notify: its command has told nobody, because {problem}")
 
 
 onstart:
