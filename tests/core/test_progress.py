@@ -93,12 +93,20 @@ def test_a_rule_that_has_no_time_yet_makes_it_a_lower_bound_and_failures_are_lef
     assert in_words(found, left) == "0 of 4 jobs are done, 0 run, 1 failed; about 10 s left"
 
 
-def test_times_are_means_over_calls_and_device_hours_are_of_finished_jobs() -> None:
+def test_times_are_means_of_the_last_call_that_has_some_and_device_hours_are_of_finished_jobs() -> (
+    None
+):
     first, second = call(job(1, "sample", threads=2, gpus=1.0)), call(job(7, "sample"), job(8, "x"))
     first.seconds[1], second.seconds[7] = 7200.0, 3600.0
-    assert rule_seconds([first, second]) == {"sample": 5400.0}
+    assert rule_seconds([first, second]) == {"sample": 3600.0}
+    assert rule_seconds([second, first]) == {"sample": 7200.0}
+    second.seconds[8] = 1.0
+    both = call(job(1, "sample"), job(2, "sample"))
+    both.seconds |= {1: 10.0, 2: 20.0}
+    assert rule_seconds([second, both]) == {"sample": 15.0, "x": 1.0}
     assert (gpu_hours(first), core_hours(first)) == (2.0, 4.0)
-    assert (gpu_hours(second), core_hours(second)) == (0.0, 1.0)
+    assert gpu_hours(second) == 0.0
+    assert core_hours(second) == pytest.approx(1.0 + 1 / 3600)
 
 
 def test_the_journal_of_snakemakes_events_is_read_back_as_it_was(tmp_path: Path) -> None:
@@ -173,11 +181,11 @@ def test_the_terminal_is_told_once_a_minute_and_never_when_quiet_or_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "jobs.jsonl"
-    earlier = Journal(path, [job(1, "sample")], NO_LIMITS)
+    earlier = Journal(path, [job(1, "train")], NO_LIMITS)
     earlier.note("started", job=1, group_size=1)
     earlier.call.take({"event": "finished", "time": earlier.call.started[1] + 30, "job": 1})
     earlier._write({"event": "finished", "time": earlier.call.started[1] + 30, "job": 1})
-    now = call(job(5, "sample"), job(6, "sample"))
+    now = call(job(5, "sample"), job(6, "train"))
     now.seconds[5] = 10.0
     teller, quiet = Teller(journal=path), Teller(journal=path, is_quiet=True)
     teller(now)
@@ -187,7 +195,7 @@ def test_the_terminal_is_told_once_a_minute_and_never_when_quiet_or_done(
     quiet(now)
     teller(now)
     teller(now)
-    assert capsys.readouterr().err == "1 of 2 jobs are done, 0 run; about 20 s left\n"
+    assert capsys.readouterr().err == "1 of 2 jobs are done, 0 run; about 30 s left\n"
     teller.told -= 61
     now.seconds[6] = 10.0
     teller(now)

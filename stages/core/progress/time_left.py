@@ -31,13 +31,18 @@ class TimeLeft:
 
 
 def rule_seconds(calls: Sequence[Call]) -> dict[str, float]:
-    """Mean seconds of the finished jobs of each rule, over all calls of the run."""
-    taken: dict[str, list[float]] = defaultdict(list)
+    """Mean seconds of the finished jobs of each rule, in the last call in which one of it has finished.
+
+    Earlier calls may have had other settings.
+    """
+    found: dict[str, float] = {}
     for call in calls:
+        taken: dict[str, list[float]] = defaultdict(list)
         for number, seconds in call.seconds.items():
             if number in call.jobs:
                 taken[call.jobs[number].rule].append(seconds)
-    return {rule: math.fsum(values) / len(values) for rule, values in taken.items()}
+        found |= {rule: math.fsum(values) / len(values) for rule, values in taken.items()}
+    return found
 
 
 def time_left(call: Call, known: Mapping[str, float], now: float) -> TimeLeft:
