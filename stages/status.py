@@ -21,7 +21,7 @@ from rich.table import Table
 
 from stages.core.execution.locks import try_lock
 from stages.core.execution.runtime import in_time, run_stage
-from stages.core.progress.journal import NAME, Call, read_calls
+from stages.core.progress.journal import NAME, Call, Job, read_calls
 from stages.core.progress.time_left import (
     core_hours,
     gpu_hours,
@@ -90,7 +90,7 @@ def show(
         console.print(f"{len(call.seconds)} of its {len(call.jobs)} jobs were done.")
     for number in sorted(call.failed & call.jobs.keys()):
         job = call.jobs[number]
-        console.print(f"failed: {job.rule}; its log is {job.log or 'not kept'}", markup=False)
+        console.print(f"failed: {name_of(job)}; its log is {job.log or 'not kept'}", markup=False)
     console.print(cost(calls))
     console.print(table_of_rules(call, known))
 
@@ -112,12 +112,17 @@ def state(run: str, call: Call, now: float, at_work: bool | None) -> str:
 
 
 def running_job(call: Call, number: int, known: dict[str, float], now: float) -> str:
-    """'runs: update_policy for 12 min of about 40 min'."""
+    """'runs: iter02/update_policy for 12 min of about 40 min'."""
     job = call.jobs[number]
-    text = f"runs: {job.rule} for {in_time(now - call.started[number])}"
+    text = f"runs: {name_of(job)} for {in_time(now - call.started[number])}"
     if job.rule in known:
         text += f" of about {in_time(known[job.rule] * call.group_sizes.get(number, 1))}"
     return text
+
+
+def name_of(job: Job) -> str:
+    """What tells a job from others of its rule: where its log lies in logs/<run>/."""
+    return str(Path(*Path(job.log).with_suffix("").parts[2:])) if job.log else job.rule
 
 
 def cost(calls: list[Call]) -> str:

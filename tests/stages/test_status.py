@@ -15,7 +15,14 @@ LIMITS = Limits(cores=2, gpus=1, jobs=None)
 
 
 def job(number: int, rule: str, *needs: int) -> Job:
-    return Job(number=number, rule=rule, needs=needs, threads=1, gpus=1, log=f"logs/run/{rule}.log")
+    return Job(
+        number=number,
+        rule=rule,
+        needs=needs,
+        threads=1,
+        gpus=1,
+        log=f"logs/run/iter01/{rule}-{number}.log",
+    )
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def test_a_run_at_work_is_told_with_what_runs_what_it_cost_and_what_is_left(
         text = told(tmp_path, capsys, "results/run")
         assert "run is at work for 0 s" in text
         assert "1 of 3 jobs are done, 1 run; more than 60 min left, as none of train has" in text
-        assert "runs: sample for 0 s of about 60 min" in text
+        assert "runs: iter01/sample-2 for 0 s of about 60 min" in text
         assert "Finished jobs of 1 calls: 1, 1.00 GPU hours and 1.00 core hours." in text
         rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()[-2:]}
         assert rows == {"sample": ["1", "1", "60", "min"], "train": ["0", "1", "not", "known"]}
@@ -74,7 +81,7 @@ def test_a_failed_run_names_the_jobs_and_their_logs(
     journal.end("failed")
     text = told(tmp_path, capsys)
     assert "run has failed" in text
-    assert "failed: sample; its log is logs/run/sample.log" in text
+    assert "failed: iter01/sample-2; its log is logs/run/iter01/sample-2.log" in text
 
 
 def test_a_run_that_is_not_there_and_a_damaged_journal_are_refused(

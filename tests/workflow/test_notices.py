@@ -81,4 +81,6 @@ def test_a_failed_run_tells_and_a_command_that_fails_is_a_warning(
     assert told["message"].endswith("failed: import_preferences.")
     shown = status_of(project, capsys)
     assert "test has failed" in shown
-    assert "failed: import_preferences; its log is logs/test/seed/import_preferences.log" in shown
+    assert (
+        "failed: seed/import_preferences; its log is logs/test/seed/import_preferences.log" in shown
+    )
