@@ -42,9 +42,9 @@ SUFFIXES = (".parquet", ".csv")
 class Args:
     """Two runs in, what differs between them out."""
 
-    first: Annotated[Path, tyro.conf.Positional]
+    first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_A")]
     """The folder of a run, as results/shapes: what the other is compared with."""
-    second: Annotated[Path, tyro.conf.Positional]
+    second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_B")]
     """The folder of another run."""
     output: Path | None = None
     """Where the paired scores go too: a .parquet file (schema run_comparison), or a .csv file."""

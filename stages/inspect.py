@@ -35,7 +35,7 @@ SHOWN_INPUTS = 12
 class Args:
     """A file or folder of a run in; what it holds out."""
 
-    path: Annotated[Path, tyro.conf.Positional]
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """A Parquet table, a JSON record, or the folder of a policy, of an export or of a run."""
     verify: bool = False
     """Read the files that it was made from, and say whether they are the same."""

@@ -42,7 +42,7 @@ OUTCOMES = {
 class Args:
     """The name of a run in; how far it is out."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's name, or its folder under results/."""
     folder: Path = Path()
     """Where snakemake is called."""

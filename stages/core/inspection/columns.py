@@ -148,7 +148,8 @@ class Column:
         yield from (f"{self.name}, {warning}" for warning in shown)
         if len(self.warnings) > len(shown):
             yield f"{self.name}: {len(self.warnings) - len(shown)} more of the kind"
-        if num_empty := self._digests.count(None) - self.num_nulls:
+        num_empty = self._digests.count(None) - self.num_nulls
+        if self._digests and num_empty:
             yield f"{self.name}: {num_empty} images have no bytes"
         repeats = Counter(digest for digest in self._digests if digest)
         twice = sum(count - 1 for count in repeats.values())
