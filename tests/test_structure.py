@@ -30,6 +30,8 @@ ROOMS: dict[str, set[str]] = {
     "data": {"artifacts", "execution"},
     "evaluation": {"artifacts"},
     "health": {"artifacts", "execution"},
+    "inspection": {"artifacts", "data", "evaluation"},
+    "progress": {"execution"},
     "policies": {"artifacts", "execution", "method", "models"},
     "training": {"artifacts", "execution", "method", "models", "policies"},
     "report": {"artifacts", "evaluation"},
