@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"artifacts", "execution", "method", "models", "policies"},
     "report": {"artifacts", "evaluation"},
     "pages": {"execution"},
+    "labelling": {"artifacts", "data", "evaluation", "execution", "pages"},
     "export": {"artifacts", "execution", "models"},
     "preflight": {
         "artifacts",
