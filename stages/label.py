@@ -67,7 +67,7 @@ class Args:
     """Share of the pairs that every labeller is asked about, so that their agreement shows; 0 to 1."""
     seed: int = 0
     """Decides which pairs are drawn, and what --base makes."""
-    policy: str = BASE
+    policy: str | None = None
     """With --base: a policy folder that samples instead of the model itself."""
     dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     """With --base: precision of the networks."""
@@ -178,12 +178,12 @@ def sample(args: Args) -> None:
     """
     assert args.prompts is not None
     assert args.base is not None
-    path = args.labels / SAMPLED
+    path, policy = args.labels / SAMPLED, args.policy or BASE
     prompts = read_prompts(args.prompts)
     sampling = Sampling(
         prompts=blake2b("\n".join(map(prompt_id, prompts)).encode(), digest_size=16).hexdigest(),
         model=ModelSettings(base=args.base, dtype=args.dtype),
-        policy=policy_name(args.policy),
+        policy=policy_name(policy),
         images_per_prompt=args.images_per_prompt,
         sampler=args.sampler,
         num_inference_steps=args.num_inference_steps,
@@ -211,7 +211,7 @@ def sample(args: Args) -> None:
     batches = partial(
         generate_batches,
         model,
-        load_denoiser(model, args.policy),
+        load_denoiser(model, policy),
         [(prompt_id(prompt), prompt) for prompt in prompts],
         SamplingSettings(
             sampler=args.sampler,
@@ -225,7 +225,7 @@ def sample(args: Args) -> None:
     )
     write_batches(
         path, lambda first: batches(first_batch=first), CANDIDATES, stage="label",
-        arguments=sampling, inputs=[args.prompts, *policy_files(args.policy)],
+        arguments=sampling, inputs=[args.prompts, *policy_files(policy)],
     )  # fmt: skip
 
 

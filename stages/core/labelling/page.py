@@ -123,9 +123,7 @@ class LabellingPage:
             else [],
             "progress": progress,
             "percent_done": round(share),
-            "pace": number(progress.pairs_per_minute, 1)
-            if progress.pairs_per_minute is not None
-            else None,
+            "pace": _pace(progress.pairs_per_minute),
             "time_left": in_time(progress.seconds_left)
             if progress.seconds_left is not None
             else None,
@@ -152,6 +150,12 @@ class LabellingPage:
             "raw": None if found.raw is None else percent(found.raw),
             "alpha": None if found.alpha is None else number(found.alpha, 2),
         }
+
+
+def _pace(pairs_per_minute: float | None) -> str | None:
+    if pairs_per_minute is None:
+        return None
+    return number(pairs_per_minute, 0 if pairs_per_minute >= 10 else 1)
 
 
 def _pair(shown: Shown) -> Row:
