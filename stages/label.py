@@ -13,28 +13,24 @@ Example:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from hashlib import blake2b
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from stages.core.artifacts.provenance import BASE, policy_files, policy_name
-from stages.core.artifacts.schemas import CANDIDATES
-from stages.core.artifacts.tables import num_rows, read_metadata
-from stages.core.data.prompts import prompt_id, read_prompts
+from stages.core.artifacts.provenance import BASE
 from stages.core.errors import UserError
 from stages.core.execution.runtime import log, run_stage, stage
 from stages.core.labelling.answers import Answer, agreement, left_share, read_answers
 from stages.core.labelling.desk import Desk
 from stages.core.labelling.export import write_labels
-from stages.core.labelling.gallery import Gallery, find_images
+from stages.core.labelling.gallery import Gallery
 from stages.core.labelling.page import STATIC, LabellingPage
 from stages.core.labelling.pairs import choose_pairs
+from stages.core.labelling.places import find_images
+from stages.core.labelling.sampling import Sampling, sample
 from stages.core.models.loading import ModelSettings
 from stages.core.pages.journal import Journal, read_journal
 from stages.core.pages.server import bind, build_app, new_token, serve
@@ -89,21 +85,6 @@ class Args:
     """Open the page in a browser, where there is a screen."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """What decides the images that --base makes."""
-
-    prompts: str
-    """Digest of the prompts in their order."""
-    model: ModelSettings
-    policy: str
-    images_per_prompt: int
-    sampler: str
-    num_inference_steps: int
-    guidance_scale: float
-    seed: int
-
-
 def main(args: Args) -> None:
     """Find or make the images; then only export, or show pairs until the server is ended."""
     check(args)
@@ -116,7 +97,7 @@ def main(args: Args) -> None:
             return
         with Journal(journal_path) as journal:
             if args.prompts is not None:
-                sample(args)
+                make_images(args)
             gallery = Gallery(find_images(sources(args)))
             pairs = choose_pairs(
                 gallery.prompts, pairs_per_prompt=args.pairs_per_prompt,
@@ -171,61 +152,22 @@ def sources(args: Args) -> Sequence[Path]:
     return [args.labels / SAMPLED]
 
 
-def sample(args: Args) -> None:
-    """Make the images as sample_candidates does, or go on with those of an earlier call.
-
-    UserError if other images are there.
-    """
+def make_images(args: Args) -> None:
+    """Make the images of --prompts, or go on with those of an earlier call."""
     assert args.prompts is not None
     assert args.base is not None
-    path, policy = args.labels / SAMPLED, args.policy or BASE
-    prompts = read_prompts(args.prompts)
     sampling = Sampling(
-        prompts=blake2b("\n".join(map(prompt_id, prompts)).encode(), digest_size=16).hexdigest(),
         model=ModelSettings(base=args.base, dtype=args.dtype),
-        policy=policy_name(policy),
+        policy=args.policy or BASE,
         images_per_prompt=args.images_per_prompt,
         sampler=args.sampler,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
         seed=args.seed,
     )
-    if path.is_file():
-        found = read_metadata(path).get("arguments")
-        if found != json.loads(json.dumps(asdict(sampling))):
-            raise UserError(
-                f"{path} holds images of other prompts, or of another model or setting: {found}. Name "
-                "another folder with --labels, or call this one with --images "
-                f"{path} to label them."
-            )
-        log.info("label: the %d images of %s are there", num_rows(path), path)
-        return
-    # These bring torch, which nobody waits for who has images.
-    from stages.core.artifacts.kept_rows import write_batches
-    from stages.core.execution.runtime import choose_device
-    from stages.core.models.families import load_model
-    from stages.core.policies.generation import SamplingSettings, generate_batches
-    from stages.core.policies.loading import load_denoiser
-
-    model = load_model(sampling.model, device=choose_device(args.threads))
-    batches = partial(
-        generate_batches,
-        model,
-        load_denoiser(model, policy),
-        [(prompt_id(prompt), prompt) for prompt in prompts],
-        SamplingSettings(
-            sampler=args.sampler,
-            num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
-        ),
-        images_per_prompt=args.images_per_prompt,
-        seed_parts=(args.seed, "label"),
-        prompts_per_batch=args.prompts_per_batch,
-        keep_latents=True,
-    )
-    write_batches(
-        path, lambda first: batches(first_batch=first), CANDIDATES, stage="label",
-        arguments=sampling, inputs=[args.prompts, *policy_files(policy)],
+    sample(
+        args.labels / SAMPLED, args.prompts, sampling,
+        prompts_per_batch=args.prompts_per_batch, threads=args.threads,
     )  # fmt: skip
 
 

@@ -34,7 +34,15 @@ ROOMS: dict[str, set[str]] = {
     "training": {"artifacts", "execution", "method", "models", "policies"},
     "report": {"artifacts", "evaluation"},
     "pages": {"execution"},
-    "labelling": {"artifacts", "data", "evaluation", "execution", "pages"},
+    "labelling": {
+        "artifacts",
+        "data",
+        "evaluation",
+        "execution",
+        "models",
+        "pages",
+        "policies",
+    },
     "export": {"artifacts", "execution", "models"},
     "preflight": {
         "artifacts",

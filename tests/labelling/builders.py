@@ -9,8 +9,9 @@ from pathlib import Path
 
 from stages.core.labelling.answers import Answer, Side
 from stages.core.labelling.desk import Desk
-from stages.core.labelling.gallery import Gallery, find_images
+from stages.core.labelling.gallery import Gallery
 from stages.core.labelling.pairs import choose_pairs
+from stages.core.labelling.places import find_images
 from stages.core.pages.journal import Journal
 from tests.builders import CAPTIONS, encoded, picture
 

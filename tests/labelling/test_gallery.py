@@ -16,7 +16,8 @@ from stages.core.artifacts.schemas import CANDIDATES
 from stages.core.artifacts.tables import write_table
 from stages.core.data.prompts import prompt_id
 from stages.core.errors import UserError
-from stages.core.labelling.gallery import Gallery, digest_of_image, find_images
+from stages.core.labelling.gallery import Gallery, digest_of_image
+from stages.core.labelling.places import find_images
 from tests.builders import CAPTIONS, encoded, image_value, picture
 from tests.builders import write_rows as write_parquet
 from tests.labelling.builders import write_images

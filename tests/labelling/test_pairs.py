@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from stages.core.labelling.gallery import Place, PromptImages
 from stages.core.labelling.pairs import Pair, choose_pairs, is_turn_of_common, order_of, pair_key
+from stages.core.labelling.places import Place, PromptImages
 
 
 def prompts(count: int, num_images: int) -> list[PromptImages]:

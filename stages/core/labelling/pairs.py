@@ -8,7 +8,7 @@ from heapq import nsmallest
 from itertools import combinations
 
 from stages.core.data.layouts.labels import digest_of
-from stages.core.labelling.gallery import Place, PromptImages
+from stages.core.labelling.places import Place, PromptImages
 
 
 @dataclass(frozen=True, slots=True)
