@@ -40,7 +40,7 @@ async function ask(address, more) {
     desk.focus({ preventScroll: true });
   } catch (error) {
     trouble.textContent = error instanceof TypeError
-      ? "The server does not answer, so this was not saved; everything before was. Start it again, open its new address, and go on."
+      ? "The server does not answer. This key may not be saved; everything before it is. Start the server again, open its new address, and go on."
       : error.message;
     trouble.hidden = false;
   }
