@@ -76,7 +76,12 @@ def test_keys_do_nothing_while_a_name_is_typed_or_with_another_key_held(tmp_path
         assert window.script("document.documentElement.scrollWidth") == 390
         driver.find_element(By.CSS_SELECTOR, ".side").click()
         window.wait("document.getElementById('done').textContent === '1'")
-    assert [entry["answer"] for entry in read_journal(labels / label.ANSWERS)] == ["left"]
+        window.press("2", "2")
+        assert window.pair == "none"
+        window.press("u")
+        assert window.pair != "none"
+    entries = read_journal(labels / label.ANSWERS)
+    assert [entry.get("answer") for entry in entries] == ["left", "right", "right", None]
 
 
 def test_a_server_that_ends_is_told_and_loses_nothing(tmp_path: Path) -> None:

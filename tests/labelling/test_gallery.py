@@ -180,6 +180,15 @@ def test_a_table_never_leads_out_of_its_folder(tmp_path: Path) -> None:
             gallery.picture(place)
 
 
+def test_two_images_of_one_name_are_refused_because_answers_go_by_names(tmp_path: Path) -> None:
+    one, other = (write_images(tmp_path / name, 1) for name in ("one", "other"))
+    with pytest.raises(
+        UserError, match=r"one/prompt-000/0.png and .*other/prompt-000/0.png are both"
+    ):
+        find_images([one, other])
+    assert len(found(tmp_path)[CAPTIONS[0]]) == 4
+
+
 def test_hidden_files_are_no_images(tmp_path: Path) -> None:
     folder = write_images(tmp_path, 1)
     fill(folder, **{"prompt-000__.cache_dot_png": b"x", ".trash__a_dot_png": b"x"})

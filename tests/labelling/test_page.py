@@ -138,7 +138,7 @@ def test_a_late_answer_of_another_window_is_told_and_not_written(
 @pytest.mark.parametrize(
     "body",
     [b"", b"no JSON", b"[]", b"{}", b'{"labeller": 7}', b'{"labeller": ""}', b"\xff",
-     b'{"labeller": "a\\nb"}', b'{"labeller": "\\ud800"}', b"[" * 9000],
+     b'{"labeller": "a\\nb"}', b'{"labeller": " ann"}', b'{"labeller": "\\ud800"}', b"[" * 9000],
 )  # fmt: skip
 def test_what_is_no_request_of_the_page_is_refused(
     client: TestClient, desk: Desk, body: bytes

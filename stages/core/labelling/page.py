@@ -84,7 +84,7 @@ class LabellingPage:
             try:
                 asked = json.loads(await request.body())
                 name = asked["labeller"]
-                if not isinstance(name, str) or check_name(name):
+                if not isinstance(name, str) or check_name(name) or name != name.strip():
                     raise ValueError
             except (ValueError, KeyError, TypeError, RecursionError):
                 return PlainTextResponse("Expected a JSON object with the name of a labeller.", 400)

@@ -68,8 +68,15 @@ def find_images(sources: Sequence[Path]) -> list[PromptImages]:
     UserError if there is none, and for a prompt or an image that cannot be used.
     """
     by_prompt: dict[str, tuple[str, list[Place]]] = {}
+    named: dict[str, Place] = {}
     for source in sources:
         for prompt, place in _find(source):
+            if named.setdefault(place.name, place) is not place:
+                raise UserError(
+                    f"{named[place.name]} and {place} are both called {place.name!r} below what --images "
+                    "names. Name the folder above them, or label them one after the other, each with its own "
+                    "--labels."
+                )
             by_prompt.setdefault(normalise(prompt), (prompt, []))[1].append(place)
     found = [PromptImages(prompt, tuple(places)) for prompt, places in by_prompt.values()]
     enough = [prompt for prompt in found if len(prompt.places) > 1]
