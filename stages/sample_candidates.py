@@ -5,12 +5,13 @@ Example: paste the line from logs/<run>/iter01/sample_candidates-0.log
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import tyro
 
+from stages.core.artifacts.images import ImageFiles
 from stages.core.artifacts.kept_rows import write_batches
 from stages.core.artifacts.provenance import policy_files
 from stages.core.artifacts.schemas import CANDIDATES, PROMPTS
@@ -46,6 +47,8 @@ class Args:
     """In how many parts the prompts are sampled; changes no image."""
     output: Path
     """Where the candidates go (schema candidates)."""
+    files: ImageFiles = field(default_factory=ImageFiles)
+    """As what the images are kept; latents are exact whatever this says."""
     prompts_per_batch: int = 2
     """Prompts sampled at a time; changes images only by rounding."""
     threads: int = 1
@@ -72,6 +75,7 @@ def main(args: Args) -> None:
             seed_parts=(args.seed, "sample_candidates", args.iteration),
             prompts_per_batch=args.prompts_per_batch,
             keep_latents=True,
+            files=args.files,
         )
         run.rows_in = len(part)
         run.rows_out = write_batches(

@@ -6,13 +6,17 @@ Example: paste the line from logs/<run>/iter01/update_policy.log
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow as pa
+import torch
 import tyro
+from jaxtyping import Float
 
 from stages.core.artifacts.schemas import PAIR_LATENTS, TRAINING_PAIRS
 from stages.core.artifacts.tables import read_table
+from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.core.method.seeding import seed_of
 from stages.core.models.denoiser import LoraSettings
@@ -60,6 +64,9 @@ class Args:
     live_encoding: bool = False
     """Encode the images again instead of reading their latents (a generated image's latents are
     the sampler's own, so its encoding differs a little)."""
+    soft_labels: bool = False
+    """Train on p(winner > loser) of generated pairs instead of taking the winner for better with certainty;
+    human pairs stay certain."""
     trackers: tuple[str, ...] = ()
     """Where to send each step's measures besides the table: tensorboard (in trackers/ beside it), wandb."""
     threads: int = 2
@@ -76,10 +83,12 @@ def main(args: Args) -> None:
         )
         model = load_model(args.model, device=processes.device)
         images = ["winner", "loser"] if args.live_encoding else []
-        columns = ["prompt", *images, *PAIR_LATENTS.arrow.names[1:]]
+        columns = ["prompt", "source", "probability", *images, *PAIR_LATENTS.arrow.names[1:]]
         table = read_table(args.preferences, TRAINING_PAIRS, columns)
         run.rows_in = len(table)
         pairs = encode_pairs(model, table, str(args.preferences), is_live=args.live_encoding)
+        if args.soft_labels:
+            pairs = replace(pairs, probability=soft_labels(table, args.preferences))
         del table  # as large as the pairs
         run.rows_out = train_policy(
             model,
@@ -104,6 +113,24 @@ def main(args: Args) -> None:
             execution=args.execution,
             held_out=read_held_out(model, args.held_out, seed_of(args.seed, "held_out")),
         )
+
+
+def soft_labels(table: pa.Table, path: Path) -> Float[torch.Tensor, " pair"]:
+    """p(winner > loser) of generated pairs, 1 of human ones.
+
+    UserError for a generated pair that has none.
+    """
+    sources, found = (table.column(name).to_pylist() for name in ("source", "probability"))
+    for row, (source, probability) in enumerate(zip(sources, found, strict=True)):
+        if source == "generated" and not 0 <= (-1 if probability is None else probability) <= 1:
+            raise UserError(
+                f"{path}, row {row}: a generated pair has the probability {probability}, expected a number from 0 "
+                "to 1. Set update_policy.soft_labels to false, or let select_pairs make the pairs anew."
+            )
+    return torch.tensor(
+        [p if source == "generated" else 1.0 for source, p in zip(sources, found, strict=True)],
+        dtype=torch.float32,
+    )
 
 
 if __name__ == "__main__":

@@ -227,6 +227,15 @@ def test_keys_that_contradict_each_other_are_told(
     assert words in complaint(change(config, key, value))
 
 
+def test_soft_labels_are_for_the_loss_that_knows_them(config: Config) -> None:
+    change(config, "update_policy.soft_labels", True)
+    check_config(config)
+    change(config, "update_policy.loss", "mapo")
+    assert "'update_policy.soft_labels' is true, which the loss 'mapo' does not know" in complaint(
+        config
+    )
+
+
 def test_label_smoothing_is_for_the_loss_that_knows_it(config: Config) -> None:
     change(config, "train_seed.label_smoothing", 0.1)
     check_config(config)

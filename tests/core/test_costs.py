@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ RATES = Rates(
     train_pair=0.5,
     encode_image=0.2,
     image_bytes=1000,
+    candidate_bytes=1000,
     latents_bytes=100,
     policy_bytes=10_000,
     trained_bytes=30_000,
@@ -67,6 +69,10 @@ def test_hours_and_bytes_of_hand_numbers(sd15: dict[str, Any]) -> None:
     assert found["sample evaluation images"] == pytest.approx(4 * 3 * 2.0 / 3600)
     sizes = disk_bytes(counts, RATES)
     assert sizes["candidates"] == 72 * 1100
+    smaller = disk_bytes(counts, replace(RATES, candidate_bytes=300))
+    assert smaller["candidates"] == 72 * 400
+    # 9 pairs, the same 9 in the mix, and a third as many human pairs beside them
+    assert smaller["pairs and mixes"] == 9 * (2 * 2 * 400) + math.ceil(9 * 0.33 * 2 * 1100)
     assert sizes["policies"] == 2 * 10_000
     assert sizes["training state"] == 30_000
 

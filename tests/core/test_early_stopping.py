@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.core.errors import UserError
+from stages.core.method.calibration import softened_log_loss
 from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
 from stages.core.policies.encoding import EncodedPairs
@@ -48,6 +49,22 @@ def test_a_score_is_the_log_loss_which_sees_how_much_was_learnt() -> None:
     )
     assert scores_of([point, replace(point, accuracy=0.6, log_loss=0.5)]) == [-0.69, -0.5]
     assert best_step([point, replace(point, step=4, accuracy=0.6, log_loss=0.5)]) == 4
+
+
+def test_a_log_loss_is_softened_as_far_as_it_falls_and_never_sharpened() -> None:
+    sure = np.array(
+        [30.0, 30.0, 30.0, -30.0]
+    )  # three of four are right, and all are called certain
+    loss, share = softened_log_loss(sure)
+    # at the best c each winner has p = 3/4: entropy of a coin that falls so, c = ln(3) / 30
+    assert loss == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)), abs=1e-9)
+    assert share == pytest.approx(np.log(3) / 30, rel=1e-6)
+    small = 1e-4 * sure  # the same order, of a policy that hardly moved
+    loss, share = softened_log_loss(small)
+    assert share == 1.0
+    assert loss == pytest.approx(np.log(2) - 0.5 * small.mean(), abs=1e-5)
+    assert softened_log_loss(-sure) == (pytest.approx(np.log(2)), 0.0)
+    assert softened_log_loss(np.zeros(4)) == (pytest.approx(np.log(2)), 0.0)
 
 
 def test_the_log_loss_of_a_policy_that_is_its_reference_is_ln_2(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from PIL import Image
 from stages.core.artifacts.images import (
     ORIENTATION,
     ImageError,
+    ImageFiles,
     decode_image,
+    encode_image,
     encode_png,
+    image_kind,
     preview_image,
     to_model_input,
     to_pixels,
@@ -27,6 +31,25 @@ def noise_picture(height: int = 8, width: int = 8) -> np.ndarray:
 def test_a_png_gives_back_its_pixels() -> None:
     pixels = noise_picture()
     assert (np.asarray(decode_image(encode_png(pixels))) == pixels).all()
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_a_lossless_file_gives_back_its_pixels(kind: Literal["png", "webp"]) -> None:
+    pixels = noise_picture(16, 24)
+    data = encode_image(pixels, ImageFiles(kind=kind))
+    assert image_kind(data, "here") == kind
+    assert (np.asarray(decode_image(data)) == pixels).all()
+
+
+def test_a_jpeg_is_smaller_and_near_and_follows_its_quality() -> None:
+    waves = np.sin(np.arange(64) / 9)
+    pixels = 127 + 100 * waves[:, None, None] * waves[None, :, None] * [1.0, 0.5, 0.1]
+    pixels = pixels.astype(np.uint8)
+    good, poor = (encode_image(pixels, ImageFiles(kind="jpeg", quality=q)) for q in (95, 20))
+    assert image_kind(good, "here") == "jpg"
+    assert len(poor) < len(good) < len(encode_png(pixels))
+    apart = [np.abs(np.asarray(decode_image(f)).astype(int) - pixels).mean() for f in (good, poor)]
+    assert 0 < apart[0] < apart[1] < 8
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

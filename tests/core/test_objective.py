@@ -18,6 +18,7 @@ from stages.core.method.objective import (
     ipo_loss,
     mapo_loss,
     preference_logit,
+    wrong_shares,
 )
 
 BETA = 5000.0
@@ -122,6 +123,30 @@ def test_losses_of_hand_worked_errors() -> None:
     smooth = dpo_loss(WORKED, worked(label_smoothing=0.2)).item()
     assert smooth == pytest.approx(0.8 * right + 0.2 * wrong, rel=1e-12)
     assert ipo_loss(WORKED, worked()).item() == pytest.approx(0.25**2, rel=1e-12)
+
+
+def test_a_soft_label_is_the_expected_loss_and_least_at_its_log_odds() -> None:
+    right, wrong = 0.386871006114900, 1.136871006114900
+    both = PairErrors(*(torch.cat([value, value]) for value in vars(WORKED).values()))
+    probability = torch.tensor([1.0, 0.7], dtype=torch.float64)
+    soft = LossSettings(
+        dpo_beta=10.0, label_smoothing=wrong_shares(probability, 0.0), num_timesteps=1000
+    )
+    expected = [right, 0.7 * right + 0.3 * wrong]
+    np.testing.assert_allclose(dpo_loss(both, soft).numpy(), expected, rtol=1e-12)
+    # a tenth of the labels exchanged: the winner is preferred with 0.9 x 0.7 + 0.1 x 0.3 = 0.66
+    smoothed = wrong_shares(probability, 0.1)
+    np.testing.assert_allclose(torch.as_tensor(smoothed).numpy(), [0.1, 0.34], rtol=1e-12)
+    assert wrong_shares(None, 0.1) == 0.1
+    # the gradient vanishes where the logit is ln(0.7 / 0.3): policy_l higher by 2 / beta times that
+    gain = torch.tensor([2 / 10.0 * math.log(0.7 / 0.3)], dtype=torch.float64, requires_grad=True)
+    still = torch.zeros(1, dtype=torch.float64)
+    at_best = PairErrors(policy_w=still, policy_l=gain, reference_w=still, reference_l=still)
+    own = LossSettings(
+        dpo_beta=10.0, label_smoothing=wrong_shares(probability[1:], 0.0), num_timesteps=1000
+    )
+    (slope,) = torch.autograd.grad(dpo_loss(at_best, own).sum(), gain)
+    assert abs(slope.item()) < 1e-12
 
 
 def test_ipo_is_the_published_square_times_beta_squared() -> None:

@@ -12,7 +12,7 @@ import pytest
 from stages.core.artifacts import tables
 from stages.core.artifacts.joins import joined_batches
 from stages.core.artifacts.provenance import ArtifactError
-from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES, PROMPTS
+from stages.core.artifacts.schemas import CANDIDATES, PAIR_LATENTS, PREFERENCES, PROMPTS
 from stages.core.artifacts.tables import (
     num_rows,
     read_batches,
@@ -76,6 +76,36 @@ def test_row_groups_of_large_rows_are_closed_early(
             writer.write([row])
     groups = pq.ParquetFile(tmp_path / "pairs.parquet").metadata
     assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_a_row_group_holds_about_one_prompts_images_and_dictionaries_are_for_text(
+    tmp_path: Path, size: int
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            **prompt_row(f"prompt {number // 8}"),
+            "candidate": number % 8,
+            "seed": number,
+            "image": image_value(rng.bytes(473_000)),
+            "latents": rng.normal(size=16_384).astype(np.float32),
+        }
+        for number in range(32)
+    ]
+    with writing_table(tmp_path / "parts.parquet", CANDIDATES, **MADE) as writer:
+        for start in range(0, len(rows), size):
+            writer.write(rows[start : start + size])
+    write_table(tmp_path / "whole.parquet", rows, CANDIDATES, **MADE)
+    for name in ("parts", "whole"):
+        groups = pq.ParquetFile(tmp_path / f"{name}.parquet").metadata
+        assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [8, 8, 8, 8]
+        encodings = {
+            (column := groups.row_group(0).column(n)).path_in_schema: column.encodings
+            for n in range(groups.num_columns)
+        }
+        with_dictionary = {path for path, used in encodings.items() if "RLE_DICTIONARY" in used}
+        assert with_dictionary == {"prompt_id", "prompt"}
 
 
 def test_a_table_without_rows_can_be_written(tmp_path: Path) -> None:

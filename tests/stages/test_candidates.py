@@ -20,6 +20,7 @@ from stages import (
     select_pairs,
     select_prompts,
 )
+from stages.core.artifacts.images import ImageFiles, image_kind
 from stages.core.artifacts.provenance import policy_digest, write_manifest
 from stages.core.artifacts.schemas import REWARDS
 from stages.core.artifacts.tables import read_metadata, write_table
@@ -74,6 +75,21 @@ def test_one_shard_and_other_batches_give_the_same_images_as_two_shards(
     )
     sample_candidates.main(one)
     assert_same_images(keyed([args.output for args in sampled]), keyed([one.output]))
+
+
+def test_candidates_kept_as_jpeg_have_the_same_latents(
+    sampled: list[sample_candidates.Args], tmp_path: Path
+) -> None:
+    files = ImageFiles(kind="jpeg", quality=95)
+    kept = replace(sampled[0], files=files, output=tmp_path / "jpeg.parquet")
+    sample_candidates.main(kept)
+    exact, ours = keyed([sampled[0].output]), keyed([kept.output])
+    assert exact.keys() == ours.keys()
+    for key, row in ours.items():
+        assert image_kind(row["image"]["bytes"], "candidate") == "jpg"
+        assert row["latents"] == exact[key]["latents"]
+        change = pixels_of(row["image"]).astype(int) - pixels_of(exact[key]["image"])
+        assert 0 < np.abs(change).mean() < 8
 
 
 def test_another_iteration_gives_other_images(

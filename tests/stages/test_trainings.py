@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stages import (
     encode_preferences,
@@ -141,6 +142,54 @@ def test_an_update_against_base_starts_with_another_loss(
     )
     update_policy.main(args)
     assert read_rows(args.training)[0]["winner_error"] != 0
+
+
+def with_probabilities(
+    updated: update_policy.Args, folder: Path, probability: float | None
+) -> update_policy.Args:
+    """The same update on the same mix, whose generated pairs have this probability."""
+    table = pq.read_table(updated.preferences)
+    column = table.schema.get_field_index("probability")
+    values = [
+        probability if source == "generated" else None
+        for source in table.column("source").to_pylist()
+    ]
+    folder.mkdir()
+    path = folder / "mix.parquet"
+    pq.write_table(
+        table.set_column(column, table.schema.field(column), pa.array(values, pa.float32())), path
+    )
+    return replace(
+        updated, preferences=path, soft_labels=True, output=folder / "policy", work=folder / "work",
+        training=folder / "training.parquet", held_out_curve=folder / "curve.parquet",
+    )  # fmt: skip
+
+
+def test_soft_labels_of_1_train_as_hard_ones_and_others_pull_less(
+    updated: update_policy.Args, tmp_path: Path
+) -> None:
+    weights = {}
+    for name, probability in (("sure", 1.0), ("unsure", 0.6)):
+        args = with_probabilities(updated, tmp_path / name, probability)
+        update_policy.main(args)
+        (file,) = (args.output / "unet").glob("*.safetensors")
+        weights[name] = load_file(file)
+    (file,) = (updated.output / "unet").glob("*.safetensors")
+    hard = load_file(file)
+    assert all(torch.allclose(weights["sure"][k], v, atol=1e-7) for k, v in hard.items())
+    assert not all(torch.equal(weights["unsure"][k], v) for k, v in hard.items())
+    losses = [row["loss"] for row in read_rows(tmp_path / "unsure" / "training.parquet")]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)  # at a logit of 0 whatever the label
+
+
+@pytest.mark.parametrize("probability", [None, float("nan"), 1.5])
+def test_a_generated_pair_without_a_probability_has_no_soft_label(
+    updated: update_policy.Args, tmp_path: Path, probability: float | None
+) -> None:
+    args = with_probabilities(updated, tmp_path / "made", probability)
+    with pytest.raises(UserError, match=r"mix.parquet, row 0: a generated pair has the probab"):
+        update_policy.main(args)
+    assert not args.output.exists()
 
 
 def test_a_training_that_diverges_writes_no_policy_and_keeps_its_state(

@@ -495,6 +495,12 @@ ROWS = [
     ),
     Row(
         section=LOOP,
+        change="`sample_candidates.files.*`",
+        begins=("sample_candidates",),
+        config={"sample_candidates": {"files": {"kind": "jpeg"}}},
+    ),
+    Row(
+        section=LOOP,
         change="`sample_candidates.shards`",
         begins=("sample_candidates",),
         note="with the same results, bit by bit",
@@ -555,6 +561,12 @@ ROWS = [
         begins=("select_pairs", "score_holdout"),
         note="it is part of p(winner > loser) too",
         config={"update_policy": {"dpo_beta": 4000.0}},
+    ),
+    Row(
+        section=LOOP,
+        change="`update_policy.soft_labels`",
+        begins=("update_policy",),
+        config={"update_policy": {"soft_labels": True}},
     ),
     Row(
         section=LOOP,

@@ -165,6 +165,9 @@ JUDGED_HOLDOUT = (
 REWARDS_BY = flags({"rewards_by": config["score_candidates"]["rewards_by"]})
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")
+CANDIDATE_FILES = flags(
+    without_defaults(config["sample_candidates"]["files"], "sample_candidates", "files"), "files"
+)
 
 
 HELD_OUT_FILES = [
@@ -188,7 +191,7 @@ def training(name):
         "model": MODEL,
         "lora": LORA,
         "seed": config["seed"],
-        "settings": settings(name),
+        "settings": settings(name, without=["soft_labels"]),
         "held_out": HELD_OUT,
     }
 

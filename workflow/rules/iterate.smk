@@ -126,12 +126,13 @@ rule sample_candidates:
         candidates_per_prompt=CANDIDATES_PER_PROMPT,
         seed=config["seed"],
         sampling=SAMPLING,
+        files=CANDIDATE_FILES,
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"
         " --iteration {params.iteration} --num-shards {params.num_shards}"
         " --shard {wildcards.shard} {params.model}"
         " --candidates-per-prompt {params.candidates_per_prompt} --seed {params.seed}"
-        " {params.sampling} {resources.execution}"
+        " {params.sampling} {params.files} {resources.execution}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
@@ -254,11 +255,12 @@ rule update_policy:
         iteration=iteration,
         folder=output_folder,
         work=lambda wildcards: f"{WORK}/iter{wildcards.iter}",
+        soft_labels="--soft-labels" if config["update_policy"]["soft_labels"] else "",
     shell:
         "launch {resources.gpu} stages.update_policy"
         " --preferences {input.preferences:q} --policy {params.policy:q}"
         " --reference {params.reference:q} --iteration {params.iteration}"
         " {params.model} {params.lora} --seed {params.seed} {params.settings}"
         " {params.held_out} --output {params.folder:q} --training {output.training:q}"
-        " --held-out-curve {output.held_out_curve:q} --work {params.work:q}"
+        " --held-out-curve {output.held_out_curve:q} --work {params.work:q} {params.soft_labels}"
         " {resources.execution} --threads {threads} 2>&1 | record {log:q}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -162,11 +163,36 @@ def image_kind(data: bytes, where: str) -> str:
     return {"jpeg": "jpg", "mpo": "jpg"}.get(kind, kind)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageFiles:
+    """As which files images are kept."""
+
+    kind: Literal["png", "webp", "jpeg"] = "png"
+    """'png' and 'webp' keep every pixel; 'jpeg' is some times smaller and does not."""
+    quality: int = 95
+    """Of JPEG, 1 to 100."""
+
+
+PNG = ImageFiles()
+SAVED_AS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 4},
+    "webp": {"format": "WEBP", "lossless": True, "method": 0, "quality": 0},
+    "jpeg": {"format": "JPEG", "subsampling": 0},
+}
+"""Pillow's options. Lossless WebP: `quality` is the effort, 0 the least."""
+
+
+def encode_image(pixels: Pixels, files: ImageFiles) -> bytes:
+    """An image file of the pixels."""
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": files.quality} if files.kind == "jpeg" else {}
+    Image.fromarray(pixels).save(buffer, **SAVED_AS[files.kind], **options)
+    return buffer.getvalue()
+
+
 def encode_png(pixels: Pixels) -> bytes:
     """A PNG file of the pixels."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
-    return buffer.getvalue()
+    return encode_image(pixels, PNG)
 
 
 def to_pixels(images: Batch) -> list[Pixels]:

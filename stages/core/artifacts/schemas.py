@@ -273,13 +273,17 @@ TRAINING = Schema(
 
 HELD_OUT_CURVE = Schema(
     "held_out_curve",
-    2,
+    3,
     pa.schema(
         [
             column("step", pa.int32(), "optimizer updates so far; 0 is before the first"),
             column("accuracy", pa.float32(), "share of held-out pairs ranked as people do"),
             column("logit", pa.float32(), "mean preference logit of the held-out pairs"),
-            column("log_loss", pa.float32(), "mean of log(1 + exp(-logit)); ln 2 knows nothing"),
+            column(
+                "log_loss",
+                pa.float32(),
+                "least mean of log(1 + exp(-c logit)) over c from 0 to 1; ln 2 knows nothing",
+            ),
             column("winner_error", pa.float32(), "policy minus reference error of the winners"),
             column("loser_error", pa.float32(), "policy minus reference error of the losers"),
         ]

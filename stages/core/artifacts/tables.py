@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from stages.core.artifacts.provenance import ArtifactError, maybe_json, provenan
 from stages.core.artifacts.schemas import Schema
 
 ROW_GROUP_ROWS = 256
-ROW_GROUP_BYTES = 2**26
-"""A row group of large images is closed before it holds `ROW_GROUP_ROWS` rows."""
+ROW_GROUP_BYTES = 2**22
+"""A row group of large images is closed once it holds so much: about the candidates of one prompt, so that
+a page shows them without reading those of other prompts."""
 
 
 def read_table(path: Path, schema: Schema, columns: Sequence[str] | None = None) -> pa.Table:
@@ -116,10 +118,8 @@ def write_table(
     digests of its inputs. ArtifactError if a row does not fit the schema.
     """
     table = fitting(rows, path, schema, provenance(stage, arguments, inputs))
-    with replacing(path) as part:
-        pq.write_table(
-            table, part, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True
-        )
+    with replacing(path) as part, _parquet_writer(part, table.schema) as file:
+        file.write_table(table, row_group_size=_rows_of_a_group(table))
     return table
 
 
@@ -128,9 +128,7 @@ class TableWriter:
 
     def __init__(self, path: Path, part: Path, schema: Schema, made_by: dict[str, str]) -> None:
         self._path, self._schema, self._made_by = path, schema, made_by
-        self._file = pq.ParquetWriter(
-            part, schema.with_metadata(made_by), compression="zstd", write_page_checksum=True
-        )
+        self._file = _parquet_writer(part, schema.with_metadata(made_by))
         self._waiting: list[pa.Table] = []
         self.num_rows = 0
 
@@ -139,20 +137,22 @@ class TableWriter:
         table = fitting(rows, self._path, self._schema, self._made_by)
         self.num_rows += len(table)
         self._waiting.append(table)
-        while sum(map(len, self._waiting)) >= ROW_GROUP_ROWS:
-            self._write_group(ROW_GROUP_ROWS)
-        if sum(part.nbytes for part in self._waiting) >= ROW_GROUP_BYTES:
-            self._write_group(ROW_GROUP_ROWS)
+        while self._waiting and (
+            sum(map(len, self._waiting)) >= ROW_GROUP_ROWS
+            or sum(part.nbytes for part in self._waiting) >= ROW_GROUP_BYTES
+        ):
+            self._write_group()
 
     def close(self) -> None:
         """Write what is waiting."""
         if sum(map(len, self._waiting)) or self.num_rows == 0:
-            self._write_group(ROW_GROUP_ROWS)
+            self._write_group()
         self._file.close()
 
-    def _write_group(self, size: int) -> None:
+    def _write_group(self) -> None:
         layout = self._schema.with_metadata(self._made_by)
         whole = pa.concat_tables(self._waiting) if self._waiting else layout.empty_table()
+        size = _rows_of_a_group(whole)
         self._file.write_table(whole.slice(0, size), row_group_size=size)
         self._waiting = [whole.slice(size)] if len(whole) > size else []
 
@@ -189,6 +189,23 @@ def write_rows(
         for row in rows:
             writer.write([row])
         return writer.num_rows
+
+
+def _parquet_writer(part: Path, layout: pa.Schema) -> pq.ParquetWriter:
+    """Dictionaries are for text alone: image bytes and latents seldom repeat, and looking for it costs time."""
+    return pq.ParquetWriter(
+        part,
+        layout,
+        compression="zstd",
+        write_page_checksum=True,
+        use_dictionary=[field.name for field in layout if pa.types.is_string(field.type)],
+    )
+
+
+def _rows_of_a_group(table: pa.Table) -> int:
+    """At most `ROW_GROUP_ROWS`, and of large rows so many as make `ROW_GROUP_BYTES`."""
+    bytes_of_a_row = max(1.0, table.nbytes / max(1, len(table)))
+    return min(ROW_GROUP_ROWS, math.ceil(ROW_GROUP_BYTES / bytes_of_a_row))
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:

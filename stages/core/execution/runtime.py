@@ -39,6 +39,8 @@ log = logging.getLogger("sail")
 Item = TypeVar("Item")
 Args = TypeVar("Args")
 
+on_item: Callable[[], None] | None = None
+"""Called after each item of a progress; `stages.profile` sets it."""
 PROGRESS_SECONDS = 10.0
 """Where nobody watches a terminal, one progress line this often."""
 
@@ -89,7 +91,7 @@ def stage(name: str) -> Iterator[Run]:
     yield run
     log.info(
         "%s: done, %d rows in, %d rows out, %.1f s, peak memory %s",
-        whose, run.rows_in, run.rows_out, run.seconds, _peak_memory(),
+        whose, run.rows_in, run.rows_out, run.seconds, peak_memory(),
     )  # fmt: skip
 
 
@@ -135,6 +137,8 @@ def progress(items: Sequence[Item], what: str, unit: str, per_item: int = 1) -> 
     whose = "".join(f"{words}: " for words in _whose)
     for done, item in enumerate(items, start=1):
         yield item
+        if on_item is not None:
+            on_item()
         now = time.monotonic()
         if now - last >= PROGRESS_SECONDS and done < len(items):
             last = now
@@ -191,7 +195,10 @@ def _bar(items: Iterable[Item], what: str) -> Iterator[Item]:
         TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield from bar.track(list(items))
+        for item in bar.track(list(items)):
+            yield item
+            if on_item is not None:
+                on_item()
 
 
 def set_up_log() -> None:
@@ -209,7 +216,8 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _peak_memory() -> str:
+def peak_memory() -> str:
+    """The most memory that this process has held, and on the GPU."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     text = f"{peak:.2f} GB"
     torch = sys.modules.get("torch")

@@ -175,6 +175,26 @@ def log_losses(logits: Float[np.ndarray, " pair"]) -> Float[np.ndarray, " pair"]
     return np.logaddexp(0.0, -logits)
 
 
+def softened_log_loss(logits: Float[np.ndarray, " pair"]) -> tuple[float, float]:
+    """(log-loss, c): the least mean log-loss of c times the logits, with c from 0 to 1.
+
+    Margins that are too large for how often they are right are forgiven: only their order of size and
+    their signs count then. Margins that are too small are not made larger, so a policy that hardly differs from
+    its reference scores hardly better than ln 2, which is what c = 0 gives.
+    """
+
+    def slope(share: float) -> float:
+        return -float((logits * special.expit(-share * logits)).mean())
+
+    if not slope(0.0) < 0:
+        share = 0.0
+    elif slope(1.0) <= 0:
+        share = 1.0
+    else:  # the loss is convex
+        share = float(optimize.brentq(slope, 0.0, 1.0))
+    return float(log_losses(share * logits).mean()), share
+
+
 def folds_by_prompt(prompts: Int[np.ndarray, " pair"], rng: np.random.Generator) -> Folds:
     """A fold for each pair; pairs of one prompt share theirs."""
     different = np.unique(prompts)

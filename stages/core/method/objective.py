@@ -35,8 +35,8 @@ class LossSettings:
 
     dpo_beta: float
     """Strength of the pull towards the reference, with mean errors (paper: 5000)."""
-    label_smoothing: float
-    """Share of labels taken to be wrong (cDPO); 0 trusts them all (paper)."""
+    label_smoothing: float | Float[Tensor, " pair"]
+    """Share of labels taken to be wrong (cDPO), of all pairs or of each; 0 trusts them all (paper)."""
     num_timesteps: int
     """Length of the noise schedule, which MaPO multiplies its margin by."""
 
@@ -68,10 +68,11 @@ def dpo_loss(errors: PairErrors, settings: LossSettings) -> Float[Tensor, " pair
     """-log sigmoid(logit) of each pair; ln 2 where policy equals reference. Paper: SAIL Eq. 3.
 
     With label smoothing s, (1 - s) of it and s of the exchanged pair's: conservative DPO, Mitchell,
-    "A note on DPO with noisy preferences", Eq. 3.
+    "A note on DPO with noisy preferences", Eq. 3. A soft label p is s = 1 - p of its pair: the expected loss
+    where the winner is preferred with probability p, least at a logit of log p/(1 - p).
     """
     logit, share = preference_logit(errors, settings.dpo_beta), settings.label_smoothing
-    if share == 0:
+    if not isinstance(share, Tensor) and share == 0:
         return -functional.logsigmoid(logit)
     return -(1 - share) * functional.logsigmoid(logit) - share * functional.logsigmoid(-logit)
 
@@ -108,6 +109,19 @@ LOSSES: dict[LossName, Callable[[PairErrors, LossSettings], Float[Tensor, " pair
     "mapo": mapo_loss,
 }
 """The loss of each pair, by name."""
+
+
+def wrong_shares(
+    probability: Float[Tensor, " pair"] | None, label_smoothing: float
+) -> float | Float[Tensor, " pair"]:
+    """How likely each label is wrong, where smoothing takes a share of all labels to be exchanged.
+
+    `probability` that the winner is preferred; None trusts every label but for the smoothing.
+    """
+    if probability is None:
+        return label_smoothing
+    return label_smoothing + (1 - 2 * label_smoothing) * (1 - probability)
+
 
 WITHOUT_REFERENCE: tuple[LossName, ...] = ("mapo",)
 """Losses that never look at the reference."""

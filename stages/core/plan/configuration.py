@@ -338,6 +338,11 @@ def _check_together(config: Config) -> Iterator[str]:
                 f"'{block}.label_smoothing' is {config[block]['label_smoothing']}, which the loss "
                 f"{config[block]['loss']!r} does not know; leave it out, or use the loss 'sigmoid'"
             )
+        if config[block].get("soft_labels") and config[block].get("loss") not in (None, "sigmoid"):
+            yield (
+                f"'{block}.soft_labels' is true, which the loss {config[block]['loss']!r} does not know; leave "
+                "it out, or use the loss 'sigmoid'"
+            )
         if patience and config[block].get("ema_decay"):
             yield (
                 f"'{block}.stop_after_no_gain' keeps scored weights and '{block}.ema_decay' an "

@@ -53,7 +53,9 @@ class Rates:
     encode_image: float
     """One image through the VAE's encoder."""
     image_bytes: int
-    """One image file."""
+    """One image file of people's pairs or of the evaluation."""
+    candidate_bytes: int
+    """One candidate's image file."""
     latents_bytes: int
     """One image's latents in a table."""
     policy_bytes: int
@@ -134,15 +136,16 @@ def clock_hours(taken: Mapping[str, float], *, devices: int, training_gpus: int)
 def disk_bytes(counts: Counts, rates: Rates) -> dict[str, int]:
     """Bytes that stay under results/, and the largest training state beside them."""
     pair = 2 * (rates.image_bytes + rates.latents_bytes)
+    candidate = rates.candidate_bytes + rates.latents_bytes
     return {
         "human pairs": counts.human_pairs * pair,
-        "candidates": counts.candidates * (rates.image_bytes + rates.latents_bytes),
-        "pairs and mixes": math.ceil(counts.generated_pairs * pair * 2.33),
+        "candidates": counts.candidates * candidate,
+        "pairs and mixes": math.ceil(counts.generated_pairs * (4 * candidate + 0.33 * pair)),
         "evaluation images": counts.evaluation_images * rates.image_bytes,
         "policies": counts.policies * rates.policy_bytes,
         "exports": counts.fused_exports * rates.denoiser_bytes
         + counts.whole_exports * rates.others_bytes
         + counts.lora_exports * rates.policy_bytes
-        + counts.exported_pairs * 2 * rates.image_bytes,
+        + counts.exported_pairs * 2 * max(rates.image_bytes, rates.candidate_bytes),
         "training state": rates.trained_bytes,
     }

@@ -37,6 +37,8 @@ class EncodedPairs:
     """Original height and width, top and left of the crop, target height and width, in pixels."""
     loser_geometry: Int[Tensor, "pair six"]
     """The loser's."""
+    probability: Float[Tensor, " pair"] | None = None
+    """That the winner is preferred, for soft labels; None takes every label as certain."""
 
     def __len__(self) -> int:
         return len(self.winner)

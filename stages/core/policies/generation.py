@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from stages.core.artifacts.images import encode_png, to_pixels
+from stages.core.artifacts.images import PNG, ImageFiles, encode_image, to_pixels
 from stages.core.errors import UserError
 from stages.core.execution.ahead import threads_beside
 from stages.core.execution.runtime import progress
@@ -57,6 +57,7 @@ def generate_batches(
     seed_parts: tuple[int | str, ...],
     prompts_per_batch: int,
     keep_latents: bool,
+    files: ImageFiles = PNG,
     first_batch: int = 0,
 ) -> Iterator[list[Row]]:
     """One row for each image of each (prompt_id, prompt): schema images, or candidates with latents.
@@ -89,7 +90,7 @@ def generate_batches(
         images = model.decode_latents(latents).numpy()
         flat = latents.float().cpu().flatten(start_dim=1).numpy()
         return [
-            partial(_row, item, image, row if keep_latents else None)
+            partial(_row, item, image, row if keep_latents else None, files)
             for item, image, row in zip(items, images, flat, strict=True)
         ]
 
@@ -127,14 +128,19 @@ def finished(batches: Iterable[list[Callable[[], Row]]], num_threads: int) -> It
             raise failed
 
 
-def _row(item: tuple[str, str, int, int], image: np.ndarray, latents: np.ndarray | None) -> Row:
+def _row(
+    item: tuple[str, str, int, int],
+    image: np.ndarray,
+    latents: np.ndarray | None,
+    files: ImageFiles,
+) -> Row:
     name, prompt, number, seed = item
     return {
         "prompt_id": name,
         "prompt": prompt,
         "candidate": number,
         "seed": seed,
-        "image": {"bytes": encode_png(to_pixels(image[None])[0]), "path": None},
+        "image": {"bytes": encode_image(to_pixels(image[None])[0], files), "path": None},
         **({} if latents is None else {"latents": latents}),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stages.core.artifacts.images import encode_png, to_pixels
+from stages.core.artifacts.images import PNG, ImageFiles, encode_image, to_pixels
 from stages.core.artifacts.provenance import BASE
 from stages.core.method.noising import reward_draws, training_draws
 from stages.core.method.sampling import sample_latents
@@ -31,7 +31,7 @@ GB = 1e9
 
 def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> Rates:
     """One step of each kind of work, timed at the config's batch sizes."""
-    sampled, scored, encoded, image = time_inference(model, config, findings)
+    sampled, scored, encoded, image, candidate = time_inference(model, config, findings)
     precision = torch.finfo(getattr(torch, config["export"]["dtype"])).bits // 8
     others = precision * model.num_parameters()
     denoiser = precision * sum(weight.numel() for weight in model.load_denoiser().parameters())
@@ -43,6 +43,7 @@ def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings
         train_pair=training,
         encode_image=encoded,
         image_bytes=image,
+        candidate_bytes=candidate,
         latents_bytes=4 * math.prod(model.latents_shape),
         policy_bytes=weights,
         trained_bytes=state,
@@ -53,8 +54,8 @@ def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings
 
 def time_inference(
     model: DiffusionModel, config: Mapping[str, Any], findings: Findings
-) -> tuple[float, float, float, int]:
-    """Seconds to sample an image, to score one of its draws, to encode one; bytes of its file."""
+) -> tuple[float, float, float, int, int]:
+    """Seconds to sample an image, to score one of its draws, to encode one; bytes of its files."""
     denoiser = model.load_denoiser()
     sampling, execution = config["sampling"], config["execution"]
     batch = config["sample_candidates"]["candidates_per_prompt"]
@@ -76,13 +77,15 @@ def time_inference(
     one = latents[: config["sample_candidates"]["candidates_per_prompt"]].float().cpu()
     scoring = time_scoring(model, one, config)
     memory(model, "scoring", findings)
+    pixels = to_pixels(decoded.numpy())[0]
+    kept = ImageFiles(**config["sample_candidates"]["files"])
     images = torch.zeros((1, 3, model.image_size, model.image_size))
     encoding = seconds(model, lambda: model.encode_images(images))
     return (
         sampled + decoding,
         scoring / (len(one) * config["score_candidates"]["num_draws"]),
         encoding,
-        len(encode_png(to_pixels(decoded.numpy())[0])),
+        *(len(encode_image(pixels, files)) for files in (PNG, kept)),
     )
 
 
@@ -106,7 +109,9 @@ def time_training(
     model: DiffusionModel, config: Mapping[str, Any], findings: Findings
 ) -> tuple[float, int, int]:
     """(seconds a pair, bytes of a policy, bytes of a training state), from one optimizer step."""
-    block = {k: v for k, v in config["update_policy"].items() if k != "reference"}
+    block = {
+        k: v for k, v in config["update_policy"].items() if k not in ("reference", "soft_labels")
+    }
     settings = TrainingSettings(**block)
     lora = lora_settings(config)
     execution = config["execution"]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 Score = float
-"""Minus the held-out log-loss. Unlike accuracy it grows with what was learnt: a step too small to
-change an image may order every pair."""
+"""Minus the held-out log-loss at the best softening (`softened_log_loss`). Unlike accuracy it grows with
+what was learnt: a step too small to change an image may order every pair. Unlike the plain log-loss it does not
+punish margins that are larger than dpo_beta takes for sure, as those of LoRA are."""
 
 
 def best_score(scores: Sequence[Score]) -> int:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 
 from stages.core.artifacts.joins import join_latents
 from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
 from stages.core.artifacts.tables import read_table
+from stages.core.method.calibration import softened_log_loss
 from stages.core.method.noising import Draws, training_draws
 from stages.core.method.objective import PairErrors, preference_logit
 from stages.core.models.adapter import DiffusionModel
@@ -92,7 +92,7 @@ class HeldOut:
         *,
         step: int,
     ) -> Progress:
-        """Accuracy, mean logit, log-loss, and how far winner and loser errors have moved from the reference.
+        """Accuracy, mean logit, softened log-loss, and how far winner and loser errors have moved from the reference.
 
         The logit of a pair is its mean over the draws; an undecided pair counts half.
         """
@@ -122,7 +122,7 @@ class HeldOut:
             step=step,
             accuracy=float(decided.mean()),
             logit=float(logit.mean()),
-            log_loss=float(functional.softplus(-logit).mean()),
+            log_loss=softened_log_loss(logit.double().cpu().numpy())[0],
             winner_error=float(torch.cat([e.policy_w - e.reference_w for e in found]).mean()),
             loser_error=float(torch.cat([e.policy_l - e.reference_l for e in found]).mean()),
         )

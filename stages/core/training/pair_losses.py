@@ -13,6 +13,7 @@ from stages.core.method.objective import (
     PairErrors,
     denoising_error,
     preference_logit,
+    wrong_shares,
 )
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
@@ -41,7 +42,10 @@ def batch_loss(
         errors,
         LossSettings(
             dpo_beta=settings.dpo_beta,
-            label_smoothing=settings.label_smoothing,
+            label_smoothing=wrong_shares(
+                None if pairs.probability is None else pairs.probability[rows].to(logit.device),
+                settings.label_smoothing,
+            ),
             num_timesteps=model.num_timesteps,
         ),
     )
