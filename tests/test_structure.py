@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"artifacts", "execution", "method", "models", "policies"},
     "report": {"artifacts", "evaluation"},
     "pages": {"execution"},
+    "export": {"artifacts", "execution", "models"},
     "labelling": {
         "artifacts",
         "data",
@@ -43,7 +44,6 @@ ROOMS: dict[str, set[str]] = {
         "pages",
         "policies",
     },
-    "export": {"artifacts", "execution", "models"},
     "preflight": {
         "artifacts",
         "data",
