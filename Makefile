@@ -5,7 +5,7 @@ CORES ?= all
 CHROMIUM ?= chromium
 BIN := .venv/bin
 
-.PHONY: help demo test lint doctor picture clean
+.PHONY: help demo test lint bench doctor picture clean
 help: ## say what can be done
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
@@ -24,6 +24,9 @@ lint: .venv/installed-test ## check style, types and rules
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
+
+bench: .venv/installed-test ## measure sampling, scoring and training beside plain loops over diffusers
+	$(BIN)/python -m benchmarks.run
 
 doctor: .venv/installed ## say what is wrong with the installation, the processes and the results
 	$(BIN)/python -m stages.doctor
