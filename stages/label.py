@@ -95,10 +95,12 @@ def main(args: Args) -> None:
             answers = list(read_answers(journal_path, read_journal(journal_path)).values())
             run.rows_in, run.rows_out = len(answers), export(gallery, answers, args)
             return
+        found = find_images(args.images) if args.images else []  # before any file is made
         with Journal(journal_path) as journal:
             if args.prompts is not None:
                 make_images(args)
-            gallery = Gallery(find_images(sources(args)))
+                found = find_images(sources(args))
+            gallery = Gallery(found)
             pairs = choose_pairs(
                 gallery.prompts, pairs_per_prompt=args.pairs_per_prompt,
                 common_share=args.common_share, seed=args.seed,

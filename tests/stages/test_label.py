@@ -180,6 +180,7 @@ def test_flags_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         label.main(args(tmp_path, **more))
+    assert not (tmp_path / "labels").exists()
 
 
 def test_a_mistake_is_one_message_without_a_traceback(tmp_path: Path) -> None:
