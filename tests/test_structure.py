@@ -35,7 +35,17 @@ ROOMS: dict[str, set[str]] = {
     "policies": {"artifacts", "execution", "method", "models"},
     "training": {"artifacts", "execution", "method", "models", "policies"},
     "report": {"artifacts", "evaluation"},
+    "pages": {"execution"},
     "export": {"artifacts", "execution", "models"},
+    "labelling": {
+        "artifacts",
+        "data",
+        "evaluation",
+        "execution",
+        "models",
+        "pages",
+        "policies",
+    },
     "preflight": {
         "artifacts",
         "data",
