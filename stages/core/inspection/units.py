@@ -95,6 +95,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "prompts": Layout(key=("prompt_id",)),
     "evaluation_prompts": Layout(key=("prompt_id",)),
     "preferences": Layout(key=("pair_id",)),
+    "human_labels": Layout(key=("labeller", "image_a_name", "image_b_name")),
     "pair_latents": Layout(key=("pair_id",)),
     "training_pairs": Layout(key=("pair_id",)),
     "images": Layout(key=CANDIDATE, group=("prompt_id",)),
