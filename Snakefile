@@ -8,6 +8,9 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
+report: "workflow/report/workflow.rst"
+
+
 # A config named on the command line stands alone: keys of the embedded world must not seep into it.
 if not workflow.overwrite_configfiles:
 
@@ -36,6 +39,11 @@ onsuccess:
         logger.info(
             "The guards decided anew: call snakemake again to make what is left of the run."
         )
+    tell_end("finished")
+
+
+onerror:
+    tell_end("failed")
 
 
 rule all:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from stages.core.progress.journal import read_calls
+from stages.core.progress.time_left import gpu_hours
 from tests.cluster.conftest import Config, tables, weights
 from tests.cluster.one_node import Cluster, one_node, why_not
 from tests.core.test_devices import STAGE
@@ -96,6 +98,7 @@ def test_the_smallest_dag_survives_a_cancelled_training_and_a_preemption_and_end
         assert weights(folders[0]) == weights(folders[1])
     assert_own_devices(cluster)
     assert_shards_in_one_job(cluster, remote)
+    assert_the_journal_is_whole(remote)
     assert not list(remote.folder.rglob("pwned"))
 
 
@@ -121,6 +124,22 @@ def assert_shards_in_one_job(cluster: Cluster, project: Project) -> None:
         assert len(seen) == 2
         assert all(seen)
         assert len({match[1] for match in seen if match}) == 1
+
+
+def assert_the_journal_is_whole(project: Project) -> None:
+    """It tells of jobs at the scheduler as of those beside Snakemake, and of what failed and was tried again."""
+    [call] = read_calls(project.logs / "jobs.jsonl")
+    assert call.outcome == "finished"
+    assert call.seconds.keys() == call.jobs.keys()
+    assert not call.failed
+    assert (call.limits.cores, call.limits.jobs) == (None, 3)
+    grouped = {call.jobs[number].rule for number, size in call.group_sizes.items() if size == 2}
+    assert grouped == {"sample_candidates", "score_candidates"}
+    by_rule = {job.rule: job for job in call.jobs.values()}
+    assert by_rule["select_prompts"].is_local
+    assert not by_rule["train_seed"].is_local
+    assert by_rule["train_seed"].gpus == 1
+    assert gpu_hours(call) > 0
 
 
 def test_stages_inside_one_allocation_lease_among_its_devices(

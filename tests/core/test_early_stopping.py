@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,20 @@ def test_patience_counts_the_scores_since_the_best() -> None:
     assert not BestWeights([], patience=0).is_over([-0.1, *[-0.9] * 50])
 
 
+def test_scores_of_the_warmup_do_not_end_a_training() -> None:
+    weights = BestWeights([], patience=2)
+    scores = [-0.69, -0.7, -0.71, -0.72, -0.73]
+    assert [weights.is_over(scores[:count], num_early=3) for count in (1, 2, 3, 4, 5)] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
+    late = [-0.69, -0.7, -0.71, -0.5, -0.73, -0.74]
+    assert [weights.is_over(late[:count], num_early=3) for count in (5, 6)] == [False, True]
+
+
 def test_the_weights_of_the_best_score_are_put_back() -> None:
     weight = torch.zeros(2)
     best = BestWeights([weight], patience=2)
@@ -167,6 +182,17 @@ def test_a_training_ends_when_there_is_no_gain_with_the_weights_of_its_best_step
     )
     assert len(short) == best
     assert same(weights, expected)
+
+
+def test_a_training_does_not_end_in_its_warmup(
+    model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
+) -> None:
+    steps, curve, _ = train(
+        model, pairs, held_out, tmp_path / "a", stop_after_no_gain=1, warmup_share=1.0
+    )
+    losses = [point.log_loss for point in curve]
+    assert any(after >= before for before, after in pairwise(losses[:-1]))  # would have ended it
+    assert len(steps) == 14
 
 
 @pytest.mark.slow

@@ -17,10 +17,10 @@ PROGRAMS = sorted(
     if 'if __name__ == "__main__"' in path.read_text()
 )
 WITHOUT_TORCH = (
-    "check_collapse", "check_leakage", "doctor", "export_preferences", "import_preferences",
-    "measure_diversity", "mix_preferences", "write_report", "score_metric", "select_evaluation_prompts",
+    "check_collapse", "check_leakage", "compare", "doctor", "export_preferences", "import_preferences",
+    "inspect", "status", "measure_diversity", "mix_preferences", "write_report", "score_metric", "select_evaluation_prompts",
     "select_pairs", "select_prompts", "start_iteration", "summarise_evaluation",
-    "summarise_guards", "write_model_cards",
+    "summarise_guards", "write_model_cards", "label",
 )  # fmt: skip
 
 AT_EXIT = """

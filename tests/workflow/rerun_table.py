@@ -347,11 +347,15 @@ ROWS = [
     ),
     Row(
         section=CODE,
-        change="`stages/launch.py`, `doctor.py`, `preflight.py`, `core/plan`, which no rule's result comes from",
+        change="`stages/launch.py`, `doctor.py`, `preflight.py`, `inspect.py`, `compare.py`, `status.py`, "
+        "`core/plan`, which no rule's result comes from",
         edit=logic(
             *("stages/launch.py", "stages/doctor.py", "stages/preflight.py"),
+            *("stages/inspect.py", "stages/compare.py", "stages/status.py"),
             *modules_of("stages/core/plan"),
             *modules_of("stages/core/preflight"),
+            *modules_of("stages/core/inspection"),
+            *modules_of("stages/core/progress"),
         ),
     ),
     Row(
@@ -768,6 +772,11 @@ ROWS = [
                 "metric_images_per_batch": 5,
             }
         },
+    ),
+    Row(
+        section=EVALUATION,
+        change="`notify`",
+        config={"notify": "cat"},
     ),
     Row(
         section=FILES,

@@ -13,6 +13,7 @@ from stages.core.artifacts.schemas import TRAINING_PAIRS
 from stages.core.artifacts.tables import read_table
 from stages.core.evaluation.gates import read_gate
 from stages.core.evaluation.guards import GUARDS_TABLE
+from stages.core.progress.journal import read_calls
 from tests.workflow.projects import Project
 
 pytestmark = pytest.mark.xdist_group("gates")  # one process makes its run for all
@@ -45,7 +46,8 @@ def test_only_a_gate_plans_gates(tmp_path: Path) -> None:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The run after the call that the gate ended."""
     project = Project(tmp_path_factory.mktemp("stopped"))
-    done = project.call("--quiet", "rules", config=collapsing("stop"))
+    config = collapsing("stop") | {"notify": "tee -a told.jsonl"}
+    done = project.call("--quiet", "rules", config=config)
     assert done.returncode != 0
     words = " ".join(done.stdout.split())
     assert "the run ends after iteration 1, as guards.on_collapse is 'stop'" in words
@@ -62,6 +64,20 @@ def test_a_stopped_run_keeps_what_it_made_and_starts_nothing(stopped: Project) -
     policy_digest(stopped.results / "iter01/policy")
     assert not (stopped.results / "iter02/candidates").exists()
     assert not (stopped.results / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_gate_that_stops_a_run_is_told_as_such(stopped: Project) -> None:
+    [told] = [json.loads(line) for line in (stopped.folder / "told.jsonl").read_text().splitlines()]
+    assert told["event"] == "stopped"
+    assert "iter01 has drifted" in told["reason"]
+    assert told["message"].startswith(
+        "SAIL run 'test' was stopped by its guards: iter01 has drifted"
+    )
+    assert [job["rule"] for job in told["failed"]] == ["start_iteration"]
+    assert 0 < told["jobs_done"] < told["jobs_planned"]
+    [call] = read_calls(stopped.logs / "jobs.jsonl")
+    assert call.outcome == "stopped"
 
 
 @pytest.mark.slow

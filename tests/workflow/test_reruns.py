@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -93,7 +94,7 @@ def heed_ctrl_c() -> None:
 def interrupt(project: Project, until: str, *target: str) -> None:
     """Start Snakemake, press Ctrl-C as soon as a file appears, and wait for its end."""
     head = subprocess.Popen(
-        project.command("--quiet", "all", *target),
+        project.command("--quiet", "all", *target, config={"notify": "tee -a told.jsonl"}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=environment(),
@@ -111,6 +112,8 @@ def interrupt(project: Project, until: str, *target: str) -> None:
     said = head.communicate(timeout=120)[0].decode().splitlines()
     assert head.returncode != 0
     assert said[-1] == "Stopped. The same command continues from here."
+    [told] = map(json.loads, (project.folder / "told.jsonl").read_text().splitlines())
+    assert told["event"] == "interrupted"
     assert not [line for line in said if "Traceback" in line or "rror" in line]
     assert not list(project.folder.rglob("*.part"))
 

@@ -67,7 +67,11 @@ rule check_leakage:
         evaluation=[path for _, path in SET_PROMPTS],
         training=[path for _, path in TRAINING_PROMPTS],
     output:
-        f"{RUN}/evaluation/leakage.parquet",
+        report(
+            f"{RUN}/evaluation/leakage.parquet",
+            category="Evaluation",
+            caption="../report/leakage.rst",
+        ),
     log:
         f"{LOGS}/evaluation/check_leakage.log",
     priority: 20
@@ -219,8 +223,16 @@ rule summarise_evaluation:
         prompts=[path for _, path in SET_PROMPTS],
         others=[path for *_, path in OTHER_SCORES],
     output:
-        summary=f"{RUN}/evaluation/summary.parquet",
-        breakdown=f"{RUN}/evaluation/breakdown.parquet",
+        summary=report(
+            f"{RUN}/evaluation/summary.parquet",
+            category="Evaluation",
+            caption="../report/summary.rst",
+        ),
+        breakdown=report(
+            f"{RUN}/evaluation/breakdown.parquet",
+            category="Evaluation",
+            caption="../report/breakdown.rst",
+        ),
     log:
         f"{LOGS}/evaluation/summarise_evaluation.log",
     localrule: True
@@ -241,8 +253,16 @@ rule summarise_guards:
         candidate_scores=CANDIDATE_SCORES,
         prompts=[path for _, path in SET_PROMPTS],
     output:
-        guards=f"{RUN}/evaluation/guards.parquet",
-        reliability=f"{RUN}/evaluation/reliability.parquet",
+        guards=report(
+            f"{RUN}/evaluation/guards.parquet",
+            category="Evaluation",
+            caption="../report/guards.rst",
+        ),
+        reliability=report(
+            f"{RUN}/evaluation/reliability.parquet",
+            category="Evaluation",
+            caption="../report/reliability.rst",
+        ),
     log:
         f"{LOGS}/evaluation/summarise_guards.log",
     params:

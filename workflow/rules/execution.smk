@@ -7,6 +7,8 @@ if STORAGE and ON_COLLAPSE != "warn":
         f"keeps them in {STORAGE} storage: set it to warn, or run on a shared disk"
     )
 
+NO_PROGRESS = {Quietness.PROGRESS, Quietness.ALL}
+
 # A small stage takes a GPU, or a slot of one where they are shared; a training takes whole ones.
 JOBS_PER_GPU = EXECUTION["jobs_per_gpu"]
 IS_SHARED = JOBS_PER_GPU > 1
@@ -39,9 +41,95 @@ def refuse_no_gpu(number):
         )
 
 
+def limit_of(name):
+    """How much of a resource a call's jobs may take together; None is no limit."""
+    limit = workflow.global_resources.get(name)
+    limit = getattr(limit, "value", limit)
+    return None if limit is None or limit >= sys.maxsize else limit
+
+
+def planned_jobs():
+    """The jobs of this call, as its journal keeps them."""
+    from stages.core.progress.journal import Job
+
+    dag = workflow.dag
+    todo = {job: dag.jobid(job) for job in dag.needrun_jobs()}
+    for job, number in todo.items():
+        gpus = job.resources.get("gpu", 0) or (
+            job.resources.get("gpu_slot", 0) / JOBS_PER_GPU
+        )
+        facts = {
+            "number": number,
+            "rule": job.rule.name,
+            "needs": tuple(
+                sorted(todo[other] for other in dag.dependencies[job] if other in todo)
+            ),
+            "threads": job.threads,
+            "gpus": gpus if allowed or workflow.non_local_exec else 0,
+            "is_local": job.is_local,
+            "log": str(job.log[0]) if job.log else "",
+        }
+        yield Job(**facts)
+
+
+def follow_jobs():
+    """The journal of this call, which hears of its jobs from now on and says now and then how long it takes yet."""
+    from stages.core.progress.journal import NAME, Journal, Limits
+    from stages.core.progress.terminal import Teller
+
+    is_remote = workflow.non_local_exec
+    journal = Journal(
+        Path(LOGS) / NAME,
+        planned_jobs(),
+        Limits(
+            cores=None if is_remote else limit_of("_cores"),
+            gpus=allowed,
+            jobs=limit_of("_nodes") if is_remote else None,
+        ),
+        Teller(
+            journal=Path(LOGS) / NAME,
+            is_quiet=bool(NO_PROGRESS & set(workflow.output_settings.quiet or ())),
+        ),
+    )
+    workflow.scheduler.print_progress = (
+        True  # --quiet keeps it from the terminal, not from us
+    )
+    logger.addHandler(journal)
+    return journal
+
+
+def tell_end(event):
+    """Note that this call has ended, and have the command of the config tell whom it tells."""
+    from stages.core.progress.notices import notice, notify
+
+    if JOURNAL is None:  # --touch makes nothing
+        return
+    try:
+        gate = stop_of_run()
+    except WorkflowError:  # a damaged record of a gate: the next call says so
+        gate = None
+    if event == "failed" and gate and not STOP:
+        event = "stopped"
+    elif event == "failed" and JOURNAL.is_interrupted:
+        event = "interrupted"
+    JOURNAL.end(event)
+    if not config["notify"]:
+        return
+    told = notice(
+        event,
+        JOURNAL.call,
+        run=config["run"],
+        folder=Path.cwd(),
+        reason=" ".join(gate.findings) if gate else "",
+    )
+    if problem := notify(config["notify"], told, Path.cwd()):
+        # The command itself may hold a token.
+        logger.warning(f"notify: its command has told nobody, because {problem}")
+
+
 onstart:
     be_calm(logger)
-    global RUN_LOCK  # held as long as this process lives
+    global RUN_LOCK, JOURNAL  # the lock is held as long as this process lives
     if allowed and not workflow.non_local_exec and not EXECUTION["allow_cpu"]:
         refuse_no_gpu(allowed)
     try:
@@ -59,6 +147,7 @@ onstart:
         refuse_unwritable([Path(RUN), Path(LOGS), Path(WORK)])
     except DiskError as error:
         raise WorkflowError(str(error))
+    JOURNAL = None if workflow.touch else follow_jobs()
 
 
 def training_execution():

@@ -1,12 +1,16 @@
 # One page that shows what happened.
 import json
+import mimetypes
+
+# So that a browser saves a table of `snakemake --report` instead of showing its bytes as text.
+mimetypes.add_type("application/vnd.apache.parquet", ".parquet")
 
 REPORT = [f"{RUN}/report.html", f"{RUN}/config.json"]
 # What the page shows of the config: what decides results and differs from the defaults.
 SHOWN_CONFIG = {
     key: value
     for key, value in without_defaults(config).items()
-    if key not in ("execution", "export")
+    if key not in ("execution", "export", "notify")
 }
 PAPER_MODEL = config["evaluation"]["paper_model"]
 TRAININGS = [(i, f"{RUN}/iter{i:02d}/training.parquet") for i in TRAINED]
@@ -28,8 +32,8 @@ rule write_report:
         gates=GATES,
         judges=expand(JUDGES, policy=POLICY_NAMES[1:]) if HAS_JUDGE else [],
     output:
-        report=REPORT[0],
-        config=REPORT[1],
+        report=report(REPORT[0], category="Report", caption="../report/report.rst"),
+        config=report(REPORT[1], category="Report", caption="../report/config.rst"),
     log:
         f"{LOGS}/report.log",
     localrule: True

@@ -34,7 +34,11 @@ rule import_preferences:
     output:
         preferences=f"{RUN}/seed/preferences.parquet",
         holdout=f"{RUN}/seed/holdout.parquet",
-        summary=f"{RUN}/seed/import.json",
+        summary=report(
+            f"{RUN}/seed/import.json",
+            category="Human pairs",
+            caption="../report/import.rst",
+        ),
     log:
         f"{LOGS}/seed/import_preferences.log",
     priority: 10

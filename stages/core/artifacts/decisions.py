@@ -40,6 +40,18 @@ DECISIONS = Schema(
     ),
 )
 
+NOTES = Schema(
+    "notes",
+    1,
+    pa.schema(
+        [
+            *(DECISIONS.arrow.field(name) for name in DECISIONS.arrow.names[:6]),
+            column("note", pa.string(), "what a person wrote about the pair"),
+            column("decided_at", pa.string(), "UTC, ISO 8601"),
+        ]
+    ),
+)
+
 SIDES = ("winner", "loser")
 Subject = tuple[str, frozenset[str]]
 """What a decision is about: a prompt and the digests of two images, whichever was called the winner."""

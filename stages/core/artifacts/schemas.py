@@ -129,6 +129,24 @@ _PREFERENCE = [
 
 PREFERENCES = Schema("preferences", 1, pa.schema(_PREFERENCE))
 
+HUMAN_LABELS = Schema(
+    "human_labels",
+    1,
+    pa.schema(
+        [
+            *_PROMPT,
+            column("image_a", IMAGE, "the image that stood on the left"),
+            column("image_b", IMAGE, "the image that stood on the right"),
+            column("winner", pa.string(), "'image_a', 'image_b' or 'tie'"),
+            column("labeller", pa.string(), "who said so, by the name they gave"),
+            column("labelled_at", pa.string(), "when, ISO 8601 in UTC"),
+            column("is_common", pa.bool_(), "whether every labeller was asked about the pair"),
+            column("image_a_name", pa.string(), "file or row that the left image was read from"),
+            column("image_b_name", pa.string(), "file or row that the right image was read from"),
+        ]
+    ),
+)
+
 PAIR_LATENTS = Schema(
     "pair_latents",
     2,

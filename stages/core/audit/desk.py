@@ -10,11 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from stages.core.artifacts.decisions import DECISIONS, Subject, decisions_file, subject
+from stages.core.artifacts.decisions import DECISIONS, NOTES, Subject, decisions_file, subject
 from stages.core.artifacts.provenance import ArtifactError
-from stages.core.artifacts.schemas import Schema, column
+from stages.core.artifacts.schemas import Schema
 from stages.core.artifacts.tables import read_table, write_table
 from stages.core.audit.index import identity
 from stages.core.errors import UserError
@@ -29,18 +27,6 @@ KINDS = ("accept", "flip", "veto")
 APPLIED = ("flip", "veto")
 """Of these, what changes the mix."""
 MAX_NOTE = 2000
-
-NOTES = Schema(
-    "notes",
-    1,
-    pa.schema(
-        [
-            *(DECISIONS.arrow.field(name) for name in DECISIONS.arrow.names[:6]),
-            column("note", pa.string(), "what a person wrote about the pair"),
-            column("decided_at", pa.string(), "UTC, ISO 8601"),
-        ]
-    ),
-)
 
 
 def folder_of(run: Path) -> Path:

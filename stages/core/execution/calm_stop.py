@@ -8,6 +8,8 @@ import sys
 
 STOPPING = "Terminating processes on user request"
 """How Snakemake's own message begins."""
+OURS = "Stopping: the stages keep what they have done ..."
+"""What a terminal shows instead."""
 
 
 class CalmStop(logging.Filter):
@@ -24,7 +26,7 @@ class CalmStop(logging.Filter):
             return False
         if str(record.msg).startswith(STOPPING):
             self.is_stopping = True
-            record.msg, record.args = "Stopping: the stages keep what they have done ...", ()
+            record.msg, record.args = OURS, ()
             atexit.register(tell_stopped)
         return True
 

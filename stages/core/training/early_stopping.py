@@ -30,9 +30,10 @@ class BestWeights:
         if self._patience and best_score(scores) == len(scores) - 1:
             self.saved = [weight.detach().cpu().clone() for weight in self._parameters]
 
-    def is_over(self, scores: Sequence[Score]) -> bool:
-        """Whether the last `patience` scores brought no gain."""
-        return bool(self._patience) and len(scores) - 1 - best_score(scores) >= self._patience
+    def is_over(self, scores: Sequence[Score], num_early: int = 0) -> bool:
+        """Whether the last `patience` scores brought no gain; the first `num_early` ones are not counted."""
+        since = len(scores) - max(1 + best_score(scores), num_early)
+        return bool(self._patience) and since >= self._patience
 
     @torch.no_grad()
     def put_back(self) -> None:

@@ -245,7 +245,9 @@ class Training:
         self.best.note(scores_of(self.curve))
 
     def _has_stopped_gaining(self) -> bool:
-        is_over = float(self.best.is_over(scores_of(self.curve)))
+        warmup = _warmup_steps(self.total, self.settings)  # a rate that still rises shows no end
+        num_early = sum(point.step <= warmup for point in self.curve)
+        is_over = float(self.best.is_over(scores_of(self.curve), num_early))
         found = self.processes.mean(
             {"is_over": torch.tensor(is_over, device=self.processes.device)}
         )
@@ -288,8 +290,12 @@ def _within(held_out: HeldOut | None, micro_batch_pairs: int | None) -> HeldOut 
 
 def _learning_rate(step: int, total: int, settings: TrainingSettings) -> float:
     """Linear warmup over the first share of the steps, then constant. Paper: as Diffusion-DPO."""
-    warmup = math.ceil(settings.warmup_share * total)
+    warmup = _warmup_steps(total, settings)
     return settings.learning_rate * min(1.0, step / warmup if warmup else 1.0)
+
+
+def _warmup_steps(total: int, settings: TrainingSettings) -> int:
+    return math.ceil(settings.warmup_share * total)
 
 
 def _order(num_pairs: int, num_wanted: int, seed: int) -> Int[Tensor, " row"]:
