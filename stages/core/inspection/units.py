@@ -107,6 +107,8 @@ LAYOUTS: Mapping[str, Layout] = {
         key=("metric", *CANDIDATE), group=("metric", "prompt_id"), ranked_by="score"
     ),
     "holdout_rewards": Layout(key=("pair_id",)),
+    "decisions": Layout(key=("prompt_id", "winner_digest", "loser_digest")),
+    "notes": Layout(key=("prompt_id", "winner_digest", "loser_digest")),
     "training": Layout(key=("step",)),
     "held_out_curve": Layout(key=("step",)),
     "run_comparison": Layout(key=("prompt_set", *COMPARED)),
