@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -65,6 +65,7 @@ MAX_POINTS = 300
 """A training curve with more steps is shown as means over neighbouring steps."""
 
 Steps = Float[np.ndarray, " step"]
+Points = Float[np.ndarray, " point"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +179,10 @@ class TrainingCurves:
     iteration: int
     loss: Steps
     accuracy: Steps
-    held_out_steps: Steps
-    held_out_accuracy: Steps
+    held_out_steps: Num[np.ndarray, " point"]
+    held_out_accuracy: Points
     """On held-out pairs with fixed draws; empty if none were scored."""
-    held_out_log_loss: Steps
+    held_out_log_loss: Points
 
 
 def training_panel(name: str, curves: TrainingCurves, loss_range: tuple[float, float]) -> Markup:

@@ -39,12 +39,10 @@ def run_facts(
     they were chosen from. What nothing is known of is left out.
     """
     iterations = [
-        f"{size['num_pairs']:,} pairs, each of {size['num_candidates']} candidates"
-        if size["num_candidates"]
-        else f"{size['num_pairs']:,} pairs"
+        f"{size['num_pairs']:,} pairs"
+        + (f", of {size['num_candidates']} candidates a prompt" if size["num_candidates"] else "")
         for size in sizes
     ]
-    each = " each" if len(sizes) > 1 else ""
     model = config.get("model", {}).get("base", "")
     rank = config.get("lora", {}).get("rank", 0)
     facts = [
@@ -58,7 +56,7 @@ def run_facts(
         Fact(
             name="Iterations",
             value="" if not sizes
-            else f"{len(sizes)}, {iterations[0]}{each}" if len(set(iterations)) == 1
+            else f"{len(sizes)} of {iterations[0]}" if len(set(iterations)) == 1
             else f"{len(sizes)}: {'; '.join(iterations)}",
         ),
         Fact(name="Evaluated on", value=evaluated),
