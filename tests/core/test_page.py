@@ -217,7 +217,7 @@ def test_features_of_a_guard_are_named_beside_it() -> None:
     first, second = found["cells"]
     assert first == {"text": "0.250", "note": "clipscore", "turned": False}
     assert (second["text"], second["turned"]) == ("0.100", True)
-    assert found["limit"] == "limit 0.150"
+    assert found["line"] == {"text": "0.150", "label": "limit"}
     assert view["guard_iterations"] == [(0, "iter00"), (1, "iter01")]
     assert len(view["warnings"]) == 1
     assert "by features (clipscore) its images of one prompt differ 40 %" in view["warnings"][0]

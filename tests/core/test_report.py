@@ -20,6 +20,7 @@ from stages.core.report.data_words import data_sentences
 from stages.core.report.guard_rows import guards_view
 from stages.core.report.looks import MOST_PICTURES, policies_look
 from stages.core.report.pairs import (
+    chance,
     choose_shown,
     millionths,
     most_wrong,
@@ -100,6 +101,8 @@ def test_rewards_have_one_unit_and_other_scores_their_own() -> None:
     assert shown.mark == "for audit"
     shown = pair_look(metric, (image, image), is_for_audit=False, are_rewards=False)
     assert [one.note for one in shown.pictures] == ["score 21.5", "score 20.9"]
+    assert (chance(0.001), chance(0.5), chance(1.0)) == ("below 0.01", "0.50", "above 0.99")
+    assert (chance(None), millionths(0.0)) == ("–", "0.0")
     assert (millionths(-1.36e-06), millionths(None), millionths(float("nan"))) == ("−1.4", "–", "–")
 
 
@@ -111,7 +114,7 @@ def test_the_held_out_pairs_that_are_most_surely_wrong_come_first() -> None:
     assert [row["pair_id"] for row in most_wrong(rows)] == ["c", "a"]
     notes = wrong_notes(rows[2], "iter03", {"c": judged("c", 2e-4, 0.8)}, "iter00")
     assert notes == [
-        "iter03: p(people's choice > the other) 0.10, margin −300 millionths",
+        "iter03: p(chosen > other) 0.10, margin −300 millionths",
         "iter00 had it right: p 0.80",
     ]
     assert len(wrong_notes(rows[2], "iter00", {"c": rows[2]}, "iter00")) == 1
@@ -234,9 +237,10 @@ def test_guards_have_one_notation_each() -> None:
         ["1.00", "3.21"],
     )
     assert (change["unit"], [cell["text"] for cell in change["cells"]]) == ("points", ["–", "−10"])
-    assert change["cells"][1]["turned"]
+    assert change["cells"][1] == {"text": "−10", "note": "−15 to −5 points", "turned": True}
+    assert change["line"] == {"text": "0", "label": "iteration 0"}
     for row in found.values():
-        texts = [row["limit"], *(cell["text"] for cell in row["cells"])]
+        texts = [str(row["line"]), *(cell["text"] for cell in row["cells"])]
         assert not any("e-" in text or "e−" in text for text in texts), row["title"]
 
 

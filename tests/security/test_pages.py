@@ -225,7 +225,7 @@ def report_context(texts: list[str]) -> dict[str, Any]:
                 "unit": text,
                 "meaning": text,
                 "svg": figure["svg"],
-                "limit": text,
+                "line": {"text": text, "label": text},
                 "cells": [{"text": text, "note": text, "turned": True}],
             }
         ],

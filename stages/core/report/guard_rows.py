@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ IN_POINTS = ("accuracy_change",)
 """Guards that are differences of shares: they are shown in points of per cent."""
 TINY = 0.01
 """Where all values of a guard are smaller, they are shown as multiples of a power of ten."""
+HYPHEN = re.compile(r"-(?=\d)")
+"""Before a number, where a true minus belongs."""
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -73,9 +76,9 @@ def guard_row(
         "unit": unit,
         "meaning": guard.meaning,
         "svg": small_panel(series),
-        "limit": f"{line.label} {text(line.height)}" if line else DASH,
+        "line": {"text": text(line.height), "label": line.label} if line else None,
         "cells": [
-            {"text": text(value), "note": guard.note(row), "turned": bool(warning)}
+            {"text": text(value), "note": HYPHEN.sub("−", guard.note(row)), "turned": bool(warning)}
             for row, value, warning in zip(rows, values, warned, strict=True)
         ],
     }
@@ -112,7 +115,7 @@ def wording(guard: Guard, factor: float, rows: Sequence[Measured]) -> Callable[[
             return percent(value)
         shown = factor * value
         if guard.name in IN_POINTS:
-            return f"{shown:+.0f}".replace("-", "−")
+            return number(shown, 0, sign=True)
         if factor != 1 and abs(shown) < 0.005:
             return "0"
         return number(shown, 2 if factor != 1 else decimals)

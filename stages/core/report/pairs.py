@@ -107,7 +107,7 @@ def pair_look(row: Row, images: Pictures, *, is_for_audit: bool, are_rewards: bo
     notes = [
         f"margin {millionths(row['margin'])} ± {millionths(row['margin_standard_error'])} millionths"
         + (f", {number(ratio, 1)} standard errors" if ratio is not None else ""),
-        f"p(winner > loser) {number(row['probability'], 2)}",
+        f"p(winner > loser) {chance(row['probability'])}",
     ]
     return Look(
         prompt=row["prompt"],
@@ -119,6 +119,13 @@ def pair_look(row: Row, images: Pictures, *, is_for_audit: bool, are_rewards: bo
         mark="for audit" if is_for_audit else "",
         name=row["pair_id"],
     )
+
+
+def chance(value: float | None) -> str:
+    """A probability with two digits; none is shown as 0 or as 1."""
+    if value is not None and value < 0.01:
+        return "below 0.01"
+    return "above 0.99" if value is not None and value > 0.99 else number(value, 2)
 
 
 def millionths(value: float | None) -> str:
@@ -153,8 +160,8 @@ def human_look(row: Row, images: Pictures, notes: Sequence[str] = ()) -> Look:
     return Look(
         prompt=row["prompt"],
         pictures=[
-            Shown(label="people's choice", image=images[0]),
-            Shown(label="the other", image=images[1]),
+            Shown(label="chosen", image=images[0]),
+            Shown(label="other", image=images[1]),
         ],
         notes=[*notes, *filter(None, [origin])],
         name=row["pair_id"],
@@ -171,7 +178,7 @@ def wrong_notes(row: Row, policy: str, first: Mapping[str, Row], first_policy: s
     """What a judge says of a held-out pair that it gets wrong, and what iteration 0's said of it."""
     margin = row["winner_reward"] - row["loser_reward"]
     notes = [
-        f"{policy}: p(people's choice > the other) {number(row['probability'], 2)}, margin "
+        f"{policy}: p(chosen > other) {chance(row['probability'])}, margin "
         f"{millionths(margin)} millionths"
     ]
     before = first.get(row["pair_id"])
@@ -179,6 +186,6 @@ def wrong_notes(row: Row, policy: str, first: Mapping[str, Row], first_policy: s
         was_right = before["winner_reward"] > before["loser_reward"]
         notes.append(
             f"{first_policy} had it {'right' if was_right else 'wrong'}: p "
-            f"{number(before['probability'], 2)}"
+            f"{chance(before['probability'])}"
         )
     return notes
