@@ -19,6 +19,7 @@ from stages.core.report.changes import most_changed
 from stages.core.report.data_words import data_sentences
 from stages.core.report.guard_rows import guards_view
 from stages.core.report.looks import MOST_PICTURES, policies_look
+from stages.core.report.metric_words import METRICS
 from stages.core.report.pairs import (
     chance,
     choose_shown,
@@ -31,6 +32,7 @@ from stages.core.report.pairs import (
 from stages.core.report.picture_tables import evenly_spaced
 from stages.core.report.run_facts import code_in_words, run_facts, time_facts
 from stages.core.report.thumbnails import PAGE_BYTES, SIDES, bytes_each, thumbnail
+from stages.metrics import NETWORKS, SCORERS
 from tests.builders import encoded
 from tests.core.test_page import comparison
 
@@ -321,6 +323,10 @@ def test_the_head_leaves_out_what_is_not_known() -> None:
         "Code": "commit 0123456789ab, torch 2.13.0",
     }
     assert code_in_words({"commit": None, "versions": None}) == ""
+
+
+def test_every_metric_of_ours_is_explained() -> None:
+    assert set(METRICS) == {*SCORERS, *NETWORKS}
 
 
 # The data in words

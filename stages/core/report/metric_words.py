@@ -18,8 +18,3 @@ METRICS: Mapping[str, str] = {
     "caption_match": "how far the drawing is what its caption says, from 0 to 1",
     "appeal": "how far what the caption leaves open is as people like it, from 0 to 1",
 }
-
-
-def explained(metrics: list[str]) -> dict[str, str]:
-    """The metrics that have an explanation here, with it."""
-    return {name: METRICS[name] for name in metrics if name in METRICS}
