@@ -219,7 +219,11 @@ rule summarise_evaluation:
         prompts=[path for _, path in SET_PROMPTS],
         others=[path for *_, path in OTHER_SCORES],
     output:
-        summary=f"{RUN}/evaluation/summary.parquet",
+        summary=report(
+            f"{RUN}/evaluation/summary.parquet",
+            caption="../report/summary.rst",
+            category="Settings and tables",
+        ),
         breakdown=f"{RUN}/evaluation/breakdown.parquet",
     log:
         f"{LOGS}/evaluation/summarise_evaluation.log",
@@ -241,7 +245,11 @@ rule summarise_guards:
         candidate_scores=CANDIDATE_SCORES,
         prompts=[path for _, path in SET_PROMPTS],
     output:
-        guards=f"{RUN}/evaluation/guards.parquet",
+        guards=report(
+            f"{RUN}/evaluation/guards.parquet",
+            caption="../report/guards.rst",
+            category="Settings and tables",
+        ),
         reliability=f"{RUN}/evaluation/reliability.parquet",
     log:
         f"{LOGS}/evaluation/summarise_guards.log",

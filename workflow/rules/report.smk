@@ -43,8 +43,12 @@ rule write_report:
         gates=GATES,
         judges=expand(JUDGES, policy=POLICY_NAMES[1:]) if HAS_JUDGE else [],
     output:
-        report=REPORT[0],
-        config=REPORT[1],
+        report=report(
+            REPORT[0], caption="../report/page.rst", category="The page of the run"
+        ),
+        config=report(
+            REPORT[1], caption="../report/config.rst", category="Settings and tables"
+        ),
     log:
         f"{LOGS}/report.log",
     localrule: True
