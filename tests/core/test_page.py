@@ -215,7 +215,8 @@ def test_features_of_a_guard_are_named_beside_it() -> None:
     view = guards_view([row, later], limits)
     (found,) = (row for row in view["guards"] if row["title"] == "Diversity of features")
     first, second = found["cells"]
-    assert first == {"text": "0.250", "note": "clipscore", "turned": False}
+    assert first == {"text": "0.250", "note": "", "turned": False}
+    assert found["unit"] == "clipscore"
     assert (second["text"], second["turned"]) == ("0.100", True)
     assert found["line"] == {"text": "0.150", "label": "limit"}
     assert view["guard_iterations"] == [(0, "iter00"), (1, "iter01")]

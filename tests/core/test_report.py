@@ -17,7 +17,7 @@ from stages.core.evaluation.verdicts import Evaluation
 from stages.core.report.advice import advise, judge_trend
 from stages.core.report.changes import most_changed
 from stages.core.report.data_words import data_sentences
-from stages.core.report.guard_rows import guards_view
+from stages.core.report.guard_rows import guards_view, split_shared
 from stages.core.report.looks import MOST_PICTURES, policies_look
 from stages.core.report.metric_words import METRICS
 from stages.core.report.pairs import (
@@ -249,6 +249,15 @@ def test_guards_have_one_notation_each() -> None:
 # What was run
 
 
+def test_what_all_notes_of_a_guard_end_in_is_said_once() -> None:
+    assert split_shared(["61 to 75 %, n = 200", "60 to 74 %, n = 200"]) == (
+        ["61 to 75 %", "60 to 74 %"], "n = 200",
+    )  # fmt: skip
+    assert split_shared(["", "perceptual", "perceptual"]) == (["", "", ""], "perceptual")
+    assert split_shared(["1, n = 2", "1, n = 3"]) == (["1, n = 2", "1, n = 3"], "")
+    assert split_shared(["alone"]) == (["alone"], "")
+
+
 def timed(stage: str, seconds: float, ended: float = 1e9, *, has_gpu: bool = True) -> TimedJob:
     return TimedJob(stage=stage, seconds=float(seconds), ended=ended, has_gpu=has_gpu)
 
@@ -258,12 +267,12 @@ def test_device_hours_count_each_gpu_of_a_training() -> None:
     jobs = [timed("sample_candidates", 60, noon), timed("update_policy", 3600, noon + 3600)]
     made, time = time_facts(jobs, training_gpus=4)
     assert made.value == "2026-11-27 11:59 to 13:00 UTC (61 min)"
-    assert time.name == "GPU time"
+    assert time.name == "Time on GPUs"
     assert time.value == "4.0 h in 2 timed jobs: sample_candidates 60 s, update_policy 4.0 h"
     assert made.is_of_time
     assert time.is_of_time
     mixed = time_facts([*jobs, timed("score_candidates", 1, has_gpu=False)], 1)
-    assert mixed[1].name == "Device time"
+    assert mixed[1].name == "Time on devices"
     assert time_facts([], 1) == []
 
 

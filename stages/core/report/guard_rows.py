@@ -71,17 +71,28 @@ def guard_row(
         line_label=line.label if line else "",
         is_share=guard.is_share,
     )
+    notes, shared = split_shared([HYPHEN.sub("−", guard.note(row)) for row in rows])
     return {
         "title": guard.title,
-        "unit": unit,
+        "unit": ", ".join(filter(None, [unit, shared])),
         "meaning": guard.meaning,
         "svg": small_panel(series),
         "line": {"text": text(line.height), "label": line.label} if line else None,
         "cells": [
-            {"text": text(value), "note": HYPHEN.sub("−", guard.note(row)), "turned": bool(warning)}
-            for row, value, warning in zip(rows, values, warned, strict=True)
+            {"text": text(value), "note": note, "turned": bool(warning)}
+            for value, note, warning in zip(values, notes, warned, strict=True)
         ],
     }
+
+
+def split_shared(notes: Sequence[str]) -> tuple[list[str], str]:
+    """The notes without their last part where all end in the same one, and that part, said once."""
+    known = [note for note in notes if note]
+    ends = {note.rpartition(", ")[2] for note in known}
+    if len(known) < 2 or len(ends) != 1:
+        return list(notes), ""
+    (end,) = ends
+    return [note.removesuffix(end).removesuffix(", ") for note in notes], end
 
 
 def unit_of(guard: Guard, rows: Sequence[Measured]) -> tuple[float, str]:

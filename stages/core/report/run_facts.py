@@ -78,7 +78,7 @@ def time_facts(jobs: Sequence[TimedJob], training_gpus: int) -> list[Fact]:
         seconds[job.stage] = seconds.get(job.stage, 0.0) + job.seconds * devices
     parts = ", ".join(f"{name} {duration(spent)}" for name, spent in seconds.items())
     num_gpu = sum(job.has_gpu for job in jobs)
-    where = {0: "CPU time", len(jobs): "GPU time"}.get(num_gpu, "Device time")
+    where = {0: "Time on the CPU", len(jobs): "Time on GPUs"}.get(num_gpu, "Time on devices")
     return [
         Fact(
             name="Made",
