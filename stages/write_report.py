@@ -23,46 +23,47 @@ from stages.core.artifacts.provenance import BASE
 from stages.core.artifacts.schemas import (
     BREAKDOWN,
     HELD_OUT_CURVE,
-    IMAGES,
     LEAKAGE,
-    PREFERENCES,
     RELIABILITY,
     SUMMARY,
     TRAINING,
     Schema,
 )
-from stages.core.artifacts.tables import read_batches, read_metadata, read_table
+from stages.core.artifacts.tables import read_metadata, read_table
+from stages.core.artifacts.timings import Timings, read_timings
 from stages.core.errors import UserError
-from stages.core.evaluation.gates import last_good, read_gate
+from stages.core.evaluation.gates import read_gate
 from stages.core.evaluation.guards import GUARDS_TABLE, Limits, hardly_moved
 from stages.core.evaluation.paper import read_paper_tables
 from stages.core.evaluation.verdicts import Evaluation
+from stages.core.execution.run_record import read_made_with
 from stages.core.execution.runtime import Run, log, run_stage, stage
+from stages.core.report.advice import advise, judge_trend
+from stages.core.report.data_words import data_sentences
 from stages.core.report.figures import TrainingCurves
+from stages.core.report.guard_rows import guards_view
 from stages.core.report.page import (
+    accuracy_panel,
     breakdown_view,
-    choose_shown,
     gates_view,
-    guards_view,
     headline,
     judge_panels,
     leakage_view,
     metric_groups,
+    metric_panel,
     others_view,
-    pairs_view,
     paper_view,
     reliability_panels,
     render,
     training_panels,
 )
-from stages.core.report.thumbnails import Thumbnail, thumbnail
+from stages.core.report.run_facts import run_facts
+from stages.core.report.shown import PictureFiles, ShownPictures
 
 Row = dict[str, Any]
 
-PAIR_COLUMNS = (
-    "pair_id", "prompt", "source", "iteration", "winner_score", "loser_score", "margin",
-    "margin_standard_error", "probability",
-)  # fmt: skip
+HEAD_SIZE = (4.8, 2.3)
+"""Inches of the two figures at the head of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,10 @@ class Args:
     """What the guards decided after iterations 0, 1 ... (JSON); none with on_collapse warn."""
     paper_model: Literal["sd15", "sdxl"] | None = None
     """Show the paper's tables of this model beside the run's rows; None shows none."""
-    images: tuple[Path, ...]
-    """Images of one prompt set, one table per policy, in the order of --policies (schema images)."""
+    images: tuple[tuple[str, Path], ...]
+    """Policy and images of the primary set, a row for each shard (schema images)."""
+    scores: tuple[tuple[str, Path], ...]
+    """Policy and scores of these images by the primary metric (schema metric_scores)."""
     policies: tuple[str, ...]
     """Names of the policies, in the order they were made: base iter00 iter01 ..."""
     pairs: tuple[Path, ...] = ()
@@ -105,10 +108,22 @@ class Args:
     """Iteration and the per-step measures of its training (schema training)."""
     held_out_curve: tuple[tuple[int, Path], ...] = ()
     """Iteration and the held-out measures of its training (schema held_out_curve)."""
+    preferences: Path
+    """Human pairs that were trained on (schema preferences)."""
+    holdout: Path
+    """Human pairs that were held out (schema preferences)."""
+    judged: tuple[tuple[str, Path], ...] = ()
+    """Policy and what it makes of the held-out pairs (schema holdout_rewards)."""
     import_summary: Path
     """Counts of the human pairs that were read, dropped and kept (JSON)."""
+    logs: Path | None = None
+    """Folder of the run's logs, whose timing tables tell how long the jobs took; None tells no time."""
+    record: Path | None = None
+    """What the last call of Snakemake wrote of its code's commit and versions (JSON)."""
+    training_gpus: int = 1
+    """GPUs that a training took, for the device hours."""
     num_prompts_shown: int = 8
-    """Prompts in the before-and-after grid, and pairs shown of each iteration."""
+    """Prompts below those at the page's head."""
     output: Path
     """Where the page goes (HTML)."""
 
@@ -121,24 +136,44 @@ def main(args: Args) -> None:
         gates = [read_gate(path) for path in args.gates]
         config = read_object(args.config)
         guards = read(run, args.guards, GUARDS_TABLE).to_pylist()
+        guards.sort(key=lambda row: int(row["iteration"]))
         breakdown = read(run, args.breakdown, BREAKDOWN).to_pylist()
         paper = [row for row in read_paper_tables() if row.model == args.paper_model]
+        primary = (args.primary_set, args.primary_metric)
+        advice = advise(evaluation, *primary, guards, args.limits, gates)
         first = headline(
-            evaluation, args.primary_set, args.primary_metric, last_good(gates),
+            evaluation, *primary, None if advice.policy == BASE else advice.policy,
             hardly_moved(guards, args.limits),
         )  # fmt: skip
         first["sentences"] += where_it_lies(first["policy"], args)
+        shown = choose_pictures(args, first["policy"], evaluation.decimals(*primary))
+        imported = read_object(args.import_summary)
+        iteration_pairs = shown.iteration_pairs()
         page = render(
             {
                 "run": args.run,
                 "primary_set": args.primary_set,
+                "primary_metric": args.primary_metric,
+                "facts": run_facts(
+                    config=config,
+                    counts=imported,
+                    sizes=iteration_pairs,
+                    evaluated=shown.evaluated(args.primary_set),
+                    timings=timings_of(args),
+                    training_gpus=args.training_gpus,
+                    made_with=read_made_with(args.record),
+                ),
+                "advice": advice,
                 "headline": first,
+                "curve": metric_panel(evaluation, *primary, HEAD_SIZE),
+                "judge_curve": accuracy_panel(guards, HEAD_SIZE),
+                "judge_trend": judge_trend(guards),
                 "gates": gates_view(gates, config.get("iterations", len(args.pairs))),
-                "metric_groups": metric_groups(evaluation, args.primary_set, args.primary_metric),
+                "metric_groups": metric_groups(evaluation, *primary),
                 "others": others_view(evaluation),
                 "breakdown": breakdown_view(breakdown, evaluation),
                 "paper_tables": paper_view(paper, evaluation, breakdown),
-                **guards_view(sorted(guards, key=lambda row: int(row["iteration"])), args.limits),
+                **guards_view(guards, args.limits),
                 "reliability_panels": reliability_panels(
                     read(run, args.reliability, RELIABILITY).to_pylist()
                 ),
@@ -146,11 +181,13 @@ def main(args: Args) -> None:
                     [(path.stem, read_judge(path)) for path in args.judges]
                 ),
                 "leakage": leakage_view(read(run, args.leakage, LEAKAGE).to_pylist()),
-                "image_policies": args.policies,
-                "image_rows": read_grid(run, args),
-                "iteration_pairs": [read_pairs(run, path, args) for path in args.pairs],
+                **shown.prompts(),
+                **shown.changes(),
+                "iteration_pairs": iteration_pairs,
+                "human": shown.human(),
+                "wrong": shown.wrong(),
                 "training_panels": training_panels(read_training(run, args)),
-                "import_summary": facts(read_object(args.import_summary)),
+                "import_sentences": data_sentences(imported),
                 "files": list(files(args)),
                 "commands": commands(args),
                 "config": json.dumps(config, indent=2, ensure_ascii=False),
@@ -158,6 +195,7 @@ def main(args: Args) -> None:
             }
         )
         write_text(args.output, page)
+        run.rows_in += shown.num_rows
         run.rows_out = 1
         if first["overall"]:
             log.info("%s", first["overall"].sentence)
@@ -175,11 +213,13 @@ def where_it_lies(policy: str, args: Args) -> list[str]:
 
 def check(args: Args) -> None:
     """UserError for arguments that do not fit each other."""
-    if len(args.images) != len(args.policies):
-        raise UserError(
-            f"--images names {len(args.images)} files and --policies {len(args.policies)} "
-            "policies; give one file of images per policy, in the same order"
-        )
+    for flag, named in (("images", args.images), ("scores", args.scores)):
+        names = list(dict.fromkeys(policy for policy, _ in named))
+        if sorted(names) != sorted(args.policies):
+            raise UserError(
+                f"--{flag} names files of {', '.join(names) or 'no policy'}, and --policies "
+                f"{', '.join(args.policies) or 'no policy'}; give each policy's files, and no others"
+            )
     if not args.training:
         raise UserError("--training names no file; give those of iterations 0, 1 ...")
     if args.num_prompts_shown < 1:
@@ -215,65 +255,30 @@ def read_evaluation(run: Run, args: Args) -> Evaluation:
     return evaluation
 
 
-def read_grid(run: Run, args: Args) -> list[Row]:
-    """The first prompts with their image of each policy, known to start from the same noise."""
-    columns = ("prompt_id", "prompt", "candidate", "seed")
-    grid: list[Row] = []
-    for path in args.images:
-        table = read(run, path, IMAGES, columns)
-        places = {
-            row["prompt_id"]: (place, row)
-            for place, row in enumerate(table.to_pylist())
-            if row["candidate"] == 0
-        }
-        if not grid:
-            first = list(places.values())[: args.num_prompts_shown]
-            grid = [{**row, "images": []} for _, row in first]
-        for row in grid:
-            _place, found = places.get(row["prompt_id"], (-1, {"seed": None}))
-            if found["seed"] != row["seed"]:
-                raise UserError(
-                    f"{path}: candidate 0 of prompt {row['prompt_id']} has seed {found['seed']}, "
-                    f"in {args.images[0]} it has {row['seed']}. Sample the evaluation images of "
-                    "all policies for the same prompts from the same seeds."
-                )
-        chosen = [places[row["prompt_id"]][0] for row in grid]
-        for row, (image,) in zip(grid, read_images(path, IMAGES, ("image",), chosen), strict=True):
-            row["images"].append(image)
-    return grid
+def choose_pictures(args: Args, policy: str, decimals: int) -> ShownPictures:
+    """What the page shows of pictures, base beside this policy."""
+    return ShownPictures(
+        files=PictureFiles(
+            images=args.images,
+            scores=args.scores,
+            pairs=args.pairs,
+            preferences=args.preferences,
+            holdout=args.holdout,
+            judged=args.judged,
+        ),
+        policies=args.policies,
+        policy=policy,
+        num_prompts=args.num_prompts_shown,
+        decimals=decimals,
+    )
 
 
-def read_pairs(run: Run, path: Path, args: Args) -> Row:
-    """One iteration's generated pairs, with the images of those that are shown."""
-    rows = read(run, path, PREFERENCES, PAIR_COLUMNS).to_pylist()
-    generated = [place for place, row in enumerate(rows) if row["source"] == "generated"]
-    if not generated:
-        raise UserError(
-            f"{path} holds no generated pair (column 'source' is never 'generated'); --pairs "
-            "takes the pairs that iterations 1, 2 ... made"
-        )
-    pairs = [rows[place] for place in generated]
-    shown = choose_shown(pairs, args.num_prompts_shown)
-    places = [generated[i] for i in shown]
-    images = read_images(path, PREFERENCES, ("winner", "loser"), places)
-    return pairs_view(pairs, shown, [(winner, loser) for winner, loser in images])
-
-
-def read_images(
-    path: Path, schema: Schema, columns: tuple[str, ...], places: list[int]
-) -> list[tuple[Thumbnail, ...]]:
-    """The images in some rows of a table, column by column, ready for the page."""
-    order = sorted(set(places))
-    batches = read_batches(path, schema, columns, size=16, rows=order)
-    rows = [row for batch in batches for row in batch.to_pylist()]
-    by_place = dict(zip(order, rows, strict=True))
-    return [
-        tuple(
-            thumbnail(by_place[place][name]["bytes"], f"{path}, row {place}, column {name!r}")
-            for name in columns
-        )
-        for place in places
-    ]
+def timings_of(args: Args) -> Timings:
+    """How long the run's jobs took; the log names timing tables that tell nothing."""
+    timings = read_timings(args.logs) if args.logs else Timings(jobs=(), unreadable=())
+    for path in timings.unreadable:
+        log.warning("%s is no readable timing table; its job is not among the hours", path)
+    return timings
 
 
 def read_training(run: Run, args: Args) -> list[TrainingCurves]:
@@ -317,24 +322,20 @@ def read_object(path: Path) -> Row:
     return value
 
 
-def facts(values: Row) -> dict[str, str]:
-    """Names and values in words: 'rows read' and '12,000'."""
-    return {
-        key.replace("_", " "): f"{value:,}" if isinstance(value, int) else str(value)
-        for key, value in values.items()
-    }
-
-
 def files(args: Args) -> Iterator[Row]:
     """Every file the page is made from, with the stage and the code version that made it."""
-    policies, iterations = args.policies, range(len(args.pairs) + 1)
+    iterations = range(len(args.pairs) + 1)
     tables = [
         (args.summary, "paired comparisons of all policies"),
         (args.breakdown, "the same by category"),
         (args.guards, "guards of each iteration"),
         (args.reliability, "how right the judge is where it is how sure"),
         (args.leakage, "evaluation prompts that are trained on"),
-        *((path, f"images of {name}") for path, name in zip(args.images, policies, strict=True)),
+        *((path, f"images of {name}") for name, path in args.images),
+        *((path, f"scores of {name}") for name, path in args.scores),
+        (args.preferences, "human pairs that were trained on"),
+        (args.holdout, "human pairs that were held out"),
+        *((path, f"held-out pairs as {name} judges them") for name, path in args.judged),
         *(
             (path, f"pairs of iteration {i}")
             for path, i in zip(args.pairs, iterations[1:], strict=False)

@@ -30,7 +30,8 @@ from stages.core.evaluation.guards import (
     seed_row,
     warnings_of,
 )
-from stages.core.report.page import guards_view, render
+from stages.core.report.guard_rows import guards_view
+from stages.core.report.page import render
 from tests.builders import Row, image_value
 from tests.security.test_pages import report_context
 
@@ -168,12 +169,12 @@ def test_a_planted_guard_warns_closes_the_gate_and_stands_in_the_log(
 def test_a_planted_guard_stands_on_the_page(rows: list[Measured]) -> None:
     view = guards_view(rows, limits_of(WITH_PLANTED)(), WITH_PLANTED)
     page = render(report_context(["text"]) | view)
-    assert '<th class="n">Certainty</th>' in page
+    assert '<th scope="row">Certainty<svg' in page
     assert "How sure the judge is of held-out pairs." in page
     assert "at least 0.90" in page
     assert 'aria-label="Certainty: 0 70 %, 1 90 %"' in page
     assert "iter01 is 0.20 surer than iter00" in page
-    cells = [row["cells"][-1] for row in view["guard_rows"]]
+    cells = view["guards"][-1]["cells"]
     assert [(cell["text"], cell["turned"]) for cell in cells] == [("70 %", False), ("90 %", True)]
 
 

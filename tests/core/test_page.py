@@ -15,10 +15,10 @@ from stages.core.evaluation.statistics import ReliabilityBin
 from stages.core.evaluation.verdicts import Evaluation, verdict
 from stages.core.evaluation.wording import p_value
 from stages.core.report.figures import reliability_panel
+from stages.core.report.guard_rows import guards_view
 from stages.core.report.page import (
     breakdown_view,
     gates_view,
-    guards_view,
     headline,
     judge_panels,
     leakage_view,
@@ -213,10 +213,13 @@ def test_features_of_a_guard_are_named_beside_it() -> None:
     )
     later = row | {"iteration": 1, "policy": "iter01", "feature_diversity": 0.1}
     view = guards_view([row, later], limits)
-    place = view["guard_columns"].index("Diversity of features")
-    first, second = (row["cells"][place] for row in view["guard_rows"])
-    assert first == {"text": "0.25", "note": "clipscore", "turned": False}
-    assert (second["text"], second["turned"]) == ("0.1", True)
+    (found,) = (row for row in view["guards"] if row["title"] == "Diversity of features")
+    first, second = found["cells"]
+    assert first == {"text": "0.250", "note": "", "turned": False}
+    assert found["unit"] == "clipscore"
+    assert (second["text"], second["turned"]) == ("0.100", True)
+    assert found["line"] == {"text": "0.150", "label": "limit"}
+    assert view["guard_iterations"] == [(0, "iter00"), (1, "iter01")]
     assert len(view["warnings"]) == 1
     assert "by features (clipscore) its images of one prompt differ 40 %" in view["warnings"][0]
 

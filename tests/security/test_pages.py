@@ -16,8 +16,11 @@ from markdown_it import MarkdownIt
 from stages.core.export.cards import dataset_card, model_card
 from stages.core.export.markdown import Code, plain, read_front_matter, table
 from stages.core.export.preferences import Counts
+from stages.core.report.advice import Advice, JudgeTrend
 from stages.core.report.figures import Series, series_panel
+from stages.core.report.looks import Look, Shown
 from stages.core.report.page import PICTURES, render
+from stages.core.report.run_facts import Fact
 from stages.core.report.thumbnails import thumbnail
 from tests.builders import CAPTIONS, encoded, picture
 from tests.security.hostile import MARKDOWN, PAGE, PROMPTS, PWNED
@@ -76,6 +79,8 @@ ELEMENTS = {
     "use",
     "text",
     "tspan",
+    "label",
+    "input",
 }
 """What our pages consist of; a script is none of it."""
 
@@ -130,17 +135,16 @@ def report_context(texts: list[str]) -> dict[str, Any]:
     config goes."""
     image = thumbnail(encoded(picture(CAPTIONS[0])), "a test")
     text = texts[0]
-    pair = {
-        "pair_id": text,
-        "winner": image,
-        "loser": image,
-        "winner_score": "1",
-        "loser_score": "0",
-        "probability": "1",
-        "margin": "1",
-        "standard_error": "0",
-        "is_for_audit": True,
-    }
+
+    def look(prompt: str) -> Look:
+        return Look(
+            prompt=prompt,
+            pictures=[Shown(label=name, image=image, note=text) for name in ("winner", "loser")],
+            notes=[text],
+            mark=text,
+            name=text,
+        )
+
     figure = {
         "title": text,
         "caption": text,
@@ -155,19 +159,26 @@ def report_context(texts: list[str]) -> dict[str, Any]:
         "wins": {"share": text, "interval": text},
         "effect_size": text,
         "p": text,
-        "num_prompts": text,
     }
     verdict = {"direction": "higher", "sentence": text}
     return {
         "run": text,
         "primary_set": text,
+        "primary_metric": text,
+        "facts": [Fact(name=text, value=text), Fact(name=text, value=text, is_of_time=True)],
+        "advice": Advice(policy=text, reason=text),
+        "curve": figure,
+        "judge_curve": figure,
+        "judge_trend": JudgeTrend(direction="lower", label=text, sentence=text),
         "headline": {"overall": verdict, "steps": [verdict], "sentences": [text, text]},
         "warnings": [text],
         "metric_groups": [
             {
                 "prompt_set": text,
                 "curves": [figure],
-                "metrics": [{"metric": text, "policies": [row]}],
+                "metrics": [
+                    {"metric": text, "meaning": text, "num_prompts": text, "policies": [row]}
+                ],
             }
         ]
         * 2,
@@ -207,12 +218,14 @@ def report_context(texts: list[str]) -> dict[str, Any]:
         "paper_tables": [
             {"table": 1, "columns": [text], "rows": [{"name": text, "cells": [text]}]}
         ],
-        "guard_panels": [figure],
-        "guard_columns": [text],
-        "guard_rows": [
+        "guard_iterations": [(0, text)],
+        "guards": [
             {
-                "iteration": 0,
-                "policy": text,
+                "title": text,
+                "unit": text,
+                "meaning": text,
+                "svg": figure["svg"],
+                "line": {"text": text, "label": text},
                 "cells": [{"text": text, "note": text, "turned": True}],
             }
         ],
@@ -229,19 +242,29 @@ def report_context(texts: list[str]) -> dict[str, Any]:
                 "examples": texts,
             }
         ],
-        "image_policies": [text],
-        "image_rows": [{"prompt": t, "images": [image]} for t in texts],
+        "strip": [look(t) for t in texts],
+        "more_prompts": [look(t) for t in texts],
+        "shown_policy": text,
+        "gained": [look(t) for t in texts],
+        "lost": [look(t) for t in texts],
+        "human": [look(t) for t in texts],
+        "wrong": {
+            "policy": text,
+            "num_wrong": 1,
+            "num_pairs": 2,
+            "looks": [look(t) for t in texts],
+        },
         "iteration_pairs": [
             {
                 "iteration": 1,
                 "num_pairs": len(texts),
                 "sentence": text,
                 "histogram": figure,
-                "pairs": [{**pair, "prompt": t} for t in texts],
+                "looks": [look(t) for t in texts],
             }
         ],
         "gates": {"on_collapse": text, "is_stopped": True, "sentences": texts, "last_good": text},
-        "import_summary": {text: text},
+        "import_sentences": [text],
         "files": [{"path": Path("x") / "y", "holds": text, "stage": text, "code": text}],
         "commands": text,
         "config": json.dumps({"run": texts}),

@@ -181,9 +181,8 @@ def test_the_report_and_the_cards_hold_them_as_texts(project: Project) -> None:
     page = Page((project.results / "report.html").read_text(encoding="utf-8"))
     page.check()
     texts = set(page.texts)
-    for prompt in EVALUATION[:8]:
-        assert shown(prompt) in texts, prompt
-    assert len({shown(prompt) for prompt in POOL} & texts) == 8
+    assert len({shown(prompt) for prompt in EVALUATION} & texts) >= min(12, len(EVALUATION))
+    assert len({shown(prompt) for prompt in POOL} & texts) == min(6, len(POOL))
     cards = list((project.results / "export").rglob("README.md"))
     assert len(cards) == 2 * 2 + 3
     for card in cards:

@@ -136,7 +136,7 @@ onstart:
         RUN_LOCK = hold_run(Path(), config["run"])
     except UserError as error:
         raise WorkflowError(str(error))
-    record_run(Path(), config)
+    record_run(Path(), config, Path(workflow.basedir))
     if IS_SHARED and workflow.non_local_exec:
         raise WorkflowError(
             f"execution.jobs_per_gpu is {JOBS_PER_GPU}, which shares the GPUs of this machine, but "

@@ -12,11 +12,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from stages.core.evaluation.statistics import ReliabilityBin
 
@@ -57,10 +57,15 @@ SETTINGS: Any = {
 }
 
 LN_2 = math.log(2)
+SHARES = FuncFormatter(lambda share, _place: f"{round(100 * share, 6):g} %")
+"""Ticks of an axis of shares: '80 %', and '82.5 %' only where they lie so close."""
+STYLE_OF_MATPLOTLIB = re.compile(r"<style type=\"text/css\">.*?</style>", re.DOTALL)
+"""It holds for the whole page; the page's own style sheet says the same of its figures."""
 MAX_POINTS = 300
 """A training curve with more steps is shown as means over neighbouring steps."""
 
 Steps = Float[np.ndarray, " step"]
+Points = Float[np.ndarray, " point"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,31 +83,51 @@ class Series:
     is_share: bool = False
 
 
-def series_panel(series: Series) -> Markup:
+def series_panel(
+    series: Series, size: tuple[float, float] = (3.4, 2.1), xlabel: str = ""
+) -> Markup:
     """A small plot of one quantity over policies or iterations, with intervals and a dashed line."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        places = np.arange(len(series.labels))
-        values = np.array([np.nan if v is None else v for v in series.values], np.float64)
-        for place, ends in zip(places, series.intervals, strict=False):
-            if ends is not None:
-                axes.vlines(place, *ends, color=ACCENT, linewidth=1.4)
-        axes.plot(places, values, color=ACCENT, linewidth=1.2, marker="o", markersize=4.5)
-        axes.set_xticks(places, series.labels)
-        axes.set_xlim(-0.4, len(places) - 0.6)
-        if len(places) > 6:
-            axes.tick_params(axis="x", labelrotation=60)
-        axes.margins(y=0.15)
+        _draw_series(axes, series)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        if series.is_share:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        if series.line is not None:
-            _dashed(axes, series.line, series.line_label, above=_mostly_below(values, series.line))
-        if series.is_share:  # room below 0 would say that a share can be negative
-            axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+        axes.set_xlabel(xlabel)
+        if len(series.labels) > 6:
+            axes.tick_params(axis="x", labelrotation=60)
 
-    return _svg(draw, (3.4, 2.1), series.name, _describe(series))
+    return _svg(draw, size, series.name, _describe(series))
+
+
+def small_panel(series: Series) -> Markup:
+    """The same in one line of a table, whose other cells tell the numbers."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        _draw_series(axes, series)
+        axes.yaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
+        places = list(range(0, len(series.labels), 1 + len(series.labels) // 8))
+        axes.set_xticks(places, [series.labels[place] for place in places])
+
+    return _svg(draw, (2.3, 0.95), series.name, _describe(series))
+
+
+def _draw_series(axes: Axes, series: Series) -> None:
+    places = np.arange(len(series.labels))
+    values = np.array([np.nan if v is None else v for v in series.values], np.float64)
+    for place, ends in zip(places, series.intervals, strict=False):
+        if ends is not None:
+            axes.vlines(place, *ends, color=ACCENT, linewidth=1.4)
+    axes.plot(places, values, color=ACCENT, linewidth=1.2, marker="o", markersize=4.5)
+    axes.set_xticks(places, series.labels)
+    axes.set_xlim(-0.4, len(places) - 0.6)
+    axes.margins(y=0.15)
+    if series.is_share:
+        axes.yaxis.set_major_formatter(SHARES)
+    if series.line is not None:
+        _dashed(axes, series.line, series.line_label)
+    if series.is_share:  # room below 0 would say that a share can be negative
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
 
 
 def histogram(name: str, values: Float[np.ndarray, " pair"]) -> Markup:
@@ -112,7 +137,7 @@ def histogram(name: str, values: Float[np.ndarray, " pair"]) -> Markup:
         axes = figure.add_subplot()
         axes.hist(values, bins=min(30, max(8, len(values) // 8)), color=SOFT, edgecolor=ACCENT)
         axes.axvline(0, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
-        axes.set_xlabel("margin")
+        axes.set_xlabel("margin, millionths")
         axes.set_ylabel("pairs")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
 
@@ -137,7 +162,7 @@ def reliability_panel(name: str, bins: Sequence[ReliabilityBin]) -> Markup:
         axes.set_xlabel("how sure")
         axes.set_ylabel("how often right")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+            axis.set_major_formatter(SHARES)
             axis.set_major_locator(MaxNLocator(5))
 
     text = f"{name}: " + ", ".join(
@@ -154,10 +179,10 @@ class TrainingCurves:
     iteration: int
     loss: Steps
     accuracy: Steps
-    held_out_steps: Steps
-    held_out_accuracy: Steps
+    held_out_steps: Num[np.ndarray, " point"]
+    held_out_accuracy: Points
     """On held-out pairs with fixed draws; empty if none were scored."""
-    held_out_log_loss: Steps
+    held_out_log_loss: Points
 
 
 def training_panel(name: str, curves: TrainingCurves, loss_range: tuple[float, float]) -> Markup:
@@ -176,11 +201,11 @@ def training_panel(name: str, curves: TrainingCurves, loss_range: tuple[float, f
             places, means = thin_out(values)
             axes.plot(places, means, color=ACCENT, linewidth=0.5, alpha=0.5)
             axes.plot(places, running_mean(means), color=ACCENT, linewidth=1.4)
-            _dashed(axes, line, label, above=True)
+            _dashed(axes, line, label)
         upper.set_ylim(*loss_range)
         upper.set_ylabel("loss")
         lower.set_ylim(-0.03, 1.03)
-        lower.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        lower.yaxis.set_major_formatter(SHARES)
         if len(curves.held_out_steps):
             for axes, values in (
                 (upper, curves.held_out_log_loss),
@@ -225,24 +250,20 @@ def running_mean(values: Steps) -> Steps:
     return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
 
 
-def _dashed(axes: Axes, height: float, label: str, *, above: bool) -> None:
+def _dashed(axes: Axes, height: float, label: str) -> None:
+    """A dashed line across, and its label right of the axes, where no curve is."""
     axes.axhline(height, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
     axes.annotate(
         label,
         (1, height),
         xycoords=axes.get_yaxis_transform(),
-        xytext=(0, 2 if above else -2),
+        xytext=(3, 0),
         textcoords="offset points",
-        ha="right",
-        va="bottom" if above else "top",
+        ha="left",
+        va="center",
         color=MUTED,
         fontsize=7.5,
     )
-
-
-def _mostly_below(values: Float[np.ndarray, " place"], line: float) -> bool:
-    known = values[np.isfinite(values)]
-    return len(known) > 0 and bool((known < line).mean() > 0.5)
 
 
 def _describe(series: Series) -> str:
@@ -269,6 +290,7 @@ def _svg(
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg ") :], flags=re.DOTALL)
+    text = STYLE_OF_MATPLOTLIB.sub("", text)
     prefix = "f" + hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()[:8]
     for before in (' id="', "url(#", 'xlink:href="#'):
         text = text.replace(before, f"{before}{prefix}-")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,13 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from stages.core.artifacts.judges import JudgeRecord
 from stages.core.artifacts.provenance import BASE
 from stages.core.evaluation.gates import Gate, gate_sentences, last_good
-from stages.core.evaluation.guard import AnyLimits, Guard, Measured
-from stages.core.evaluation.guards import GUARDS, seed_row
+from stages.core.evaluation.guard import Measured
 from stages.core.evaluation.paper import TOLERANCE, Column, PaperRow
 from stages.core.evaluation.statistics import ReliabilityBin
 from stages.core.evaluation.verdicts import (
@@ -30,39 +30,33 @@ from stages.core.evaluation.verdicts import (
     steps_sentence,
     verdict,
 )
-from stages.core.evaluation.wording import DASH, number, p_value, percent, significant
+from stages.core.evaluation.wording import DASH, number, p_value, percent
 from stages.core.report.figures import (
     LN_2,
     Series,
     TrainingCurves,
-    histogram,
     reliability_panel,
     series_panel,
     training_panel,
 )
-from stages.core.report.thumbnails import Thumbnail
+from stages.core.report.looks import MOST_PICTURES
+from stages.core.report.metric_words import METRICS
+from stages.core.report.panels import Panel
 
 Row = dict[str, Any]
 Steps = Float[np.ndarray, " step"]
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+STYLE = Path(__file__).with_name("report.css.jinja")
 MARKS = {"higher": "▲", "lower": "▼", "small": "◇", "unclear": "◆"}
 PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
-NUM_FOR_AUDIT = 2
-"""Pairs of each iteration that are marked for audit: the least certain ones."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure with its title and caption."""
-
-    title: str
-    svg: Markup
-    caption: str
 
 
 def render(context: Mapping[str, Any]) -> str:
-    """The page; every text in the context is escaped, save the figures' own markup."""
+    """The page; every text in the context is escaped, save the figures' own markup.
+
+    Its content policy allows one style sheet by its digest, pictures that it holds, and nothing else.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
@@ -71,8 +65,15 @@ def render(context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template(TEMPLATE.name)
-    return template.render(marks=MARKS, labels=LABELS, **context)
+    style = environment.get_template(STYLE.name).render(most_pictures=MOST_PICTURES)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return environment.get_template(TEMPLATE.name).render(
+        marks=MARKS,
+        labels=LABELS,
+        most_pictures=MOST_PICTURES,
+        style_digest=f"'sha256-{digest}'",
+        **context,
+    )
 
 
 def _visible(value: object) -> object:
@@ -122,13 +123,18 @@ def headline(
 
 
 def metric_groups(evaluation: Evaluation, first_set: str, first_metric: str) -> list[Row]:
-    """For each prompt set, a curve and the table rows of each metric; the first ones lead."""
+    """For each prompt set, a curve and the table rows of each metric; the first ones lead.
+
+    The curve of the first metric on the first set is not among them: it stands at the page's head.
+    """
     groups = []
     for prompt_set in sorted(evaluation.prompt_sets, key=lambda name: name != first_set):
         metrics = sorted(evaluation.metrics(prompt_set), key=lambda name: name != first_metric)
         tables = [
             {
                 "metric": metric,
+                "meaning": METRICS.get(metric, ""),
+                "num_prompts": num_prompts(evaluation, prompt_set, metric),
                 "policies": [
                     metric_row(evaluation, prompt_set, metric, policy)
                     for policy in evaluation.policies
@@ -136,9 +142,27 @@ def metric_groups(evaluation: Evaluation, first_set: str, first_metric: str) -> 
             }
             for metric in metrics
         ]
-        curves = [metric_panel(evaluation, prompt_set, metric) for metric in metrics]
+        curves = [
+            replace(metric_panel(evaluation, prompt_set, metric), caption="")  # the table explains
+            for metric in metrics
+            if (prompt_set, metric) != (first_set, first_metric)
+        ]
         groups.append({"prompt_set": prompt_set, "curves": curves, "metrics": tables})
     return groups
+
+
+def num_prompts(evaluation: Evaluation, prompt_set: str, metric: str) -> str:
+    """'200 prompts', or '180 to 200 prompts' where policies differ; empty where nothing was compared."""
+    counts = [
+        row.num_prompts
+        for row in _present(
+            evaluation.against(prompt_set, metric, policy, BASE) for policy in evaluation.policies
+        )
+    ]
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    return f"{low:,} prompts" if low == high else f"{low:,} to {high:,} prompts"
 
 
 def metric_row(evaluation: Evaluation, prompt_set: str, metric: str, policy: str) -> Row:
@@ -154,7 +178,6 @@ def metric_row(evaluation: Evaluation, prompt_set: str, metric: str, policy: str
         "wins": wins_cell(base),
         "effect_size": number(base.effect_size, 2, sign=True) if base else DASH,
         "p": p_value(base.wilcoxon_p_holm) if base else DASH,
-        "num_prompts": base.num_prompts if base else DASH,
     }
 
 
@@ -332,7 +355,9 @@ def difference_cell(row: SummaryRow | None, decimals: int) -> Row | None:
     }
 
 
-def metric_panel(evaluation: Evaluation, prompt_set: str, metric: str) -> Panel:
+def metric_panel(
+    evaluation: Evaluation, prompt_set: str, metric: str, size: tuple[float, float] = (3.4, 2.1)
+) -> Panel:
     """The curve of a metric: means, and around them the intervals of the difference to base.
 
     Paper: SAIL Fig. 2.
@@ -350,10 +375,22 @@ def metric_panel(evaluation: Evaluation, prompt_set: str, metric: str) -> Panel:
         line=evaluation.mean(prompt_set, metric, BASE),
         line_label=BASE,
     )
-    last = rows[-1]
-    decimals = evaluation.decimals(prompt_set, metric)
-    caption = verdict(last, decimals).sentence if last else ""
-    return Panel(metric, series_panel(series), caption)
+    meaning = METRICS.get(metric, "")
+    return Panel(metric, series_panel(series, size), f"{metric}: {meaning}." if meaning else "")
+
+
+def accuracy_panel(rows: Sequence[Measured], size: tuple[float, float]) -> Panel:
+    """How often each policy judges held-out pairs as people did."""
+    series = Series(
+        name="Reward accuracy",
+        labels=[row["policy"] for row in rows],
+        values=[row["reward_accuracy"] for row in rows],
+        intervals=[(row["reward_accuracy_low"], row["reward_accuracy_high"]) for row in rows],
+        line=0.5,
+        line_label="chance",
+        is_share=True,
+    )
+    return Panel("The judge: held-out pairs ranked as people do", series_panel(series, size), "")
 
 
 def gates_view(gates: Sequence[Gate], iterations: int) -> Row | None:
@@ -366,57 +403,6 @@ def gates_view(gates: Sequence[Gate], iterations: int) -> Row | None:
         "sentences": gate_sentences(gates, iterations),
         "last_good": last_good(gates),
     }
-
-
-def guards_view(
-    rows: Sequence[Measured], limits: AnyLimits, guards: Sequence[Guard] = GUARDS
-) -> Row:
-    """Warnings, a figure of each guard, and the table that marks what is beyond its limit."""
-    seed = seed_row(rows)
-    warned = {
-        (row["iteration"], guard.name): guard.warning(row, seed, limits)
-        for guard in guards
-        for row in rows
-    }
-    table = [
-        {
-            "iteration": row["iteration"],
-            "policy": row["policy"],
-            "cells": [
-                {
-                    "text": guard.text(row),
-                    "note": guard.note(row),
-                    "turned": bool(warned[row["iteration"], guard.name]),
-                }
-                for guard in guards
-            ],
-        }
-        for row in rows
-    ]
-    return {
-        "warnings": list(dict.fromkeys(text for text in warned.values() if text)),
-        "guard_panels": [guard_panel(guard, rows, limits) for guard in guards],
-        "guard_columns": [guard.title for guard in guards],
-        "guard_rows": table,
-    }
-
-
-def guard_panel(guard: Guard, rows: Sequence[Measured], limits: AnyLimits) -> Panel:
-    """The figure of a guard over iterations, with its limit, and what it means."""
-    line = guard.line(seed_row(rows), limits)
-    low, high = guard.interval or ("", "")
-    series = Series(
-        name=guard.title,
-        labels=[str(row["iteration"]) for row in rows],
-        values=[row[guard.name] for row in rows],
-        intervals=[None if row[low] is None else (row[low], row[high]) for row in rows]
-        if guard.interval
-        else (),
-        line=line.height if line else None,
-        line_label=line.label if line else "",
-        is_share=guard.is_share,
-    )
-    return Panel(guard.title, series_panel(series), guard.meaning)
 
 
 def training_panels(trainings: Sequence[TrainingCurves]) -> list[Panel]:
@@ -434,81 +420,6 @@ def training_panels(trainings: Sequence[TrainingCurves]) -> list[Panel]:
         svg = training_panel(title, curves, (low - margin, high + margin))
         panels.append(Panel(title, svg, f"{len(curves.loss)} steps"))
     return panels
-
-
-def choose_shown(rows: Sequence[Row], num_shown: int) -> list[int]:
-    """Places of pairs evenly spaced from the largest margin to the smallest, both included."""
-    order = sorted(range(len(rows)), key=lambda place: -_certainty(rows[place]))
-    if len(order) <= num_shown:
-        return order
-    return [order[round(i)] for i in np.linspace(0, len(order) - 1, num_shown)]
-
-
-def pairs_view(
-    rows: Sequence[Row], shown: Sequence[int], images: Sequence[tuple[Thumbnail, Thumbnail]]
-) -> Row:
-    """One iteration's pairs: how many, their margins, and some of them with (winner, loser)."""
-    iteration = rows[0]["iteration"]
-    margins = np.array([row["margin"] for row in rows if row["margin"] is not None], np.float64)
-    margins = margins[np.isfinite(margins)]
-    audit = min(NUM_FOR_AUDIT, len(shown))
-    return {
-        "iteration": iteration,
-        "num_pairs": len(rows),
-        "sentence": margins_sentence(rows),
-        "histogram": Panel(
-            "Margins",
-            histogram(f"margins of iteration {iteration}", margins),
-            "Implicit reward of the winner minus that of the loser; dashed at 0.",
-        )
-        if len(margins)
-        else None,
-        "pairs": [
-            pair_card(rows[place], images[i], is_for_audit=i >= len(shown) - audit)
-            for i, place in enumerate(shown)
-        ],
-    }
-
-
-def pair_card(row: Row, images: tuple[Thumbnail, Thumbnail], *, is_for_audit: bool) -> Row:
-    """One pair as it is shown."""
-    probability = row["probability"]
-    return {
-        "pair_id": row["pair_id"],
-        "prompt": row["prompt"],
-        "winner": images[0],
-        "loser": images[1],
-        "winner_score": significant(row["winner_score"]),
-        "loser_score": significant(row["loser_score"]),
-        "probability": number(probability, 3),
-        "margin": significant(row["margin"]),
-        "standard_error": significant(row["margin_standard_error"]),
-        "is_for_audit": is_for_audit,
-    }
-
-
-def margins_sentence(rows: Sequence[Row]) -> str:
-    """How many margins are no larger than their noise, and how sure the judge is of the middle."""
-    known = [row for row in rows if None not in (row["margin"], row["margin_standard_error"])]
-    parts = []
-    if known:
-        noisy = sum(row["margin"] < 2 * row["margin_standard_error"] for row in known)
-        parts.append(
-            f"{noisy} of {len(known)} margins are smaller than twice their standard error."
-        )
-    sure = [row["probability"] for row in rows if row["probability"] is not None]
-    if sure:
-        parts.append(f"Half of the pairs have p(winner > loser) above {np.median(sure):.2f}.")
-    return " ".join(parts)
-
-
-def _certainty(row: Row) -> float:
-    """What pairs are ordered by: the margin (p grows with it), else the difference in score."""
-    if row["margin"] is not None:
-        return float(row["margin"])
-    if None in (row["winner_score"], row["loser_score"]):
-        return 0.0
-    return float(row["winner_score"] - row["loser_score"])
 
 
 def _present(rows: Iterable[SummaryRow | None]) -> list[SummaryRow]:
