@@ -52,7 +52,16 @@ MAY_IMPORT_PICKLE = {
     "stages/metrics/weights.py": "names the error that torch's safe reader raises",
     "tests/security/test_sources.py": "writes the malicious files that are refused",
 }
-MAY_WRITE_MARKUP = {"stages/core/report/figures.py": "matplotlib's SVG, which escapes its texts"}
+MAY_WRITE_MARKUP = {
+    "stages/core/report/figures.py": "matplotlib's SVG, which escapes its texts",
+    "stages/core/audit/draws.py": "SVG of constants, into which markupsafe's format escapes what it puts",
+}
+MAY_CALL_A_SHELL = {
+    "stages/core/progress/notices.py": "the command that the config's key `notify` says in full",
+}
+MAY_IMPORT_NETWORK = {
+    "stages/core/pages/server.py": "socket: it listens on the loopback address, and fetches nothing",
+}
 
 
 def dotted(node: ast.AST) -> str:
@@ -100,8 +109,10 @@ def problems(source: str, file: str) -> Iterator[str]:
             yield f"line {line}: calls {name}"
         if name == "torch.load" and words.get("weights_only") is not True:
             yield f"line {line}: torch.load without weights_only=True"
-        if words.get("allow_pickle") or words.get("trust_remote_code") or words.get("shell"):
-            yield f"line {line}: {name} with allow_pickle, trust_remote_code or shell"
+        if words.get("allow_pickle") or words.get("trust_remote_code"):
+            yield f"line {line}: {name} with allow_pickle or trust_remote_code"
+        if words.get("shell") and file not in MAY_CALL_A_SHELL:
+            yield f"line {line}: {name} with a shell"
         if name in ("np.load", "numpy.load") and words.get("allow_pickle", False) is not False:
             yield f"line {line}: np.load of pickles"
         if name.endswith("Environment") and words.get("autoescape") is not True:
@@ -154,6 +165,8 @@ def test_no_template_and_no_page_marks_a_text_as_safe() -> None:
 def test_no_source_fetches_from_an_address() -> None:
     """Only weights of a hub id, by the hub's own library."""
     for path in OURS:
+        if name_of(path) in MAY_IMPORT_NETWORK:
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-import zipfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -53,17 +52,6 @@ def test_the_run_leaves_what_the_design_promises(finished: Project) -> None:
 
 def test_a_second_call_does_nothing(finished: Project) -> None:
     assert finished.planned() == {}
-
-
-def test_snakemakes_own_report_holds_the_results(finished: Project, tmp_path: Path) -> None:
-    finished.make("--report", str(tmp_path / "all.zip"))
-    with zipfile.ZipFile(tmp_path / "all.zip") as packed:
-        names = {Path(name).name for name in packed.namelist()}
-        (page,) = (name for name in packed.namelist() if name.count("/") == 1)
-        text = packed.read(page).decode()
-    assert {"report.html", "config.json", "summary.parquet", "guards.parquet"} <= names
-    for words in ("The page of the run", "Settings and tables", "whether one can trust it"):
-        assert words in text, words
 
 
 def test_a_deleted_shard_is_rebuilt_with_what_depends_on_it(
