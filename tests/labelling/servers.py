@@ -41,6 +41,11 @@ class Person:
         self.page = self._read(f"/?labeller={name}")
 
     @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to answer."""
+        return 'data-pair="' not in self.page
+
+    @property
     def pair(self) -> str:
         """The pair before this person."""
         found = re.search(r'data-pair="([0-9a-f]{16})"', self.page)

@@ -65,24 +65,24 @@ def kill_after_any_key(tmp_path: Path, rounds: int, seed: int) -> None:
                 take_one(person, saved, rng)
             killer = Timer(rng.uniform(0, 0.05), os.kill, (process.pid, signal.SIGKILL))
             killer.start()
-            key, before = person.pair, dict(saved)
+            before = dict(saved)
             try:
                 while True:
-                    key, before = person.pair, dict(saved)
+                    before = dict(saved)
                     take_one(person, saved, rng)
             except LOST:
                 killer.join()
                 process.wait()
         found = {e["pair"]: e["answer"] for e in standing(read_journal(journal)).values()}
         unsure = set(found.items()) ^ set(before.items())
-        assert len(unsure) <= 1, (key, unsure)
+        assert len(unsure) <= 1, unsure
         saved.clear()
         saved.update(found)
 
 
 def take_one(person: Person, saved: dict[str, str], rng: random.Random) -> None:
-    """Answer, or now and then undo, and note what the server says is saved."""
-    if saved and rng.random() < 0.2:
+    """Answer, or now and then undo (on a fast machine all are answered before the end), and note what the server says is saved."""
+    if person.is_done or (saved and rng.random() < 0.2):
         person.post("/undo")
         saved.pop(person.pair)
     else:
