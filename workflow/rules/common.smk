@@ -167,7 +167,10 @@ REWARDS_BY = flags({"rewards_by": config["score_candidates"]["rewards_by"]})
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")
 CANDIDATE_FILES = flags(
-    without_defaults(config["sample_candidates"]["files"], "sample_candidates", "files"), "files"
+    without_defaults(
+        config["sample_candidates"]["files"], "sample_candidates", "files"
+    ),
+    "files",
 )
 
 
