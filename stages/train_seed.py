@@ -11,17 +11,14 @@ from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts.joins import join_latents
 from stages.core.artifacts.provenance import BASE
-from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
-from stages.core.artifacts.tables import read_table
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.core.method.seeding import seed_of
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
-from stages.core.policies.encoding import encode_pairs
-from stages.core.training.held_out import HeldOutFiles, read_held_out
+from stages.core.policies.pair_files import human_pairs
+from stages.core.training.held_out import HeldOutFiles
 from stages.core.training.processes import Processes
 from stages.core.training.run import Outputs, Task, train_policy
 from stages.core.training.settings import Execution, TrainingSettings
@@ -52,7 +49,7 @@ class Args:
     held_out_curve: Path
     """Where the held-out measures go (schema held_out_curve)."""
     work: Path
-    """Folder for the training state; removed when the training has ended."""
+    """Folder for the training's state and its encoded pairs; removed when the training has ended."""
     execution: Execution = field(default_factory=Execution)
     """How it runs: micro-batches, gradient checkpointing, saved states."""
     live_encoding: bool = False
@@ -72,15 +69,8 @@ def main(args: Args) -> None:
             folder=args.training.parent / "trackers",
         )
         model = load_model(args.model, device=processes.device)
-        images = ["winner", "loser"] if args.live_encoding else []
-        table = join_latents(
-            read_table(args.preferences, PREFERENCES, ["pair_id", "prompt", *images]),
-            read_table(args.latents, PAIR_LATENTS),
-            args.latents,
-        )
-        run.rows_in = len(table)
-        pairs = encode_pairs(model, table, str(args.latents), is_live=args.live_encoding)
-        del table  # as large as the pairs
+        pairs = human_pairs(args.preferences, args.latents, is_live=args.live_encoding)
+        run.rows_in = len(pairs)
         run.rows_out = train_policy(
             model,
             pairs,
@@ -93,6 +83,8 @@ def main(args: Args) -> None:
                 reference=BASE,
                 lora=args.lora,
                 seed=seed_of(args.seed, "train_seed"),
+                held_out=args.held_out,
+                held_out_seed=seed_of(args.seed, "held_out"),
             ),
             Outputs(
                 policy=args.output,
@@ -102,7 +94,6 @@ def main(args: Args) -> None:
             ),
             processes=processes,
             execution=args.execution,
-            held_out=read_held_out(model, args.held_out, seed_of(args.seed, "held_out")),
         )
 
 

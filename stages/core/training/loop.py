@@ -184,6 +184,7 @@ class Training:
             **values,
         )
         self.steps.append(step)
+        self.pairs.let_go()
         processes.track(asdict(step), number)
         return is_asked
 
