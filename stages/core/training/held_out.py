@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from stages.core.method.calibration import softened_log_loss
 from stages.core.method.noising import Draws, training_draws
@@ -68,6 +70,11 @@ class HeldOut:
     seed: int
     rows_per_batch: int = 32
     """Pairs at once; fewer if the training's micro-batches are smaller."""
+    known: WeakKeyDictionary[Denoiser, dict[int, Tensor]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
+    """Errors of each reference, by the first row of a batch: it is frozen and the draws are the same at every step,
+    so that it need not be asked again."""
 
     @classmethod
     def of(cls, files: HeldOutFiles, pairs: EncodedPairs, seed: int) -> HeldOut:
@@ -96,17 +103,18 @@ class HeldOut:
             num_timesteps=model.num_timesteps,
             latents_shape=tuple(self.pairs.winner.shape[1:]),
         )
+        known = {} if reference is None else self.known.setdefault(reference, {})
         found: list[PairErrors] = []
         for start in range(0, len(rows), self.rows_per_batch):
             part = slice(start, start + self.rows_per_batch)
             some = Draws(draws.timesteps[part], draws.noise[part])
             with model.autocast():
-                found.append(
-                    pair_errors(
-                        model, policy, reference, self.pairs, rows[part], some,
-                        torch.zeros(len(rows[part]), dtype=torch.bool),
-                    )
+                errors = pair_errors(
+                    model, policy, reference, self.pairs, rows[part], some,
+                    torch.zeros(len(rows[part]), dtype=torch.bool), known.get(start),
                 )  # fmt: skip
+            known[start] = torch.cat([errors.reference_w, errors.reference_l])
+            found.append(errors)
         self.pairs.let_go()
         logit = torch.cat([preference_logit(e, settings.dpo_beta) for e in found])
         logit = logit.reshape(self.num_draws, count).mean(dim=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stages.core.method.noising import Draws
@@ -66,8 +66,12 @@ def pair_errors(
     rows: Int[Tensor, " chosen"],
     draws: Draws,
     dropped: Bool[Tensor, " chosen"],
+    known: Float[Tensor, " both"] | None = None,
 ) -> PairErrors:
-    """Errors of policy and reference on both images of some pairs; a missing reference's are 0."""
+    """Errors of policy and reference on both images of some pairs; a missing reference's are 0.
+
+    `known` are the reference's on all winners, then all losers, where the same draws were asked about before.
+    """
     device, dtype = model.device, pairs.winner.dtype
     captions = torch.where(dropped, len(pairs.text) - 1, pairs.caption[rows])
     geometry = torch.cat([pairs.winner_geometry[rows], pairs.loser_geometry[rows]])
@@ -77,7 +81,9 @@ def pair_errors(
     latents = torch.cat([pairs.winner[rows], pairs.loser[rows]]).to(device, dtype)
     noised = model.add_noise(latents, noise, timesteps)
     target = model.target(latents, noise, timesteps)
-    if reference is None:
+    if known is not None:
+        reference_error = known
+    elif reference is None:
         reference_error = torch.zeros(len(noised), device=device)
     else:
         with torch.no_grad():
