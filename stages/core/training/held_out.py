@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -82,7 +82,6 @@ class HeldOut:
     rows_per_batch: int = 32
     """Pairs at once; fewer if the training's micro-batches are smaller."""
 
-    @torch.no_grad()
     def score(
         self,
         model: DiffusionModel,
@@ -96,8 +95,25 @@ class HeldOut:
 
         The logit of a pair is its mean over the draws; an undecided pair counts half.
         """
-        count = len(self.pairs)
-        rows = torch.arange(count).repeat(self.num_draws)
+        errors = self.errors(model, policy, reference)
+        logit = preference_logit(errors, settings.dpo_beta)
+        logit = logit.reshape(self.num_draws, len(self.pairs)).mean(dim=0)
+        decided = (logit > 0).float() + 0.5 * (logit == 0).float()
+        return Progress(
+            step=step,
+            accuracy=float(decided.mean()),
+            logit=float(logit.mean()),
+            log_loss=softened_log_loss(logit.double().cpu().numpy())[0],
+            winner_error=float((errors.policy_w - errors.reference_w).mean()),
+            loser_error=float((errors.policy_l - errors.reference_l).mean()),
+        )
+
+    @torch.no_grad()
+    def errors(
+        self, model: DiffusionModel, policy: Denoiser, reference: Denoiser | None
+    ) -> PairErrors:
+        """Errors of draw 0 of each pair, then of draw 1, and so on."""
+        rows = torch.arange(len(self.pairs)).repeat(self.num_draws)
         draws = training_draws(
             self.seed,
             num_pairs=len(rows),
@@ -115,16 +131,8 @@ class HeldOut:
                         torch.zeros(len(rows[part]), dtype=torch.bool),
                     )
                 )  # fmt: skip
-        logit = torch.cat([preference_logit(e, settings.dpo_beta) for e in found])
-        logit = logit.reshape(self.num_draws, count).mean(dim=0)
-        decided = (logit > 0).float() + 0.5 * (logit == 0).float()
-        return Progress(
-            step=step,
-            accuracy=float(decided.mean()),
-            logit=float(logit.mean()),
-            log_loss=softened_log_loss(logit.double().cpu().numpy())[0],
-            winner_error=float(torch.cat([e.policy_w - e.reference_w for e in found]).mean()),
-            loser_error=float(torch.cat([e.policy_l - e.reference_l for e in found]).mean()),
+        return PairErrors(
+            *(torch.cat([getattr(e, part.name) for e in found]) for part in fields(PairErrors))
         )
 
 
