@@ -38,6 +38,7 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser, LoraSettings
 from stages.core.policies.encoding import encode_pairs
 from stages.core.policies.generation import SamplingSettings, generate
+from stages.core.training.early_stopping import kept_score
 from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress, read_held_out
 from stages.core.training.loop import Training
 from stages.core.training.processes import Processes
@@ -98,7 +99,7 @@ class Scored(HeldOut):
         """As every training does; what is drawn joins the row that `errors` began."""
         point = super().score(model, policy, reference, settings, step=step)
         totals = self.draw(policy)
-        self.rows[-1] |= {"step": step, "totals": totals}
+        self.rows[-1] |= {"step": step, "totals": totals.tolist()}
         print(
             f"  step {step}: total {totals.mean():.4f}, log-loss {point.log_loss:.4f}", flush=True
         )
@@ -109,7 +110,7 @@ class Scored(HeldOut):
     ) -> PairErrors:
         """As every training does, and kept."""
         errors = super().errors(model, policy, reference)
-        self.rows.append({"logits": preference_logit(errors, DPO_BETA).double().cpu().numpy()})
+        self.rows.append({"logits": preference_logit(errors, DPO_BETA).double().tolist()})
         return errors
 
 
@@ -167,13 +168,7 @@ def main(args: Args) -> None:
         path = args.work / f"{arm.name}.parquet"
         if not path.is_file():
             print(arm.name, flush=True)
-            rows = train(args, arm, pictures)
-            table = pa.Table.from_pylist(
-                [
-                    {k: np.ravel(v).tolist() if k != "step" else v for k, v in r.items()}
-                    for r in rows
-                ]
-            )
+            table = pa.Table.from_pylist(train(args, arm, pictures))
             with replacing(path) as part:
                 parquet.write_table(table, part)
         curves.append(read_curve(path, arm, args.draws))
@@ -254,7 +249,7 @@ def read_curve(path: Path, arm: Arm, draws: int) -> Curve:
         arm,
         [row["step"] for row in rows],
         np.stack([np.reshape(row["logits"], (draws, -1)) for row in rows]),
-        np.stack([row["totals"] for row in rows]),
+        np.array([row["totals"] for row in rows]),
     )
 
 
@@ -275,30 +270,19 @@ def lowest(logits: Float[np.ndarray, "score pair"], num_early: int, patience: in
     return best
 
 
-def latest_within(errors: float) -> Rule:
-    """The latest score that is not worse than the lowest by so many paired standard errors."""
-
-    def rule(logits: Float[np.ndarray, "score pair"], num_early: int, patience: int) -> int:
-        losses = np.stack([log_losses(softened_log_loss(each)[1] * each) for each in logits])
-        kept = best = 0
-        for place, loss in enumerate(losses):
-            if loss.mean() < losses[best].mean():
-                best = place
-            worse = loss - losses[best]
-            if worse.mean() <= errors * worse.std(ddof=1) / np.sqrt(len(worse)):
-                kept = place
-            if place + 1 - max(1 + kept, num_early) >= patience:
-                break
-        return kept
-
-    return rule
+def latest_no_worse(logits: Float[np.ndarray, "score pair"], num_early: int, patience: int) -> int:
+    """What `stop_after_no_gain` keeps: the latest that is not worse than the lowest by a standard error."""
+    scores = [log_losses(softened_log_loss(each)[1] * each) for each in logits]
+    for count in range(1, len(scores) + 1):
+        if count - max(1 + kept_score(scores[:count]), num_early) >= patience:
+            break
+    return kept_score(scores[:count])
 
 
 RULES: dict[str, Rule] = {
     "the last step": last,
     "lowest log-loss": lowest,
-    "latest within 1 standard error": latest_within(1.0),
-    "latest within 2 standard errors": latest_within(2.0),
+    "latest within a standard error": latest_no_worse,
 }
 
 

@@ -122,9 +122,13 @@ MUTANTS = [
     ),
     *of(
         "training/early_stopping.py",
-        ("(scores[place], -place)", "(scores[place], place)"),
-        ("best_score(scores) >= self._patience", "best_score(scores) > self._patience"),
-        ("best_score(scores) == len(scores) - 1", "True"),
+        ("(means[place], place)", "(means[place], -place)"),
+        ("    if lowest == 0:", "    if lowest == -1:"),
+        ("    return max(", "    return min("),
+        ("<= standard_error(", "< -standard_error("),
+        ("/ math.sqrt(count)", ""),
+        ("kept_score(scores) == len(scores) - 1", "True"),
+        (">= self._patience", "> self._patience"),
     ),
     *of(
         "training/held_out.py",

@@ -273,7 +273,7 @@ TRAINING = Schema(
 
 HELD_OUT_CURVE = Schema(
     "held_out_curve",
-    3,
+    4,
     pa.schema(
         [
             column("step", pa.int32(), "optimizer updates so far; 0 is before the first"),
@@ -286,6 +286,11 @@ HELD_OUT_CURVE = Schema(
             ),
             column("winner_error", pa.float32(), "policy minus reference error of the winners"),
             column("loser_error", pa.float32(), "policy minus reference error of the losers"),
+            column(
+                "pair_log_losses",
+                pa.list_(pa.float32()),
+                "log(1 + exp(-c logit)) of each held-out pair, with the c of log_loss",
+            ),
         ]
     ),
 )

@@ -52,7 +52,7 @@ UNITS: Mapping[str, str] = {
     "timesteps": "diffusion timestep",
     "num_timesteps": "diffusion timesteps",
     "step": "optimizer updates",
-    **dict.fromkeys(("loss", "log_loss"), NATS),
+    **dict.fromkeys(("loss", "log_loss", "pair_log_losses"), NATS),
     **dict.fromkeys(("logit", "held_out_logit"), LOG_ODDS),
     "gradient_norm": "norm",
     "learning_rate": "of the optimizer",

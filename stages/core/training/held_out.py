@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stages.core.artifacts.joins import join_latents
 from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
 from stages.core.artifacts.tables import read_table
-from stages.core.method.calibration import softened_log_loss
+from stages.core.method.calibration import log_losses, softened_log_loss
 from stages.core.method.noising import Draws, training_draws
 from stages.core.method.objective import PairErrors, preference_logit
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.policies.encoding import EncodedPairs, encode_pairs
-from stages.core.training.early_stopping import Score, best_score
+from stages.core.training.early_stopping import Score, kept_score
 from stages.core.training.pair_losses import pair_errors
 from stages.core.training.settings import TrainingSettings
 
@@ -69,6 +71,13 @@ class Progress:
     log_loss: float
     winner_error: float
     loser_error: float
+    pair_log_losses: Sequence[float]
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What a tracker shows: all but the step and the single pairs."""
+        others = ("step", "pair_log_losses")
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
 
 @dataclass(frozen=True)
@@ -98,14 +107,17 @@ class HeldOut:
         errors = self.errors(model, policy, reference)
         logit = preference_logit(errors, settings.dpo_beta)
         logit = logit.reshape(self.num_draws, len(self.pairs)).mean(dim=0)
+        log_loss, softening = softened_log_loss(logit.double().cpu().numpy())
+        pair_log_losses = log_losses(softening * logit.double().cpu().numpy())
         decided = (logit > 0).float() + 0.5 * (logit == 0).float()
         return Progress(
             step=step,
             accuracy=float(decided.mean()),
             logit=float(logit.mean()),
-            log_loss=softened_log_loss(logit.double().cpu().numpy())[0],
+            log_loss=log_loss,
             winner_error=float((errors.policy_w - errors.reference_w).mean()),
             loser_error=float((errors.policy_l - errors.reference_l).mean()),
+            pair_log_losses=pair_log_losses.tolist(),
         )
 
     @torch.no_grad()
@@ -136,11 +148,11 @@ class HeldOut:
         )
 
 
-def best_step(curve: list[Progress]) -> int:
-    """The step with the best held-out score, whose weights early stopping keeps."""
-    return curve[best_score(scores_of(curve))].step
+def kept_step(curve: list[Progress]) -> int:
+    """The step whose weights early stopping keeps."""
+    return curve[kept_score(scores_of(curve))].step
 
 
 def scores_of(curve: list[Progress]) -> list[Score]:
     """What early stopping compares."""
-    return [-point.log_loss for point in curve]
+    return [np.array(point.pair_log_losses) for point in curve]

@@ -25,8 +25,8 @@ from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.policies.encoding import EncodedPairs
-from stages.core.training.early_stopping import BestWeights
-from stages.core.training.held_out import HeldOut, Progress, best_step, scores_of
+from stages.core.training.early_stopping import KeptWeights
+from stages.core.training.held_out import HeldOut, Progress, kept_step, scores_of
 from stages.core.training.optimizers import make_optimizer
 from stages.core.training.pair_losses import batch_loss
 from stages.core.training.processes import Processes
@@ -101,9 +101,9 @@ class Training:
         self.scaler = torch.amp.GradScaler(
             model.device.type, init_scale=FIRST_SCALE, enabled=model.dtype == torch.float16
         )
-        self.best = BestWeights(self.parameters, settings.stop_after_no_gain)
+        self.kept = KeptWeights(self.parameters, settings.stop_after_no_gain)
         self.state = TrainingState(
-            work, identity, policy, self.optimizer, self.scaler, self.average, self.best
+            work, identity, policy, self.optimizer, self.scaler, self.average, self.kept
         )
         records = self.state.restore()
         self.steps = [Step(**step) for step in records["steps"]]
@@ -139,7 +139,7 @@ class Training:
             if self.held_out is not None and self._is_scored_at(self.held_out, number):
                 self._score(self.held_out, number)
                 if self._has_stopped_gaining():
-                    log.info("no gain since step %d; stopping", best_step(self.curve))
+                    log.info("judged worse since step %d; stopping", kept_step(self.curve))
                     return
             if number == self.total:
                 return
@@ -149,10 +149,10 @@ class Training:
                 self._save()
 
     def _put_final_weights(self) -> None:
-        """Give the policy the average of its weights, or the best ones, where asked for."""
+        """Give the policy the average of its weights, or the kept ones, where asked for."""
         if self.average is not None:
             self.average.copy_to(self.parameters)
-        self.best.put_back()
+        self.kept.put_back()
 
     def _take_step(self, number: int) -> bool:
         """One optimizer step; whether SIGTERM has come to any of the processes meanwhile."""
@@ -236,18 +236,18 @@ class Training:
         return number % held_out.every_steps == 0 or number == self.total
 
     def _score(self, held_out: HeldOut, number: int) -> None:
-        """Add a point to the held-out curve, and keep the weights if it is the best."""
+        """Add a point to the held-out curve, and keep the weights if they judge no worse."""
         point = held_out.score(self.model, self.policy, self.reference, self.settings, step=number)
         self.curve.append(point)
         if number:
-            measures = {f"held_out/{name}": value for name, value in asdict(point).items()}
+            measures = {f"held_out/{name}": value for name, value in point.measures.items()}
             self.processes.track(measures, number)
-        self.best.note(scores_of(self.curve))
+        self.kept.note(scores_of(self.curve))
 
     def _has_stopped_gaining(self) -> bool:
         warmup = _warmup_steps(self.total, self.settings)  # a rate that still rises shows no end
         num_early = sum(point.step <= warmup for point in self.curve)
-        is_over = float(self.best.is_over(scores_of(self.curve), num_early))
+        is_over = float(self.kept.is_over(scores_of(self.curve), num_early))
         found = self.processes.mean(
             {"is_over": torch.tensor(is_over, device=self.processes.device)}
         )

@@ -22,7 +22,7 @@ from stages.core.models.denoiser import LoraSettings
 from stages.core.policies.encoding import EncodedPairs
 from stages.core.policies.loading import finished
 from stages.core.policies.saving import save_policy
-from stages.core.training.held_out import HeldOut, Progress, best_step
+from stages.core.training.held_out import HeldOut, Progress, kept_step
 from stages.core.training.loop import Step, Training
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings, needs_reference
@@ -110,7 +110,7 @@ def train_policy(
                 held_out=held_out,
             ).run()
             processes.end_trackers()
-            if settings.stop_after_no_gain and best_step(curve) == 0:
+            if settings.stop_after_no_gain and kept_step(curve) == 0:
                 refuse_untouched(task, curve)
             if processes.is_main:
                 facts = {
@@ -119,7 +119,7 @@ def train_policy(
                     "num_pairs": len(pairs),
                     "num_steps": len(steps),
                     "last_loss": steps[-1].loss,
-                    **({"best_step": best_step(curve)} if settings.stop_after_no_gain else {}),
+                    **({"kept_step": kept_step(curve)} if settings.stop_after_no_gain else {}),
                 }
                 _write_tables(steps, curve, task, outputs, inputs)
                 save_policy(policy, outputs.policy, model.denoiser_part)

@@ -38,8 +38,8 @@ class TrainingSettings:
     ema_decay: float = 0.0
     """Decay of the average of the weights that becomes the policy; 0 takes the last ones (paper)."""
     stop_after_no_gain: int = 0
-    """Held-out scores in a row without a gain that end the training, with the best-scored weights;
-    0 trains to the end and keeps the last (paper)."""
+    """Held-out scores in a row that are worse than the best by more than a standard error, which end the
+    training with the latest weights that are not; 0 trains to the end and keeps the last (paper)."""
 
 
 @dataclass(frozen=True, kw_only=True)
