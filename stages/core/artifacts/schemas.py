@@ -147,6 +147,22 @@ HUMAN_LABELS = Schema(
     ),
 )
 
+HUMAN_RANKINGS = Schema(
+    "human_rankings",
+    1,
+    pa.schema(
+        [
+            *_PROMPT,
+            column("images", pa.list_(IMAGE), "the images as they stood, from left to right"),
+            column("ranks", pa.list_(pa.int32()), "rank of each image: 1 is best, equal ones tie"),
+            column("labeller", pa.string(), "who said so, by the name they gave"),
+            column("labelled_at", pa.string(), "when, ISO 8601 in UTC"),
+            column("is_common", pa.bool_(), "whether every labeller was asked about the set"),
+            column("image_names", pa.list_(pa.string()), "file or row that each was read from"),
+        ]
+    ),
+)
+
 PAIR_LATENTS = Schema(
     "pair_latents",
     2,

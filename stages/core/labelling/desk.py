@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from threading import RLock
 
 from stages.core.artifacts.images import ImageError
-from stages.core.labelling.answers import Answer, Side, read_answers, seconds_per_pair
+from stages.core.labelling.answers import Answer, Side, read_answers
 from stages.core.labelling.gallery import Gallery, Picture
+from stages.core.labelling.measures import seconds_per_pair
 from stages.core.labelling.pairs import Pair, is_turn_of_common, order_of
+from stages.core.labelling.places import Place
 from stages.core.pages.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -27,8 +29,8 @@ class Shown:
     """A pair as a labeller sees it."""
 
     pair: Pair
-    left: Picture
-    right: Picture
+    pictures: tuple[Picture, ...]
+    """From left to right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,10 @@ class Desk:
         """Who has answered something."""
         return sorted({answer.labeller for answer in self.answers()})
 
+    def find(self, key: object) -> Pair | None:
+        """The pair of this name."""
+        return self._by_key.get(key) if isinstance(key, str) else None
+
     def current(self, labeller: str) -> Shown | None:
         """The pair before this labeller; None if none is left for them."""
         with self._turn:
@@ -97,22 +103,23 @@ class Desk:
             pair = self._choose(labeller, (key,), num_more=1)
             return None if pair is None else self._show(pair, labeller)
 
-    def answer(self, labeller: str, key: str, choice: str) -> bool:
+    def answer(self, labeller: str, key: str, choice: str, ranks: tuple[int, ...] = ()) -> bool:
         """Write down an answer; False if this pair is not before the labeller (any more)."""
         with self._turn:
             shown = self.current(labeller)
             if shown is None or shown.pair.key != key:
                 return False
-            left, right = shown.pair.sides(labeller)
+            sides = zip(shown.pair.sides(labeller), shown.pictures, strict=True)
             answer = Answer(
                 labeller=labeller,
                 pair=key,
                 prompt=shown.pair.prompt,
-                left=Side(left.name, shown.left.digest),
-                right=Side(right.name, shown.right.digest),
+                shown=tuple(Side(place.name, picture.digest) for place, picture in sides),
                 choice=choice,
                 at=datetime.now(UTC),
                 is_common=shown.pair.is_common,
+                is_ranking=shown.pair.is_ranked,
+                ranks=ranks,
             )
             number = self._journal.append(answer.to_entry())
             self._answers[number] = answer
@@ -188,14 +195,20 @@ class Desk:
     def _show(self, pair: Pair, labeller: str) -> Shown | None:
         """The pair with its pictures; None, and a note of it, if one cannot be shown."""
         try:
-            left, right = map(self.gallery.picture, pair.sides(labeller))
+            sides = pair.sides(labeller)
+            pictures = tuple(map(self.gallery.picture, sides))
         except ImageError as error:
             self._leave_out(pair, str(error))
             return None
-        if left.digest == right.digest:
-            self._leave_out(pair, f"{pair.first} and {pair.second} are the same image")
-            return None
-        return Shown(pair, left, right)
+        seen: dict[str, Place] = {}
+        for place, picture in sorted(
+            zip(sides, pictures, strict=True), key=lambda one: one[0].name
+        ):
+            if picture.digest in seen:
+                self._leave_out(pair, f"{seen[picture.digest]} and {place} are the same image")
+                return None
+            seen[picture.digest] = place
+        return Shown(pair, pictures)
 
     def _leave_out(self, pair: Pair, reason: str) -> None:
         self.unusable[pair.key] = reason
@@ -208,10 +221,10 @@ class Desk:
 def stale_numbers(gallery: Gallery, answers: Iterable[tuple[int, Answer]]) -> set[int]:
     """The answers about images that have changed since, or are no longer there."""
     numbered = dict(answers)
-    names = {side.name for answer in numbered.values() for side in (answer.left, answer.right)}
+    names = {side.name for answer in numbered.values() for side in answer.shown}
     digests = gallery.digests(names)
     return {
         number
         for number, answer in numbered.items()
-        if any(digests.get(side.name) != side.digest for side in (answer.left, answer.right))
+        if any(digests.get(side.name) != side.digest for side in answer.shown)
     }
