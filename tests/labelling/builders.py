@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from stages.core.labelling.answers import Answer, Side
+from stages.core.labelling.choosing import Chooser
 from stages.core.labelling.desk import Desk
 from stages.core.labelling.gallery import Gallery
 from stages.core.labelling.pairs import choose_pairs
@@ -39,15 +40,17 @@ def open_desk(
     per_prompt: int = 1,
     seed: int = 0,
     show: int = 2,
+    chooser: Chooser | None = None,
 ) -> Iterator[Desk]:
     """A desk, as the stage makes it."""  # fmt: skip
     gallery = Gallery(find_images(images))
     pairs = choose_pairs(
         gallery.prompts, pairs_per_prompt=per_prompt, common_share=share, seed=seed,
         images_shown=show,
+        are_chosen=chooser is not None,
     )  # fmt: skip
     with Journal(journal) as opened:
-        yield Desk(gallery, pairs, opened, common_share=share)
+        yield Desk(gallery, pairs, opened, common_share=share, chooser=chooser)
 
 
 def answer_all(desk: Desk, labeller: str, choice: str = "left", at_most: int = 10**6) -> list[str]:

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from threading import RLock
 
 from stages.core.artifacts.images import ImageError
-from stages.core.labelling.answers import Answer, Side, read_answers
+from stages.core.labelling.answers import SKIP, Answer, Side, read_answers
+from stages.core.labelling.choosing import Chooser, is_turn_of_random
 from stages.core.labelling.gallery import Gallery, Picture
 from stages.core.labelling.measures import seconds_per_pair
 from stages.core.labelling.pairs import Pair, is_turn_of_common, order_of
@@ -53,10 +54,16 @@ class Desk:
     """Hands out pairs and takes answers; several threads may ask, one at a time is served."""
 
     def __init__(
-        self, gallery: Gallery, pairs: Sequence[Pair], journal: Journal, *, common_share: float
+        self,
+        gallery: Gallery,
+        pairs: Sequence[Pair],
+        journal: Journal,
+        *,
+        common_share: float,
+        chooser: Chooser | None = None,
     ) -> None:
         self.gallery, self.pairs, self._journal = gallery, list(pairs), journal
-        self._common_share = common_share
+        self._common_share, self._chooser = common_share, chooser
         self._answers = read_answers(journal.path, journal.entries())
         self._by_key = {pair.key: pair for pair in pairs}
         self._orders: dict[str, list[Pair]] = {}
@@ -119,6 +126,7 @@ class Desk:
                 at=datetime.now(UTC),
                 is_common=shown.pair.is_common,
                 is_ranking=shown.pair.is_ranked,
+                may_be_held_out=shown.pair.may_be_held_out,
                 ranks=ranks,
             )
             number = self._journal.append(answer.to_entry())
@@ -189,8 +197,26 @@ class Desk:
     ) -> Pair | None:
         """The next pair of who has answered so many more than the journal says."""
         left = self._left(labeller, excluded)
-        turn = is_turn_of_common(len(self._of(labeller)) + num_more, self._common_share)
-        return next((pair for pair in left if pair.is_common == turn), left[0] if left else None)
+        done = len(self._of(labeller)) + num_more
+        turn = is_turn_of_common(done, self._common_share)
+        fitting = [pair for pair in left if pair.is_common == turn] or left
+        if self._chooser is None or not fitting or fitting[0].is_common:
+            return fitting[0] if fitting else None
+        num_own = done - int(done * self._common_share + 1e-9)
+        at_random = is_turn_of_random(num_own)
+        some = [pair for pair in fitting if pair.may_be_held_out == at_random] or fitting
+        if some[0].may_be_held_out:
+            return some[0]
+        return self._chooser.choose(some, self._seen_images(excluded))
+
+    def _seen_images(self, more: Collection[str]) -> set[str]:
+        """The images of pairs that somebody has judged or has before them, and of some more pairs."""
+        judged = {
+            side.name for answer in self.answers() if answer.choice != SKIP for side in answer.shown
+        }
+        keys = {*more, *(key for key, _ in self._shown.values())}
+        pairs = [self._by_key[key] for key in keys if key in self._by_key]
+        return judged | {place.name for pair in pairs for place in pair.places}
 
     def _show(self, pair: Pair, labeller: str) -> Shown | None:
         """The pair with its pictures; None, and a note of it, if one cannot be shown."""

@@ -93,6 +93,7 @@ def _rows(gallery: Gallery, answers: Sequence[Answer], done: Exported) -> Iterat
                 "labeller": answer.labeller,
                 "labelled_at": answer.at.isoformat(timespec="milliseconds"),
                 "is_common": answer.is_common,
+                "may_be_held_out": answer.may_be_held_out,
                 **(_ranked(answer, images) if answer.is_ranking else _compared(answer, images)),
             }
 

@@ -25,6 +25,8 @@ class Pair:
     """Whether every labeller is asked about it."""
     is_ranked: bool = False
     """Whether people put the images in an order, and do not only choose one."""
+    may_be_held_out: bool = True
+    """Whether chance alone decides when its prompt is asked about."""
 
     @property
     def first(self) -> Place:
@@ -63,11 +65,13 @@ def choose_pairs(
     common_share: float,
     seed: int,
     images_shown: int = 2,
+    are_chosen: bool = False,
 ) -> list[Pair]:
     """Pairs drawn at random of each prompt's images, in a random order, the common ones first.
 
     With more than two images shown these are sets to be ranked, of so many images or as many as are left.
-    Prompts take turns: all have had one pair before any has its second.
+    Prompts take turns: all have had one pair before any has its second. Where pairs will be chosen by a
+    judge (`are_chosen`), one prompt in three is kept for chance, by a hash that no seed changes.
     """  # fmt: skip
     drawn: list[tuple[int, int, str, PromptImages, tuple[Place, ...]]] = []
     for prompt in prompts:
@@ -84,6 +88,7 @@ def choose_pairs(
         Pair(
             key, prompt.prompt, images, turn=turn, is_common=number < num_common,
             is_ranked=images_shown > 2,
+            may_be_held_out=not are_chosen or digest_of("at random", prompt.prompt_id) % 3 == 0,
         )
         for number, (turn, _, key, prompt, images) in enumerate(drawn)
     ]  # fmt: skip
