@@ -54,7 +54,6 @@ function drawRanks() {
     const badge = side.querySelector(".rank");
     badge.textContent = rank ? ORDINALS[rank - 1] : "";
     badge.hidden = !rank;
-    side.setAttribute("aria-label", `Image ${at + 1}${rank ? `, ${ORDINALS[rank - 1]}` : ""}`);
   });
   const last = groups.at(-1)?.at(-1);
   document.getElementById("asked").textContent = isJoining
