@@ -9,13 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import tyro
 
+from stages.core.artifacts.decisions import read_decisions, turned
 from stages.core.artifacts.joins import join_latents
 from stages.core.artifacts.provenance import BASE
 from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
 from stages.core.artifacts.tables import read_table
-from stages.core.execution.runtime import choose_device, run_stage, stage
+from stages.core.errors import UserError
+from stages.core.execution.runtime import choose_device, log, run_stage, stage
 from stages.core.method.seeding import seed_of
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
@@ -35,6 +38,8 @@ class Args:
     """Seed pairs (schema preferences)."""
     latents: Path
     """Their latents (schema pair_latents)."""
+    decisions: tuple[Path, ...] = ()
+    """What a person decided about these pairs in the audit (schema decisions); none without."""
     model: ModelSettings
     """The pretrained model."""
     lora: LoraSettings
@@ -79,6 +84,7 @@ def main(args: Args) -> None:
             args.latents,
         )
         run.rows_in = len(table)
+        table = heed_decisions(table, args)
         pairs = encode_pairs(model, table, str(args.latents), is_live=args.live_encoding)
         del table  # as large as the pairs
         run.rows_out = train_policy(
@@ -88,7 +94,7 @@ def main(args: Args) -> None:
             Task(
                 stage="train_seed",
                 arguments=args,
-                inputs=[args.preferences, args.latents, *args.held_out.files],
+                inputs=[args.preferences, args.latents, *args.decisions, *args.held_out.files],
                 initial=BASE,
                 reference=BASE,
                 lora=args.lora,
@@ -104,6 +110,30 @@ def main(args: Args) -> None:
             execution=args.execution,
             held_out=read_held_out(model, args.held_out, seed_of(args.seed, "held_out")),
         )
+
+
+def heed_decisions(table: pa.Table, args: Args) -> pa.Table:
+    """The pairs that nobody vetoed, the flipped ones exchanged; all as they are without decisions.
+
+    UserError if all are vetoed.
+    """
+    if not args.decisions:
+        return table
+    decisions = read_decisions(args.decisions)
+    decided = decisions.about(args.preferences, PREFERENCES)
+    kept = decided.kept(len(table))
+    if not kept:
+        raise UserError(
+            f"all {len(table)} pairs of {args.preferences} are vetoed in "
+            f"{' and '.join(map(str, args.decisions))}: there is nothing to train on. Take some vetoes back "
+            "with python -m stages.audit."
+        )
+    log.info(
+        "train_seed: of %d decisions %d veto and %d flip a pair, %d ask for what is so already, %d are stale: "
+        "no pair has their images", len(decisions), len(decided.vetoed), len(decided.flipped),
+        decided.num_as_wished, decisions.num_stale,
+    )  # fmt: skip
+    return turned(table.take(kept), kept, decided.flipped)
 
 
 if __name__ == "__main__":

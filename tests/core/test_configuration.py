@@ -105,7 +105,7 @@ def test_what_is_not_passed_on_has_the_same_default_in_the_stage(
     there = {field.name: field.default for field in dataclasses.fields(settings)}
     defaults = {k: v["default"] for k, v in known_keys(schema, [block]).items() if "default" in v}
     for key, default in defaults.items():
-        if key not in ("policy", "reference", "on_collapse"):
+        if key not in ("policy", "reference", "on_collapse", "use_decisions"):
             wanted = tuple(default) if isinstance(default, list) else default
             assert there[key] == wanted, key
 
@@ -294,6 +294,13 @@ def test_early_stopping_needs_scores_of_what_is_kept(
     for key, value in changes.items():
         change(config, key, value)
     assert expected in complaint(config)
+
+
+def test_a_policy_from_elsewhere_has_no_training_that_heeds_decisions(config: Config) -> None:
+    change(config, "train_seed.use_decisions", True)
+    check_config(config)
+    change(config, "train_seed.policy", "elsewhere")
+    assert "no seed training heeds the decisions" in complaint(config)
 
 
 def test_a_key_that_a_file_names_twice_is_refused_with_its_lines(tmp_path: Path) -> None:

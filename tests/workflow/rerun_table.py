@@ -845,6 +845,14 @@ ROWS = [
     ),
     Row(
         section=FILES,
+        change="the same, with `train_seed.use_decisions`",
+        begins=("train_seed",),
+        note="and so all that comes after it",
+        edit=audited((0, "flip")),
+        config={"train_seed": {"use_decisions": True}},
+    ),
+    Row(
+        section=FILES,
         change="a look at the run in the audit, pairs accepted, notes",
         edit=audited((1, "accept"), (2, "note"), (0, "note")),
     ),

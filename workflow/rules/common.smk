@@ -195,7 +195,7 @@ def training(name):
         "model": MODEL,
         "lora": LORA,
         "seed": config["seed"],
-        "settings": settings(name, without=["soft_labels"]),
+        "settings": settings(name, without=["soft_labels", "use_decisions"]),
         "held_out": HELD_OUT,
     }
 

@@ -92,13 +92,22 @@ def judges_before(wildcards):
 
 def decisions_about(wildcards):
     """Input: what a person decided in the audit about an iteration's pairs and human ones, if anything."""
-    numbers = [0, iteration(wildcards)]
-    paths = [f"{RUN}/decisions/iter{number:02d}.parquet" for number in numbers]
+    return decisions_of(0, iteration(wildcards))
+
+
+def decisions_about_seed(wildcards):
+    """Input: what a person decided about human pairs, if the seed training is to heed it."""
+    return decisions_of(0) if config["train_seed"]["use_decisions"] else []
+
+
+def decisions_of(*iterations):
+    """The tables of decisions about these iterations' pairs that there are; 0 stands for human ones."""
+    paths = [f"{RUN}/decisions/iter{number:02d}.parquet" for number in iterations]
     found = [path for path in paths if Path(path).is_file()]
     if found and STORAGE:
         raise WorkflowError(
             f"{found[0]} lies on this machine, and this profile keeps results in a bucket, where "
-            "mix_preferences would not see it. Move the folder away, or run where all machines share a "
+            "the jobs would not see it. Move the folder away, or run where all machines share a "
             "file system."
         )
     return found

@@ -364,6 +364,11 @@ def _check_together(config: Config) -> Iterator[str]:
             "'select_pairs.min_margin_in_standard_errors' is above 0 and 'score_candidates.num_draws' is 1: "
             "one draw has no standard error; set num_draws to 2 or more"
         )
+    if config["train_seed"].get("policy") and config["train_seed"].get("use_decisions"):
+        yield (
+            "'train_seed.policy' is given and 'train_seed.use_decisions' is true: no seed training heeds the "
+            "decisions, because the policy was trained elsewhere"
+        )
     if config["train_seed"].get("policy") and not iterations:
         yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"
     evaluation = config["evaluation"]

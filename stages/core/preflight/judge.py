@@ -78,7 +78,11 @@ def in_precision(model: DiffusionModel, dtype: Any) -> Iterator[DiffusionModel]:
 
 def move_a_little(model: DiffusionModel, config: Mapping[str, Any], folder: Path) -> Path:
     """A policy folder: the base after the seed training's distance in the direction of one gradient."""
-    block = {k: v for k, v in config["train_seed"].items() if k not in ("reference", "policy")}
+    block = {
+        k: v
+        for k, v in config["train_seed"].items()
+        if k not in ("reference", "policy", "use_decisions")
+    }
     settings = TrainingSettings(**block)
     policy, reference = model.load_for_training(None, None, lora_settings(config), seed=0)
     parameters = policy.trainable()
