@@ -253,24 +253,27 @@ def test_micro_batches_and_checkpointing_change_only_the_rounding(make: Make) ->
             assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
 
-def launched(args: train_online.Args, processes: int) -> subprocess.Popen[str]:
-    command = ["stages.launch", str(processes), "stages.train_online", *words(asdict(args))]
+def start(args: train_online.Args, processes: int) -> subprocess.Popen[str]:
+    launcher = ["stages.launch", str(processes)] if processes > 1 else []
     return subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [sys.executable, "-m", *launcher, "stages.train_online", *words(asdict(args))],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return output
+
+
 @pytest.mark.parametrize("online", [SPO, DDPO], ids=["spo", "ddpo"])
 def test_two_processes_do_as_one(make: Make, online: OnlineSettings) -> None:
     alone, shared = make("alone", online), make("shared", online)
     train_online.main(alone)
-    process = launched(shared, 2)
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    assert "training on 2 processes" in output
+    assert "training on 2 processes" in finish(start(shared, 2))
     for found, expected in zip(tables(shared), tables(alone), strict=True):
         assert len(found) == len(expected)
         for row, other in zip(found, expected, strict=True):
@@ -286,14 +289,15 @@ def test_a_training_killed_by_the_kernel_goes_on_to_the_same_end(make: Make) -> 
     unbroken, args = (
         make(name, online, execution=Execution(save_every=1)) for name in ("unbroken", "killed")
     )
-    train_online.main(unbroken)
-    process = launched(args, 1)
-    while not (args.work / "state.json").is_file() and process.poll() is None:
-        time.sleep(0.05)
-    os.killpg(process.pid, 9)
-    process.wait()
+    finish(start(unbroken, 1))
+    process = start(args, 1)
+    while not (args.work / "state.json").is_file():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
     assert not args.output.exists()
-    train_online.main(args)
+    assert "continuing from step" in finish(start(args, 1))
     assert tables(args) == tables(unbroken)
     assert policy_digest(args.output) == policy_digest(unbroken.output)
 
