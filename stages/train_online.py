@@ -28,6 +28,7 @@ from stages.core.training.online.rounds import Asked
 from stages.core.training.online.run import OnlineOutputs, train_online_policy
 from stages.core.training.online.settings import (
     SELF,
+    SPM,
     JudgeSettings,
     OnlineSettings,
     check_settings,
@@ -152,6 +153,11 @@ def load_step_judge(model: DiffusionModel, args: Args) -> StepJudge:
     settings = args.judge
     if settings.name == SELF:
         return load_self_judge(model, settings, args.settings)
+    if settings.name == SPM:
+        from stages.metrics.step_aware import StepAwarePreference  # slow to import
+
+        spm = StepAwarePreference(settings.options, model.device)
+        return ImageJudge(model=model, score=spm, scale=settings.scale, sees_timestep=True)
     scorer = load_scorer(settings.name, settings.options, model.device)
     return ImageJudge(model=model, score=scorer, scale=settings.scale)
 
