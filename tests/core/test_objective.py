@@ -16,7 +16,9 @@ from stages.core.method.objective import (
     denoising_error,
     dpo_loss,
     ipo_loss,
+    kto_loss,
     mapo_loss,
+    mean_gain,
     preference_logit,
     wrong_shares,
 )
@@ -173,6 +175,24 @@ def test_mapo_equals_its_published_formula_in_plain_floats() -> None:
     expected = 0.1234 - 0.1 * math.log(1 / (1 + math.exp(-margin)))
     assert mapo_loss(pair, PLAIN).item() == pytest.approx(expected, rel=1e-9)
     assert math.isfinite(mapo_loss(pair, PLAIN).item())  # it never looks at the reference
+
+
+def test_kto_takes_each_image_by_itself_and_equals_its_published_formula_in_float64() -> None:
+    rng = np.random.default_rng(5)
+    values = {name: 0.1 + 4e-4 * rng.standard_normal(6) for name in PairErrors.__annotations__}
+    gains = {side: values[f"reference_{side}"] - values[f"policy_{side}"] for side in "wl"}
+    both = np.concatenate([gains["w"], gains["l"]])
+    pair = PairErrors(**{name: torch.from_numpy(value) for name, value in values.items()})
+    assert mean_gain(pair).item() == pytest.approx(both.mean(), rel=1e-12)
+    for shift in (both.mean(), 3e-4, -3e-4):
+        sign = np.repeat([1.0, -1.0], 6)
+        utility = 1 / (1 + np.exp(-sign * BETA * (both - max(0.0, shift))))
+        settings = LossSettings(
+            dpo_beta=BETA, label_smoothing=0.0, num_timesteps=1000, mean_gain=float(shift)
+        )
+        found = kto_loss(pair, settings)
+        assert found.tolist() == pytest.approx(((1 - utility)[:6] + (1 - utility)[6:]) / 2)
+    assert kto_loss(errors(0.1, 0.2, 0.1, 0.2), PLAIN).item() == 0.5  # as the reference
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -386,6 +386,7 @@ ROWS = [
             "evaluation": {"compare_with": [], "allow_leakage": False, "paper_model": None},
             "guards": {"max_drift": None},
             "model": {"vae": None},
+            "online": {"method": "none", "rounds": 1000},
             "export": {"dtype": "float16"},
         },
     ),
@@ -661,6 +662,22 @@ ROWS = [
     ),
     Row(
         section=EVALUATION,
+        change="`online.method`: a policy trained online beside the run's",
+        begins=("select_online_prompts",),
+        note="no training of the run",
+        config={
+            "online": {
+                "method": "ddpo",
+                "judge": "total",
+                "num_prompts": 2,
+                "prompts_per_update": 2,
+                "batch_transitions": 40,
+            }
+        },
+        reshapes=True,
+    ),
+    Row(
+        section=EVALUATION,
         change="`evaluation.allow_leakage`",
         begins=("check_leakage",),
         config={"evaluation": {"allow_leakage": True}},
@@ -767,6 +784,7 @@ ROWS = [
                 "save_every": 9,
                 "trackers": ["tensorboard"],
                 "candidate_prompts_per_batch": 1,
+                "online_prompts_per_batch": 2,
                 "score_rows_per_batch": 2,
                 "evaluation_prompts_per_batch": 3,
                 "metric_images_per_batch": 5,

@@ -127,7 +127,7 @@ if workflow.is_main_process:
 
 wildcard_constraints:
     iter=r"(?!00)\d\d",
-    policy=r"base|iter\d\d",
+    policy=r"base|online|iter\d\d",
     set=r"[A-Za-z0-9_-]+",
     shard=r"\d+",
     metric=r"[A-Za-z0-9_.-]+",

@@ -147,3 +147,47 @@ def gate_before(wildcards):
     """The decision on the iteration before; under stop, judging again unmakes nothing made since."""
     path = f"{RUN}/{previous(wildcards)}/gate.json"
     return ancient(path) if ON_COLLAPSE == "stop" else path
+
+
+def online_policy(kind):
+    """Name of the policy that the block `online` calls base, seed or last."""
+    return {"base": "base", "seed": "iter00", "last": f"iter{LAST:02d}"}[kind]
+
+
+def online_inputs(wildcards):
+    """Input: what online training starts from, and the policy that judges, with its weights of timesteps."""
+    online = config["online"]
+    found = {"policy": policy(online_policy(online["initial"]))}
+    if online["judge"] == "self":
+        name = online_policy(online["judge_policy"])
+        found["judge"] = policy(name)
+        if HAS_JUDGE:
+            found["record"] = expand(JUDGES, policy=name)
+    return {key: path for key, path in found.items() if path}
+
+
+def online_settings():
+    """The block `online` as flags of the training, save who judges and where it starts."""
+    others = ("initial", "num_prompts")
+    kept = {
+        key: value
+        for key, value in config["online"].items()
+        if key not in others and not key.startswith("judge")
+    }
+    kept["dpo_beta"] = config["update_policy"]["dpo_beta"]
+    return flags(kept, "settings")
+
+
+def online_judge(wildcards, input):
+    """Param: who judges, as flags."""
+    online = config["online"]
+    values = {"name": online["judge"]}
+    if online["judge"] == "self":
+        values["policy"] = folder(input.judge)
+        values["num_draws"] = online["judge_draws"]
+        if HAS_JUDGE:
+            values["record"] = input.record[0]
+    else:
+        values["scale"] = online["judge_scale"]
+    options = options_of(online["judge"])
+    return f"{flags(values, 'judge')} {options.replace('--options', '--judge.options')}"

@@ -18,6 +18,7 @@ from jsonschema.validators import extend
 
 from stages.core.errors import UserError
 from stages.core.plan.flags import word_problem
+from stages.core.plan.online import online_mistakes
 
 SCHEMA = Path(__file__).resolve().parents[3] / "workflow" / "schemas" / "config.schema.yaml"
 
@@ -305,7 +306,8 @@ def _check_together(config: Config) -> Iterator[str]:
     for key, is_given in owned.items():
         if "shapes" in config and is_given:
             yield f"{key!r} is given beside the block 'shapes', which makes its own; remove one"
-        if "shapes" not in config and not is_given and (key != "prompts.pool" or iterations):
+        is_wanted = key != "prompts.pool" or iterations or config["online"]["method"] != "none"
+        if "shapes" not in config and not is_given and is_wanted:
             yield f"key {key!r} is missing (only the block 'shapes' makes its own)"
     gpus = config["execution"]["training_gpus"]
     for block in ("train_seed", "update_policy"):
@@ -371,6 +373,7 @@ def _check_together(config: Config) -> Iterator[str]:
         )
     if config["train_seed"].get("policy") and not iterations:
         yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"
+    yield from online_mistakes(config)
     evaluation = config["evaluation"]
     own = evaluation.get("prompt_sets", {})
     sets = {"shapes": None} if "shapes" in config else own

@@ -14,7 +14,7 @@ from typing import Any
 
 from stages.core.plan.flags import word_problem
 
-NO_METRICS = (None, "self", "auto", "perceptual")
+NO_METRICS = (None, "self", "spm", "auto", "perceptual")
 """What stands for no metric where the config may name one."""
 
 
@@ -57,6 +57,11 @@ class RunPlan:
         return ["base", *(f"iter{number:02d}" for number in [0, *self.iterations])]
 
     @property
+    def is_online(self) -> bool:
+        """Whether an online method trains a policy beside the iterations'."""
+        return bool(self.config["online"]["method"] != "none")
+
+    @property
     def prompt_sets(self) -> list[str]:
         """Names of the evaluation's prompt sets; the first is the report's."""
         if self.is_world:
@@ -91,6 +96,8 @@ class RunPlan:
             (self.config["select_pairs"]["ranker"], "select_pairs.ranker"),
             (evaluation["diversity_features"], "evaluation.diversity_features"),
         ]
+        if self.is_online:
+            named.append((self.config["online"]["judge"], "online.judge"))
         found: dict[str, str] = {}
         for name, key in named:
             if name not in NO_METRICS:
@@ -138,7 +145,7 @@ class RunPlan:
         """(key, file, folder or pattern) of everything on this disk that the config names."""
         for name in self.config["preferences"].get("files", []):
             yield "preferences.files", name
-        if self.iterations:
+        if self.iterations or self.is_online:
             yield from (("prompts.pool", name) for name in self.pool)
         for key, name in self.config["evaluation"].get("prompt_sets", {}).items():
             yield f"evaluation.prompt_sets.{key}", name
@@ -163,7 +170,8 @@ class RunPlan:
             if name not in known:
                 text = f"there is no metric {name!r}; expected one of {', '.join(known)}"
                 yield Problem(key=self.metric_keys[name], text=text)
-        for name in sorted({*self.metrics_in_use, features} & {*networks}):
+        judges = {"spm"} if self.is_online and self.config["online"]["judge"] == "spm" else set()
+        for name in sorted(({*self.metrics_in_use, features} & {*networks}) | judges):
             if "weights" not in self.config["metrics"].get(name, {}):
                 text = (
                     f"metric {name!r} needs its weights: set metrics.{name}.weights to a path or a "
@@ -174,10 +182,17 @@ class RunPlan:
     def pool_problems(self, num_free: int) -> Iterator[Problem]:
         """Whether a pool is too small that has so many prompts for the iterations."""
         wanted = self.prompts_wanted
-        if num_free >= sum(wanted):
-            return
         source = "the pool of the embedded world" if self.is_world else "prompts.pool"
         remedy = "lower shapes.num_seed_captions" if self.is_world else "add files to prompts.pool"
+        online = self.config["online"]["num_prompts"]
+        if self.is_online and num_free < online:
+            yield Problem(
+                key="online.num_prompts",
+                text=f"{online:,} different prompts are wanted, but {source} has only {max(num_free, 0):,} that "
+                f"can be used and that no evaluation set holds: lower online.num_prompts, or {remedy}",
+            )
+        if num_free >= sum(wanted):
+            return
         yield Problem(
             key="prompts.per_iteration",
             text=f"{' + '.join(map(str, wanted))} = {sum(wanted):,} different prompts are wanted, but "

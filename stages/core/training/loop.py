@@ -21,6 +21,7 @@ from stages.core.errors import UserError
 from stages.core.execution.runtime import progress
 from stages.core.execution.stopping import STOP, Stopped
 from stages.core.method.noising import Draws, training_draws
+from stages.core.method.objective import OF_A_WHOLE_BATCH, mean_gain
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
@@ -28,7 +29,7 @@ from stages.core.policies.encoding import EncodedPairs
 from stages.core.training.early_stopping import KeptWeights
 from stages.core.training.held_out import HeldOut, Progress, kept_step, scores_of
 from stages.core.training.optimizers import make_optimizer
-from stages.core.training.pair_losses import batch_loss
+from stages.core.training.pair_losses import batch_loss, pair_errors
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings, num_steps
 from stages.core.training.state import TrainingState
@@ -195,6 +196,9 @@ class Training:
         rows, draws, dropped = self._share(rows, step_seed)
         size = self.execution.micro_batch_pairs or len(rows)
         parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        gain = 0.0
+        if self.settings.loss in OF_A_WHOLE_BATCH:
+            gain = self._mean_gain(rows, draws, dropped, parts)
         sums: dict[str, Tensor] = {}
         for part in parts:
             if STOP.is_asked and self.processes.count == 1:
@@ -206,13 +210,32 @@ class Training:
                     measures = batch_loss(
                         self.model, self.policy, self.reference, self.pairs, rows[part],
                         Draws(draws.timesteps[part], draws.noise[part]),
-                        self.settings, dropped[part],
+                        self.settings, dropped[part], gain,
                     )  # fmt: skip
                 loss = measures["loss"] * weight
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             for name, value in measures.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * weight
         return sums
+
+    @torch.no_grad()
+    def _mean_gain(
+        self,
+        rows: Int[Tensor, " share"],
+        draws: Draws,
+        dropped: Bool[Tensor, " share"],
+        parts: list[slice],
+    ) -> float:
+        """The whole batch's mean gain, by a pass of its own: no micro-batch knows it, nor does a process."""
+        found = torch.zeros((), device=self.processes.device)
+        for part in parts:
+            with self.model.autocast():
+                errors = pair_errors(
+                    self.model, self.policy, self.reference, self.pairs, rows[part],
+                    Draws(draws.timesteps[part], draws.noise[part]), dropped[part],
+                )  # fmt: skip
+            found += mean_gain(errors).to(found) * (len(rows[part]) / len(rows))
+        return self.processes.mean({"gain": found})["gain"]
 
     def _share(
         self, rows: Int[Tensor, " batch"], step_seed: int

@@ -30,6 +30,7 @@ def batch_loss(
     draws: Draws,
     settings: TrainingSettings,
     dropped: Bool[Tensor, " chosen"],
+    mean_gain: float = 0.0,
 ) -> dict[str, Tensor]:
     """The mean loss of some pairs and what is logged with it; winner and loser share their draw.
 
@@ -47,6 +48,7 @@ def batch_loss(
                 settings.label_smoothing,
             ),
             num_timesteps=model.num_timesteps,
+            mean_gain=mean_gain,
         ),
     )
     return {

@@ -30,7 +30,7 @@ class TrainingSettings:
     caption_dropout: float
     """Share of pairs that are trained on with an empty caption, the same for both images."""
     loss: LossName = "sigmoid"
-    """'sigmoid' (paper), 'ipo', or 'mapo' (no reference; Table 1's baseline)."""
+    """'sigmoid' (paper), 'ipo', 'mapo' (no reference; Table 1's baseline), or 'kto' (each image by itself)."""
     label_smoothing: float = 0.0
     """Share of labels taken to be wrong (cDPO, with the sigmoid loss); 0 trusts them all (paper)."""
     optimizer: OptimizerName = "adamw"
