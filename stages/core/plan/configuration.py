@@ -305,7 +305,14 @@ def _check_together(config: Config) -> Iterator[str]:
     for key, is_given in owned.items():
         if "shapes" in config and is_given:
             yield f"{key!r} is given beside the block 'shapes', which makes its own; remove one"
-        if "shapes" not in config and not is_given and (key != "prompts.pool" or iterations):
+        if (
+            "shapes" not in config
+            and not is_given
+            and (
+                key != "prompts.pool"
+                or (iterations and config["select_pairs"]["strategy"] != "spin")
+            )
+        ):
             yield f"key {key!r} is missing (only the block 'shapes' makes its own)"
     gpus = config["execution"]["training_gpus"]
     for block in ("train_seed", "update_policy"):
@@ -364,6 +371,7 @@ def _check_together(config: Config) -> Iterator[str]:
             "'select_pairs.min_margin_in_standard_errors' is above 0 and 'score_candidates.num_draws' is 1: "
             "one draw has no standard error; set num_draws to 2 or more"
         )
+    yield from _check_pair_makers(config)
     if config["train_seed"].get("policy") and not iterations:
         yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"
     evaluation = config["evaluation"]
@@ -378,3 +386,41 @@ def _check_together(config: Config) -> Iterator[str]:
             f"'evaluation.primary_metric' is {evaluation['primary_metric']!r}, which "
             f"'evaluation.metrics' does not list ({', '.join(evaluation['metrics'])})"
         )
+
+
+def _check_pair_makers(config: Config) -> Iterator[str]:
+    """What the strategy of select_pairs does not go with."""
+    pairs, update = config["select_pairs"], config["update_policy"]
+    strategy, number = pairs["strategy"], config["sample_candidates"]["candidates_per_prompt"]
+    if strategy != "spin" and number < 2:
+        yield (
+            f"'sample_candidates.candidates_per_prompt' is {number}: a pair needs 2 or more; 1 is for the strategy "
+            "'spin', whose winners are people's images"
+        )
+    if strategy == "listwise":
+        if number % 2:
+            yield (
+                f"'sample_candidates.candidates_per_prompt' is {number}: the strategy 'listwise' puts best and worst, "
+                "second and second to last together; use an even number"
+            )
+        for key, usual in (("loss", "sigmoid"), ("label_smoothing", 0), ("soft_labels", False)):
+            if update.get(key, usual) != usual:
+                yield (
+                    f"'update_policy.{key}' is {update[key]!r}, which the list's own loss of the strategy 'listwise' "
+                    "does not know; leave it out"
+                )
+    if strategy == "spin":
+        if pairs["ranker"] != "self":
+            yield (
+                f"'select_pairs.ranker' is {pairs['ranker']!r}: with the strategy 'spin' nothing is ranked; use 'self'"
+            )
+        asked = [
+            f"select_pairs.{key}"
+            for key in ("min_margin_in_standard_errors", "min_probability")
+            if pairs[key]
+        ] + ["update_policy.soft_labels"] * bool(update.get("soft_labels"))
+        for key in asked:
+            yield (
+                f"'{key}' is set, but with the strategy 'spin' nobody judges a person's image against the policy's; "
+                "leave it out"
+            )

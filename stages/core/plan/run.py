@@ -109,8 +109,18 @@ class RunPlan:
         return is_gated and self.config["evaluation"]["images_per_prompt"] < 2
 
     @property
+    def pairs_per_prompt(self) -> int:
+        """Generated pairs of each prompt: a list's lie in half as many pairs as it has images."""
+        if self.config["select_pairs"]["strategy"] != "listwise":
+            return 1
+        number: int = self.config["sample_candidates"]["candidates_per_prompt"]
+        return number // 2
+
+    @property
     def pool(self) -> list[str]:
-        """Files, folders and patterns of the prompt pool; none for the embedded world."""
+        """Files, folders and patterns of the prompt pool; none where the run makes its own."""
+        if self.config["select_pairs"]["strategy"] == "spin":
+            return []
         names = self.config["prompts"].get("pool", [])
         return [names] if isinstance(names, str) else names
 
@@ -174,7 +184,8 @@ class RunPlan:
     def pool_problems(self, num_free: int) -> Iterator[Problem]:
         """Whether a pool is too small that has so many prompts for the iterations."""
         wanted = self.prompts_wanted
-        if num_free >= sum(wanted):
+        is_own = self.config["select_pairs"]["strategy"] == "spin"  # the captions of human pairs
+        if is_own or num_free >= sum(wanted):
             return
         source = "the pool of the embedded world" if self.is_world else "prompts.pool"
         remedy = "lower shapes.num_seed_captions" if self.is_world else "add files to prompts.pool"
