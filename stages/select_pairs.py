@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -23,6 +23,7 @@ from stages.core.artifacts.spools import RowSpool
 from stages.core.artifacts.tables import read_tables, write_rows, write_table
 from stages.core.errors import UserError
 from stages.core.execution.runtime import log, progress, run_stage, stage
+from stages.core.method.allocation import completed, density_of, importance_weights
 from stages.core.method.calibration import BinWeights
 from stages.core.method.listwise import folded, win_probabilities
 from stages.core.method.rewards import (
@@ -48,6 +49,8 @@ class Args:
     """What each timestep counts, of this policy and perhaps of others; without, all count alike."""
     ranking: tuple[Path, ...] = ()
     """Scores of a metric that ranks instead of the implicit reward (schema metric_scores)."""
+    allocation: Literal["uniform", "importance"] = "uniform"
+    """How score_candidates drew timesteps: 'importance' by what each counts."""
     strategy: Strategy
     """'best_worst' (paper), 'random' (Table 5), which is ordered by score all the same, 'listwise': all candidates, in
     pairs of best and worst, second and second to last ...; or 'spin': a person's image against the first candidate."""
@@ -81,7 +84,7 @@ def main(args: Args) -> None:
         policy = policy_name(args.policy)
         judge = judge_of(args.judges, policy) if args.judges else None
         rewards = by_prompt(read_tables(args.rewards, REWARDS).to_pylist())
-        rewards = {name: weigh(rows, judge) for name, rows in rewards.items()}
+        rewards = {name: weigh(rows, judge, args) for name, rows in rewards.items()}
         if args.judged is not None:
             write_judged(rewards, args)
         metric = by_prompt(read_tables(args.ranking, METRIC_SCORES).to_pylist()) if (
@@ -155,28 +158,69 @@ def by_prompt(rows: list[Row]) -> dict[str, list[Row]]:
     return {name: sorted(group, key=lambda row: row["candidate"]) for name, group in groups.items()}
 
 
-def weigh(rows: list[Row], judge: JudgeRecord | None) -> list[Row]:
+def weigh(rows: list[Row], judge: JudgeRecord | None, args: Args) -> list[Row]:
     """The rewards of one prompt's candidates with the judge's weights; as they are without a judge."""
     if judge is None:
         return rows
-    result = implicit_reward(
-        policy_errors=np.array([row["policy_errors"] for row in rows]),
-        reference_errors=np.array([row["reference_errors"] for row in rows]),
-        weights=draw_weights(rows, judge),
-    )
+    best_known = fully_drawn(rows)
+    errors = errors_of(best_known, judge, args)
+    result = implicit_reward(**errors)
+    rewards, standard_errors = list(result.reward), list(result.standard_error)
+    if len(best_known) < len(rows):
+        parts, num_seen = parts_of(rows, judge, args)
+        rewards = list(completed(parts, num_seen))
+        standard_errors = [
+            row[:seen].std(ddof=1) / np.sqrt(seen)
+            for row, seen in zip(parts, num_seen, strict=True)
+        ]
     return [
         row
         | {"reward": float(reward), "standard_error": float(error) if np.isfinite(error) else None}
-        for row, reward, error in zip(rows, result.reward, result.standard_error, strict=True)
+        for row, reward, error in zip(rows, rewards, standard_errors, strict=True)
     ]
 
 
-def draw_weights(rows: list[Row], judge: JudgeRecord | None) -> np.ndarray | None:
-    """What each draw of one prompt counts; None if all count alike."""
-    if judge is None:
-        return None
-    weights = BinWeights(np.array(judge.weights))
-    return weights.of(np.array(rows[0]["timesteps"]), judge.num_timesteps)
+def fully_drawn(rows: list[Row]) -> list[Row]:
+    """The candidates that got all draws: the others are known to be neither best nor worst."""
+    longest = max(len(row["policy_errors"]) for row in rows)
+    return [row for row in rows if len(row["policy_errors"]) == longest]
+
+
+def errors_of(rows: list[Row], judge: JudgeRecord | None, args: Args) -> dict[str, Any]:
+    """Errors of candidates with equally many draws, and what each draw counts; weights None: all count alike.
+
+    Draws by importance count in inverse proportion to how often they are made: they are multiplied, not averaged, by
+    it, for a mean without bias.
+    """
+    policy, reference = (
+        np.array([row[name] for row in rows]) for name in ("policy_errors", "reference_errors")
+    )
+    weights = None
+    if judge is not None:
+        timesteps = np.array(rows[0]["timesteps"])
+        weights = BinWeights(np.array(judge.weights)).of(timesteps, judge.num_timesteps)
+        if args.allocation == "importance":
+            density = density_of(np.array(judge.weights), np.array(judge.spreads))
+            shares = weights * importance_weights(timesteps, judge.num_timesteps, density)
+            policy, reference, weights = policy * shares, reference * shares, None
+    return {"policy_errors": policy, "reference_errors": reference, "weights": weights}
+
+
+def parts_of(rows: list[Row], judge: JudgeRecord, args: Args) -> tuple[np.ndarray, np.ndarray]:
+    """(what each draw adds to each candidate's reward, how many draws it has); nan beyond those."""
+    num_draws = len(fully_drawn(rows)[0]["timesteps"])
+    timesteps = fully_drawn(rows)[0]["timesteps"]
+    unit = {"policy_errors": [0.0] * num_draws, "reference_errors": [1.0] * num_draws}
+    one = errors_of([unit | {"timesteps": timesteps}], judge, args)
+    counts = one["reference_errors"][0]
+    if one["weights"] is not None:
+        counts = one["weights"] * num_draws / one["weights"].sum()
+    num_seen = np.array([len(row["policy_errors"]) for row in rows])
+    parts = np.full((len(rows), num_draws), np.nan)
+    for place, row in enumerate(rows):
+        gains = np.subtract(row["reference_errors"], row["policy_errors"])
+        parts[place, : num_seen[place]] = gains * counts[: num_seen[place]]
+    return parts, num_seen
 
 
 def write_judged(rewards: Mapping[str, list[Row]], args: Args) -> None:
@@ -206,9 +250,12 @@ def choose(
                 f"{args.candidates_per_prompt}. Run sample_candidates and score_candidates again "
                 f"for iteration {args.iteration}."
             )
-    scores = np.array(ranking, np.float64)
     if args.strategy == "spin":
         return [own_sample(rewards[0]["candidate"], ranking[0])]
+    if metric is None:
+        rewards = fully_drawn(rewards)
+        ranking = [row["reward"] for row in rewards]
+    scores = np.array(ranking, np.float64)
     if args.strategy == "best_worst":
         places = [best_worst(scores)]
     elif args.strategy == "listwise":
@@ -221,7 +268,7 @@ def choose(
     if args.strategy == "listwise":
         shown = win_probabilities(scores, beta / 2 if metric is None else math.inf).tolist()
     return [
-        as_pair(rewards, shown, place, beta, draw_weights(rewards, judge))
+        as_pair(rewards, shown, place, beta, errors_of(rewards, judge, args))
         | {"is_tie": scores[place[0]] == scores[place[1]]}
         for place in places
     ]
@@ -232,18 +279,12 @@ def as_pair(
     scores: Sequence[float],
     places: tuple[int, int],
     dpo_beta: float,
-    weights: np.ndarray | None,
+    errors: dict[str, Any],
 ) -> Row:
     """The two candidates at (winner's, loser's) places, and how sure the judge is of them."""
     winner, loser = places
     margin = rewards[winner]["reward"] - rewards[loser]["reward"]
-    error = margin_standard_error(
-        policy_errors=np.array([row["policy_errors"] for row in rewards]),
-        reference_errors=np.array([row["reference_errors"] for row in rewards]),
-        best=winner,
-        worst=loser,
-        weights=weights,
-    )
+    error = margin_standard_error(best=winner, worst=loser, **errors)
     return {
         "winner": rewards[winner]["candidate"],
         "loser": rewards[loser]["candidate"],

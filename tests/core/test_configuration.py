@@ -261,6 +261,27 @@ def test_pair_makers_go_with_what_they_know(
     assert words in complaint(change(config, key, value))
 
 
+def test_draws_where_the_information_is_want_somebody_who_knows_where(config: Config) -> None:
+    change(config, "score_candidates.allocation", "importance")
+    assert "nothing says where the information is" in complaint(config)
+    check_config(change(config, "score_candidates.weights", "calibrated"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("score_candidates.first_draws", 10, "no draw would be saved"),
+        ("select_pairs.strategy", "random", "'select_pairs.strategy' is 'random'"),
+        ("select_pairs.ranker", "total", "'select_pairs.ranker' is 'total'"),
+    ],
+)
+def test_adaptive_draws_are_for_best_and_worst_by_the_judge(
+    config: Config, key: str, value: object, words: str
+) -> None:
+    check_config(change(config, "score_candidates.adaptive_confidence", 0.95))
+    assert words in complaint(change(config, key, value))
+
+
 def test_label_smoothing_is_for_the_loss_that_knows_it(config: Config) -> None:
     change(config, "train_seed.label_smoothing", 0.1)
     check_config(config)

@@ -8,7 +8,9 @@ RANKING = (
 SIZES = config["prompts"]["per_iteration"]
 STRATEGY = config["select_pairs"]["strategy"]
 HUMAN = []
-if STRATEGY == "spin":  # its prompts are the captions of the human pairs, the same each time
+if (
+    STRATEGY == "spin"
+):  # its prompts are the captions of the human pairs, the same each time
     HUMAN = [
         f"{RUN}/seed/preferences.parquet",
         f"{RUN}/seed/preferences_latents.parquet",
@@ -103,9 +105,7 @@ rule select_prompts:
     params:
         **stage("select_prompts"),
         seed=config["seed"],
-        skip=lambda wildcards: (
-            0 if HUMAN else sum(SIZES[: iteration(wildcards) - 1])
-        ),
+        skip=lambda wildcards: (0 if HUMAN else sum(SIZES[: iteration(wildcards) - 1])),
         take=lambda wildcards: SIZES[iteration(wildcards) - 1],
     shell:
         "{params.command} --pool {input.pool:q} --exclude {input.exclude:q}"
@@ -152,6 +152,7 @@ rule score_candidates:
         candidates=rules.sample_candidates.output,
         policy=previous_policy,
         reference=named_policy(config["score_candidates"]["reference"]),
+        judges=judges_of_draws,
     output:
         SCORES,
     log:
@@ -169,11 +170,14 @@ rule score_candidates:
         iteration=iteration,
         model=JUDGE,
         settings=settings("score_candidates", "", without=["dtype", *WEIGHTING]),
+        judges=lambda wildcards, input: flags(
+            {"judges": input.judges} if input.judges else {}
+        ),
         seed=config["seed"],
     shell:
         "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"
         " --reference {params.reference:q} --iteration {params.iteration}"
-        " {params.model} {params.settings} --seed {params.seed} {resources.scoring}"
+        " {params.model} {params.settings} {params.judges} --seed {params.seed} {resources.scoring}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
@@ -200,9 +204,7 @@ rule select_pairs:
         judges=lambda wildcards, input: flags(
             {"judges": input.judges} if HAS_JUDGE else {}
         ),
-        human=flags(
-            {"human": HUMAN[0], "human_latents": HUMAN[1]} if HUMAN else {}
-        ),
+        human=flags({"human": HUMAN[0], "human_latents": HUMAN[1]} if HUMAN else {}),
         iteration=iteration,
         candidates_per_prompt=CANDIDATES_PER_PROMPT,
         dpo_beta=config["update_policy"]["dpo_beta"],
@@ -213,13 +215,18 @@ rule select_pairs:
             without=["strategy", "ranker", "min_margin_in_standard_errors"],
         ),
         seed=config["seed"],
+        allocation=flags(
+            {"allocation": "importance"}
+            if config["score_candidates"]["allocation"] == "importance"
+            else {}
+        ),
         strategy=STRATEGY,
     shell:
         "{params.command} --candidates {input.candidates:q} --rewards {input.rewards:q}"
         " --policy {params.policy:q} {params.ranking} {params.judges} {params.human} --iteration {params.iteration}"
         " --candidates-per-prompt {params.candidates_per_prompt} --dpo-beta {params.dpo_beta}"
         " --min-margin-in-standard-errors {params.min_margin} {params.min_probability} --seed {params.seed}"
-        " --strategy {params.strategy} --judged {output.judged:q} --output {output.pairs:q} 2>&1 | record {log:q}"
+        " --strategy {params.strategy} {params.allocation} --judged {output.judged:q} --output {output.pairs:q} 2>&1 | record {log:q}"
 
 
 rule mix_preferences:

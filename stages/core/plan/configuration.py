@@ -372,6 +372,7 @@ def _check_together(config: Config) -> Iterator[str]:
             "one draw has no standard error; set num_draws to 2 or more"
         )
     yield from _check_pair_makers(config)
+    yield from _check_draws(config)
     if config["train_seed"].get("policy") and not iterations:
         yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"
     evaluation = config["evaluation"]
@@ -423,4 +424,27 @@ def _check_pair_makers(config: Config) -> Iterator[str]:
             yield (
                 f"'{key}' is set, but with the strategy 'spin' nobody judges a person's image against the policy's; "
                 "leave it out"
+            )
+
+
+def _check_draws(config: Config) -> Iterator[str]:
+    """What fewer or other draws do not go with."""
+    scoring, pairs = config["score_candidates"], config["select_pairs"]
+    if scoring["allocation"] == "importance" and scoring["weights"] == "uniform":
+        yield (
+            "'score_candidates.allocation' is 'importance', but 'score_candidates.weights' is 'uniform': nothing says "
+            "where the information is; use the weights 'calibrated' or 'inverse_snr'"
+        )
+    if not scoring["adaptive_confidence"]:
+        return
+    if scoring["first_draws"] >= scoring["num_draws"]:
+        yield (
+            f"'score_candidates.first_draws' is {scoring['first_draws']} and 'score_candidates.num_draws' is "
+            f"{scoring['num_draws']}: no draw would be saved; lower the first"
+        )
+    for key, wanted in (("strategy", "best_worst"), ("ranker", "self")):
+        if pairs[key] != wanted:
+            yield (
+                f"'score_candidates.adaptive_confidence' is set and 'select_pairs.{key}' is {pairs[key]!r}: candidates "
+                f"with fewer draws are ranked for {wanted!r} alone; leave adaptive_confidence out"
             )
