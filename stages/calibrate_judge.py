@@ -156,6 +156,11 @@ class HeldOut:
         """Each bin's part of the plain mean's margin."""
         return bin_features(self.winner - self.loser, self.timesteps, self.num_timesteps)
 
+    @property
+    def spreads(self) -> tuple[float, ...]:
+        """Root mean square of each bin's part of the margins."""
+        return tuple(map(float, np.sqrt((self.features**2).mean(axis=0))))
+
     def rewards(self, weights: BinWeights, pairs: Int[np.ndarray, " chosen"]) -> list[np.ndarray]:
         """[winners', losers'] rewards of some pairs."""
         found = []
@@ -203,6 +208,7 @@ def judged(
         log_odds=final.log_odds,
         num_timesteps=pairs.num_timesteps,
         num_pairs=len(features),
+        spreads=pairs.spreads,
         spread_power=shape.power,
         step=shape.step,
         accuracy=float(ours.mean()), accuracy_low=low, accuracy_high=high,
@@ -233,6 +239,7 @@ def unfitted(pairs: HeldOut, fixed: np.ndarray, args: Args) -> tuple[JudgeRecord
         log_odds=None,
         num_timesteps=pairs.num_timesteps,
         num_pairs=len(points),
+        spreads=pairs.spreads,
         accuracy=float(points.mean()), accuracy_low=low, accuracy_high=high,
     )  # fmt: skip
     rows = {"winner_reward": winner, "loser_reward": loser, "probability": pairs.plain_probability}

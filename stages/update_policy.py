@@ -18,6 +18,7 @@ from stages.core.artifacts.schemas import PAIR_LATENTS, TRAINING_PAIRS
 from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, run_stage, stage
+from stages.core.method.listwise import Lists, lists_of
 from stages.core.method.seeding import seed_of
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
@@ -67,6 +68,9 @@ class Args:
     soft_labels: bool = False
     """Train on p(winner > loser) of generated pairs instead of taking the winner for better with certainty;
     human pairs stay certain."""
+    listwise: bool = False
+    """Train on whole lists, by RankDPO's loss: the generated pairs of a prompt are one, a human pair is one of
+    two images. A batch and a micro-batch then count lists."""
     trackers: tuple[str, ...] = ()
     """Where to send each step's measures besides the table: tensorboard (in trackers/ beside it), wandb."""
     threads: int = 2
@@ -83,12 +87,16 @@ def main(args: Args) -> None:
         )
         model = load_model(args.model, device=processes.device)
         images = ["winner", "loser"] if args.live_encoding else []
-        columns = ["prompt", "source", "probability", *images, *PAIR_LATENTS.arrow.names[1:]]
+        names = ["prompt_id", "winner_score", "loser_score"] if args.listwise else []
+        columns = ["prompt", "source", "probability", *names, *images]
+        columns += PAIR_LATENTS.arrow.names[1:]
         table = read_table(args.preferences, TRAINING_PAIRS, columns)
         run.rows_in = len(table)
         pairs = encode_pairs(model, table, str(args.preferences), is_live=args.live_encoding)
         if args.soft_labels:
             pairs = replace(pairs, probability=soft_labels(table, args.preferences))
+        if args.listwise:
+            pairs = replace(pairs, lists=lists_in(table, args.preferences))
         del table  # as large as the pairs
         run.rows_out = train_policy(
             model,
@@ -130,6 +138,27 @@ def soft_labels(table: pa.Table, path: Path) -> Float[torch.Tensor, " pair"]:
     return torch.tensor(
         [p if source == "generated" else 1.0 for source, p in zip(sources, found, strict=True)],
         dtype=torch.float32,
+    )
+
+
+def lists_in(table: pa.Table, path: Path) -> Lists:
+    """The generated pairs of each prompt as one list, each human pair as one that is certain.
+
+    UserError for a generated pair whose scores are no probabilities.
+    """
+    columns = ("source", "prompt_id", "winner_score", "loser_score")
+    rows = list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
+    for place, (source, _, *scores) in enumerate(rows):
+        if source == "generated" and not all(s is not None and 0 <= s <= 1 for s in scores):
+            raise UserError(
+                f"{path}, row {place}: a generated pair has the scores {scores}, expected probabilities from 0 to "
+                "1. Lists are made by select_pairs.strategy listwise; let select_pairs make the pairs anew."
+            )
+    is_human = [source != "generated" for source, *_ in rows]
+    return lists_of(
+        [None if human else name for human, (_, name, _, _) in zip(is_human, rows, strict=True)],
+        [None if human else high for human, (_, _, high, _) in zip(is_human, rows, strict=True)],
+        [None if human else low for human, (_, _, _, low) in zip(is_human, rows, strict=True)],
     )
 
 

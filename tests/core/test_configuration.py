@@ -236,6 +236,52 @@ def test_soft_labels_are_for_the_loss_that_knows_them(config: Config) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("strategy", "key", "value", "words"),
+    [
+        ("random", "sample_candidates.candidates_per_prompt", 1, "is 1: a pair needs 2 or more"),
+        ("listwise", "sample_candidates.candidates_per_prompt", 7, "use an even number"),
+        (
+            "listwise",
+            "update_policy.loss",
+            "ipo",
+            "'update_policy.loss' is 'ipo', which the list's",
+        ),
+        ("listwise", "update_policy.soft_labels", True, "'update_policy.soft_labels' is True"),
+        ("spin", "select_pairs.ranker", "total", "'select_pairs.ranker' is 'total'"),
+        ("spin", "select_pairs.min_probability", 0.6, "nobody judges a person's image"),
+        ("spin", "update_policy.soft_labels", True, "'update_policy.soft_labels' is set"),
+    ],
+)
+def test_pair_makers_go_with_what_they_know(
+    config: Config, strategy: str, key: str, value: object, words: str
+) -> None:
+    change(config, "select_pairs.strategy", strategy)
+    check_config(config)
+    assert words in complaint(change(config, key, value))
+
+
+def test_draws_where_the_information_is_want_somebody_who_knows_where(config: Config) -> None:
+    change(config, "score_candidates.allocation", "importance")
+    assert "nothing says where the information is" in complaint(config)
+    check_config(change(config, "score_candidates.weights", "calibrated"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("score_candidates.first_draws", 10, "no draw would be saved"),
+        ("select_pairs.strategy", "random", "'select_pairs.strategy' is 'random'"),
+        ("select_pairs.ranker", "total", "'select_pairs.ranker' is 'total'"),
+    ],
+)
+def test_adaptive_draws_are_for_best_and_worst_by_the_judge(
+    config: Config, key: str, value: object, words: str
+) -> None:
+    check_config(change(config, "score_candidates.adaptive_confidence", 0.95))
+    assert words in complaint(change(config, key, value))
+
+
 def test_label_smoothing_is_for_the_loss_that_knows_it(config: Config) -> None:
     change(config, "train_seed.label_smoothing", 0.1)
     check_config(config)

@@ -151,6 +151,22 @@ def test_a_soft_label_is_the_expected_loss_and_least_at_its_log_odds() -> None:
     assert abs(slope.item()) < 1e-12
 
 
+def test_spins_published_loss_is_the_dpo_loss_with_the_policy_before_as_reference() -> None:
+    """Yuan et al., with l(t) = log(1 + exp(-t)): l(-lambda (gain of the person's image - gain of the own sample))."""
+    values = predictions()
+    error = {
+        name: ((values[name] - values["noise"]) ** 2).mean(axis=(1, 2, 3))
+        for name in values
+        if name != "noise"
+    }
+    lam = 37.0
+    moved = (error["policy_w"] - error["reference_w"]) - (error["policy_l"] - error["reference_l"])
+    published = np.log1p(np.exp(lam * moved))
+    settings = LossSettings(dpo_beta=2 * lam, label_smoothing=0.0, num_timesteps=1000)
+    ours = dpo_loss(errors_of({name: torch.tensor(v) for name, v in values.items()}), settings)
+    np.testing.assert_allclose(ours.numpy(), published, rtol=1e-12)
+
+
 def test_ipo_is_the_published_square_times_beta_squared() -> None:
     log_ratio = -0.5 * (
         -0.1 - 0.05

@@ -558,6 +558,13 @@ ROWS = [
     ),
     Row(
         section=LOOP,
+        change="`score_candidates.adaptive_confidence`, `first_draws`",
+        begins=("score_candidates",),
+        note="iteration 1 is not sampled again",
+        config={"score_candidates": {"adaptive_confidence": 0.9, "num_draws": 3, "first_draws": 2}},
+    ),
+    Row(
+        section=LOOP,
         change="`select_pairs.strategy`, `min_margin_in_standard_errors`, `min_probability`",
         begins=("select_pairs",),
         config={"select_pairs": {"strategy": "random"}},

@@ -157,6 +157,10 @@ MODEL = settings("model", "model")
 JUDGING = {**config["model"], "dtype": config["score_candidates"]["dtype"]}
 JUDGE = flags(without_defaults(JUDGING, "model"), "model")
 # How much each timestep counts in a reward, and where a policy's weights and its held-out pairs lie.
+DRAWS_BY_JUDGE = (
+    config["score_candidates"]["allocation"] == "importance"
+    or config["score_candidates"]["adaptive_confidence"] > 0
+)
 WEIGHTING = {key: config["score_candidates"][key] for key in ("weights", "snr_power")}
 HAS_JUDGE = WEIGHTING["weights"] != "uniform"
 JUDGES = f"{RUN}/evaluation/judges/{{policy}}.json"

@@ -90,6 +90,11 @@ def judges_before(wildcards):
     return expand(JUDGES, policy=[f"iter{number:02d}" for number in last])
 
 
+def judges_of_draws(wildcards):
+    """Input: the same where they say which draws to make."""
+    return judges_before(wildcards) if DRAWS_BY_JUDGE else []
+
+
 def decisions_about(wildcards):
     """Input: what a person decided in the audit about an iteration's pairs and human ones, if anything."""
     return decisions_of(0, iteration(wildcards))

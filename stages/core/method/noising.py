@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from stages.core.method.allocation import allocated_timesteps
 
 
 def generator(seed: int) -> torch.Generator:
@@ -35,11 +38,22 @@ def stratified_timesteps(
 
 
 def reward_draws(
-    seed: int, *, num_draws: int, num_timesteps: int, latents_shape: tuple[int, ...]
+    seed: int,
+    *,
+    num_draws: int,
+    num_timesteps: int,
+    latents_shape: tuple[int, ...],
+    density: Float[np.ndarray, " bin"] | None = None,
 ) -> Draws:
-    """The draws for scoring the candidates of one prompt. Paper: SAIL Sec. 4.1 (10 draws)."""
+    """The draws for scoring the candidates of one prompt. Paper: SAIL Sec. 4.1 (10 draws).
+
+    With a density of timesteps over bins (allocation.py) they are drawn by it, else evenly.
+    """
     rng = generator(seed)
-    timesteps = stratified_timesteps(num_draws, num_timesteps, rng)
+    if density is None:
+        timesteps = stratified_timesteps(num_draws, num_timesteps, rng)
+    else:
+        timesteps = allocated_timesteps(num_draws, num_timesteps, density, rng)
     return Draws(timesteps, torch.randn((num_draws, *latents_shape), generator=rng))
 
 

@@ -116,8 +116,18 @@ class RunPlan:
         return is_gated and self.config["evaluation"]["images_per_prompt"] < 2
 
     @property
+    def pairs_per_prompt(self) -> int:
+        """Generated pairs of each prompt: a list's lie in half as many pairs as it has images."""
+        if self.config["select_pairs"]["strategy"] != "listwise":
+            return 1
+        number: int = self.config["sample_candidates"]["candidates_per_prompt"]
+        return number // 2
+
+    @property
     def pool(self) -> list[str]:
-        """Files, folders and patterns of the prompt pool; none for the embedded world."""
+        """Files, folders and patterns of the prompt pool; none where the run makes its own."""
+        if self.config["select_pairs"]["strategy"] == "spin":
+            return []
         names = self.config["prompts"].get("pool", [])
         return [names] if isinstance(names, str) else names
 
@@ -182,6 +192,7 @@ class RunPlan:
     def pool_problems(self, num_free: int) -> Iterator[Problem]:
         """Whether a pool is too small that has so many prompts for the iterations."""
         wanted = self.prompts_wanted
+        is_own = self.config["select_pairs"]["strategy"] == "spin"  # the captions of human pairs
         source = "the pool of the embedded world" if self.is_world else "prompts.pool"
         remedy = "lower shapes.num_seed_captions" if self.is_world else "add files to prompts.pool"
         online = self.config["online"]["num_prompts"]
@@ -191,7 +202,7 @@ class RunPlan:
                 text=f"{online:,} different prompts are wanted, but {source} has only {max(num_free, 0):,} that "
                 f"can be used and that no evaluation set holds: lower online.num_prompts, or {remedy}",
             )
-        if num_free >= sum(wanted):
+        if is_own or num_free >= sum(wanted):
             return
         yield Problem(
             key="prompts.per_iteration",

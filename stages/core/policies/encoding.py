@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stages.core.artifacts.images import decode_image, to_model_input
 from stages.core.errors import UserError
+from stages.core.method.listwise import Lists
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
 
@@ -39,9 +40,16 @@ class EncodedPairs:
     """The loser's."""
     probability: Float[Tensor, " pair"] | None = None
     """That the winner is preferred, for soft labels; None takes every label as certain."""
+    lists: Lists | None = None
+    """Which pairs make one ranked list, for the listwise loss; None trains on each pair alone."""
 
     def __len__(self) -> int:
         return len(self.winner)
+
+    @property
+    def num_items(self) -> int:
+        """What a training takes in turn: pairs, or lists of them."""
+        return len(self) if self.lists is None else len(self.lists.rows)
 
 
 def latents_tensor(

@@ -18,6 +18,7 @@ from stages.core.method.scoring import draw_errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.plan.costs import Rates
+from stages.core.plan.run import RunPlan
 from stages.core.policies.loading import load_judge
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.judge import in_precision
@@ -118,6 +119,8 @@ def time_training(
     policy, reference = model.load_for_training(None, None, lora, seed=0)
     batch = settings.batch_pairs
     number = min(batch, execution["micro_batch_pairs"] or batch)
+    per_prompt = RunPlan(config=config).pairs_per_prompt  # a batch may be of lists
+    batch, number = per_prompt * batch, per_prompt * number
     pairs = random_pairs(model, number)
     model.release(*model.encoder_parts)
     parameters = policy.trainable()

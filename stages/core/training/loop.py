@@ -109,8 +109,8 @@ class Training:
         records = self.state.restore()
         self.steps = [Step(**step) for step in records["steps"]]
         self.curve = [Progress(**point) for point in records["curve"]]
-        self.total = num_steps(len(pairs), settings)
-        self.order = _order(len(pairs), self.total * settings.batch_pairs, seed)
+        self.total = num_steps(pairs.num_items, settings)
+        self.order = _order(pairs.num_items, self.total * settings.batch_pairs, seed)
 
     def run(self) -> tuple[list[Step], list[Progress]]:
         """Train the policy in place; one record per step, and the held-out curve.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stages.core.method.listwise import Lists, listwise_loss
 from stages.core.method.noising import Draws
 from stages.core.method.objective import (
     LOSSES,
@@ -34,23 +35,19 @@ def batch_loss(
 ) -> dict[str, Tensor]:
     """The mean loss of some pairs and what is logged with it; winner and loser share their draw.
 
+    Where pairs make lists, `rows` are lists, the loss is their mean, and all images of a list share its draw.
     Captions are left out where `dropped` is true. The reference predicts first: what is computed
     twice by gradient checkpointing must see the policy's adapter.
     """
+    if pairs.lists is not None:
+        rows, owner = pairs.lists.members(rows)
+        draws, dropped = Draws(draws.timesteps[owner], draws.noise[owner]), dropped[owner]
     errors = pair_errors(model, policy, reference, pairs, rows, draws, dropped)
     logit = preference_logit(errors, settings.dpo_beta)
-    loss = LOSSES[settings.loss](
-        errors,
-        LossSettings(
-            dpo_beta=settings.dpo_beta,
-            label_smoothing=wrong_shares(
-                None if pairs.probability is None else pairs.probability[rows].to(logit.device),
-                settings.label_smoothing,
-            ),
-            num_timesteps=model.num_timesteps,
-            mean_gain=mean_gain,
-        ),
-    )
+    if pairs.lists is not None:
+        loss = list_losses(errors, pairs.lists, rows, owner, settings.dpo_beta)
+    else:
+        loss = pair_losses(errors, model, pairs, rows, settings, mean_gain)
     return {
         "loss": loss.mean(),
         "implicit_accuracy": (logit > 0).float().mean(),
@@ -58,6 +55,51 @@ def batch_loss(
         "winner_error": (errors.policy_w - errors.reference_w).mean(),
         "loser_error": (errors.policy_l - errors.reference_l).mean(),
     }
+
+
+def pair_losses(
+    errors: PairErrors,
+    model: DiffusionModel,
+    pairs: EncodedPairs,
+    rows: Int[Tensor, " chosen"],
+    settings: TrainingSettings,
+    mean_gain: float,
+) -> Float[Tensor, " chosen"]:
+    """The loss of each pair."""
+    return LOSSES[settings.loss](
+        errors,
+        LossSettings(
+            dpo_beta=settings.dpo_beta,
+            label_smoothing=wrong_shares(
+                None
+                if pairs.probability is None
+                else pairs.probability[rows].to(errors.policy_w.device),
+                settings.label_smoothing,
+            ),
+            num_timesteps=model.num_timesteps,
+            mean_gain=mean_gain,
+        ),
+    )
+
+
+def list_losses(
+    errors: PairErrors,
+    lists: Lists,
+    rows: Int[Tensor, " chosen"],
+    owner: Int[Tensor, " chosen"],
+    dpo_beta: float,
+) -> Float[Tensor, " list"]:
+    """The loss of each list whose pairs stand at `rows`, by its place in `owner`."""
+    device = errors.policy_w.device
+    preference = torch.cat([lists.winner[rows], lists.loser[rows]]).to(device)
+    policy = torch.cat([errors.policy_w, errors.policy_l])
+    reference = torch.cat([errors.reference_w, errors.reference_l])
+    both = owner.repeat(2)
+    found = []
+    for number in range(int(owner.max()) + 1):
+        own = (both == number).nonzero().squeeze(1).to(device)
+        found.append(listwise_loss(policy[own], reference[own], preference[own], dpo_beta))
+    return torch.stack(found)
 
 
 def pair_errors(
