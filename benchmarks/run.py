@@ -286,7 +286,7 @@ def training_arms(model: DiffusionModel, suite: Suite) -> Arms:
         reset()
         Training(
             model, policy, reference, encoded, settings, seed=SEED, work=Path(tempfile.gettempdir()) / "unused",
-            identity="", processes=Processes(model.device), execution=Execution(save_every=10**9),
+            identity="", processes=Processes(model.device), execution=Execution(save_minutes=10**9),
         ).run()  # fmt: skip
         return way()
 

@@ -28,19 +28,18 @@ from benchmarks.small_data import ATTENTION, first_rows
 from benchmarks.world import Pictures
 from stages.core.artifacts.files import replacing, write_text
 from stages.core.artifacts.images import decode_image
-from stages.core.artifacts.joins import join_latents
 from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
-from stages.core.artifacts.tables import read_table
 from stages.core.method.calibration import log_losses, softened_log_loss
 from stages.core.method.objective import PairErrors, preference_logit
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser, LoraSettings
-from stages.core.policies.encoding import encode_pairs
 from stages.core.policies.generation import SamplingSettings, generate
+from stages.core.policies.pair_files import human_pairs
 from stages.core.training.early_stopping import kept_score
-from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress, read_held_out
+from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress
 from stages.core.training.loop import Training
+from stages.core.training.pair_data import encode
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings
 from stages.shapes.oracle import total
@@ -188,17 +187,19 @@ def train(args: Args, arm: Arm, pictures: Pictures) -> list[dict[str, object]]:
             ("preferences_latents.parquet", PAIR_LATENTS),
         )
     )
-    table = join_latents(
-        read_table(preferences, PREFERENCES, ["pair_id", "prompt"]),
-        read_table(latents, PAIR_LATENTS),
-        latents,
-    )
     files = HeldOutFiles(
         preferences=seed / "holdout.parquet", latents=seed / "holdout_latents.parquet",
         num_pairs=args.held_out, num_draws=args.draws, every_steps=args.every_steps,
     )  # fmt: skip
-    held_out = read_held_out(model, files, seed_of(arm.seed, "held_out"))
-    assert held_out is not None
+    processes = Processes(model.device)
+    encoded = encode(
+        model,
+        {"trained": human_pairs(preferences, latents), "held_out": files.tables()},
+        folder / "pairs",
+        arm.name,
+        processes,
+    )
+    held_out = HeldOut.of(files, encoded["held_out"], seed_of(arm.seed, "held_out"))
     usual = SamplingSettings(
         sampler="ddim", num_inference_steps=12, guidance_scale=args.guidance_scale
     )
@@ -221,9 +222,9 @@ def train(args: Args, arm: Arm, pictures: Pictures) -> list[dict[str, object]]:
     lora = LoraSettings(rank=arm.rank, alpha=float(arm.rank or 16), target_modules=ATTENTION)
     policy, reference = model.load_for_training(None, None, lora, seed_of(arm.seed, "train_seed"))
     Training(
-        model, policy, reference, encode_pairs(model, table, str(latents)), settings,
+        model, policy, reference, encoded["trained"], settings,
         seed=seed_of(arm.seed, "train_seed"), work=folder / "state", identity=arm.name,
-        processes=Processes(model.device), execution=Execution(save_every=10**9), held_out=scored,
+        processes=processes, execution=Execution(save_every=10**9), held_out=scored,
     ).run()  # fmt: skip
     shutil.rmtree(folder)
     return rows

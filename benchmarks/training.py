@@ -182,7 +182,7 @@ def child(job: dict[str, Any]) -> dict[str, float]:
     how = Execution(
         micro_batch_pairs=row.micro_batch_pairs,
         gradient_checkpointing=row.gradient_checkpointing,
-        save_every=10**9,
+        save_minutes=10**9,
     )
 
     def train(passes: float) -> float:

@@ -22,7 +22,7 @@ from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
 from stages.core.policies.encoding import encode_captions
-from stages.core.training.held_out import HeldOutFiles, read_held_out
+from stages.core.training.held_out import HeldOutFiles
 from stages.core.training.online.judges import ImageJudge, StepJudge, load_self_judge
 from stages.core.training.online.rounds import Asked
 from stages.core.training.online.run import OnlineOutputs, train_online_policy
@@ -91,7 +91,6 @@ def main(args: Args) -> None:
             folder=args.training.parent / "trackers",
         )
         model = load_model(args.model, device=processes.device)
-        held_out = read_held_out(model, args.held_out, seed_of(args.seed, "held_out"))
         asked = read_prompts(model, args)
         run.rows_in = len(asked.prompts)
         run.rows_out = train_online_policy(
@@ -107,6 +106,8 @@ def main(args: Args) -> None:
                 reference=args.reference,
                 lora=args.lora,
                 seed=seed_of(args.seed, "train_online"),
+                held_out=args.held_out,
+                held_out_seed=seed_of(args.seed, "held_out"),
             ),
             OnlineOutputs(
                 policy=args.output,
@@ -118,7 +119,6 @@ def main(args: Args) -> None:
             processes=processes,
             execution=args.execution,
             prompts_per_batch=args.prompts_per_batch,
-            held_out=held_out,
         )
 
 
@@ -134,18 +134,16 @@ def inputs_of(args: Args) -> list[Path]:
 
 
 def read_prompts(model: DiffusionModel, args: Args) -> Asked:
-    """The prompts with their conditioning; UserError if there is none. The text encoders are let go."""
+    """The prompts with their conditioning; UserError if there is none."""
     table = read_table(args.prompts, PROMPTS)
     names, prompts = (table.column(name).to_pylist() for name in ("prompt_id", "prompt"))
     if not prompts:
         raise UserError(f"{args.prompts} has no prompt; online training needs at least one")
-    asked = Asked(
+    return Asked(
         prompts=list(zip(names, prompts, strict=True)),
         text=encode_captions(model, prompts),
         unconditional=model.unconditional(),
     )
-    model.release(*model.encoder_parts)
-    return asked
 
 
 def load_step_judge(model: DiffusionModel, args: Args) -> StepJudge:

@@ -9,22 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
 import tyro
 
-from stages.core.artifacts.decisions import read_decisions, turned
-from stages.core.artifacts.joins import join_latents
+from stages.core.artifacts.decisions import read_decisions
 from stages.core.artifacts.provenance import BASE
-from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
-from stages.core.artifacts.tables import read_table
+from stages.core.artifacts.schemas import PREFERENCES
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, log, run_stage, stage
 from stages.core.method.seeding import seed_of
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
-from stages.core.policies.encoding import encode_pairs
-from stages.core.training.held_out import HeldOutFiles, read_held_out
+from stages.core.policies.pair_files import PairTables, human_pairs
+from stages.core.training.held_out import HeldOutFiles
 from stages.core.training.processes import Processes
 from stages.core.training.run import Outputs, Task, train_policy
 from stages.core.training.settings import Execution, TrainingSettings
@@ -57,7 +54,7 @@ class Args:
     held_out_curve: Path
     """Where the held-out measures go (schema held_out_curve)."""
     work: Path
-    """Folder for the training state; removed when the training has ended."""
+    """Folder for the training's state and its encoded pairs; removed when the training has ended."""
     execution: Execution = field(default_factory=Execution)
     """How it runs: micro-batches, gradient checkpointing, saved states."""
     live_encoding: bool = False
@@ -77,16 +74,9 @@ def main(args: Args) -> None:
             folder=args.training.parent / "trackers",
         )
         model = load_model(args.model, device=processes.device)
-        images = ["winner", "loser"] if args.live_encoding else []
-        table = join_latents(
-            read_table(args.preferences, PREFERENCES, ["pair_id", "prompt", *images]),
-            read_table(args.latents, PAIR_LATENTS),
-            args.latents,
-        )
-        run.rows_in = len(table)
-        table = heed_decisions(table, args)
-        pairs = encode_pairs(model, table, str(args.latents), is_live=args.live_encoding)
-        del table  # as large as the pairs
+        pairs = human_pairs(args.preferences, args.latents, is_live=args.live_encoding)
+        run.rows_in = len(pairs)
+        pairs = heed_decisions(pairs, args)
         run.rows_out = train_policy(
             model,
             pairs,
@@ -99,6 +89,8 @@ def main(args: Args) -> None:
                 reference=BASE,
                 lora=args.lora,
                 seed=seed_of(args.seed, "train_seed"),
+                held_out=args.held_out,
+                held_out_seed=seed_of(args.seed, "held_out"),
             ),
             Outputs(
                 policy=args.output,
@@ -108,23 +100,22 @@ def main(args: Args) -> None:
             ),
             processes=processes,
             execution=args.execution,
-            held_out=read_held_out(model, args.held_out, seed_of(args.seed, "held_out")),
         )
 
 
-def heed_decisions(table: pa.Table, args: Args) -> pa.Table:
+def heed_decisions(pairs: PairTables, args: Args) -> PairTables:
     """The pairs that nobody vetoed, the flipped ones exchanged; all as they are without decisions.
 
     UserError if all are vetoed.
     """
     if not args.decisions:
-        return table
+        return pairs
     decisions = read_decisions(args.decisions)
     decided = decisions.about(args.preferences, PREFERENCES)
-    kept = decided.kept(len(table))
+    kept = decided.kept(len(pairs))
     if not kept:
         raise UserError(
-            f"all {len(table)} pairs of {args.preferences} are vetoed in "
+            f"all {len(pairs)} pairs of {args.preferences} are vetoed in "
             f"{' and '.join(map(str, args.decisions))}: there is nothing to train on. Take some vetoes back "
             "with python -m stages.audit."
         )
@@ -133,7 +124,7 @@ def heed_decisions(table: pa.Table, args: Args) -> pa.Table:
         "no pair has their images", len(decisions), len(decided.vetoed), len(decided.flipped),
         decided.num_as_wished, decisions.num_stale,
     )  # fmt: skip
-    return turned(table.take(kept), kept, decided.flipped)
+    return pairs.decided(kept, decided.flipped)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Example: paste the line from logs/<run>/iter01/update_policy.log
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,8 +14,6 @@ import torch
 import tyro
 from jaxtyping import Float
 
-from stages.core.artifacts.schemas import PAIR_LATENTS, TRAINING_PAIRS
-from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.core.method.listwise import Lists, lists_of
@@ -23,8 +21,8 @@ from stages.core.method.seeding import seed_of
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
-from stages.core.policies.encoding import encode_pairs
-from stages.core.training.held_out import HeldOutFiles, read_held_out
+from stages.core.policies.pair_files import mixed_pairs
+from stages.core.training.held_out import HeldOutFiles
 from stages.core.training.processes import Processes
 from stages.core.training.run import Outputs, Task, train_policy
 from stages.core.training.settings import Execution, TrainingSettings
@@ -59,7 +57,7 @@ class Args:
     held_out_curve: Path
     """Where the held-out measures go (schema held_out_curve)."""
     work: Path
-    """Folder for the training state; removed when the training has ended."""
+    """Folder for the training's state and its encoded pairs; removed when the training has ended."""
     execution: Execution = field(default_factory=Execution)
     """How it runs: micro-batches, gradient checkpointing, saved states."""
     live_encoding: bool = False
@@ -86,18 +84,13 @@ def main(args: Args) -> None:
             folder=args.training.parent / "trackers",
         )
         model = load_model(args.model, device=processes.device)
-        images = ["winner", "loser"] if args.live_encoding else []
-        names = ["prompt_id", "winner_score", "loser_score"] if args.listwise else []
-        columns = ["prompt", "source", "probability", *names, *images]
-        columns += PAIR_LATENTS.arrow.names[1:]
-        table = read_table(args.preferences, TRAINING_PAIRS, columns)
-        run.rows_in = len(table)
-        pairs = encode_pairs(model, table, str(args.preferences), is_live=args.live_encoding)
-        if args.soft_labels:
-            pairs = replace(pairs, probability=soft_labels(table, args.preferences))
-        if args.listwise:
-            pairs = replace(pairs, lists=lists_in(table, args.preferences))
-        del table  # as large as the pairs
+        pairs = mixed_pairs(
+            args.preferences,
+            is_live=args.live_encoding,
+            label=soft_labels if args.soft_labels else None,
+            listed=lists_in if args.listwise else None,
+        )
+        run.rows_in = len(pairs)
         run.rows_out = train_policy(
             model,
             pairs,
@@ -110,6 +103,8 @@ def main(args: Args) -> None:
                 reference=args.reference,
                 lora=args.lora,
                 seed=seed_of(args.seed, "update_policy", args.iteration),
+                held_out=args.held_out,
+                held_out_seed=seed_of(args.seed, "held_out"),
             ),
             Outputs(
                 policy=args.output,
@@ -119,7 +114,6 @@ def main(args: Args) -> None:
             ),
             processes=processes,
             execution=args.execution,
-            held_out=read_held_out(model, args.held_out, seed_of(args.seed, "held_out")),
         )
 
 

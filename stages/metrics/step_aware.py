@@ -57,7 +57,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, timesteps: Int[Tensor, " image"]) -> Rows:
         """The embedding of each timestep."""
-        found: Rows = self.mlp(sinusoids(timesteps).to(self.mlp[0].weight.dtype))
+        found: Rows = self.mlp(sinusoids(timesteps).to(next(self.parameters()).dtype))
         return found
 
 

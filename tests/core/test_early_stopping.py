@@ -16,7 +16,7 @@ from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
 from stages.core.policies.encoding import EncodedPairs
 from stages.core.training.early_stopping import KeptWeights, Score, kept_score, standard_error
-from stages.core.training.held_out import HeldOut, Progress, kept_step, scores_of
+from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress, kept_step, scores_of
 from stages.core.training.loop import Step, Training
 from stages.core.training.processes import Processes
 from stages.core.training.run import Task, refuse_untouched
@@ -284,6 +284,8 @@ def test_a_seed_training_without_gain_is_no_policy_and_an_update_says_so(
         reference="base",
         lora=FULL,
         seed=0,
+        held_out=HeldOutFiles(preferences=Path("holdout"), latents=Path("latents")),
+        held_out_seed=0,
     )
     with pytest.raises(
         UserError, match="none of 1 scores .* better than the base.*No policy was written"

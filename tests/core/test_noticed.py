@@ -26,7 +26,7 @@ from stages.core.evaluation.judge_guards import (
 from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.families import load_model
-from stages.core.policies.encoding import EncodedPairs, encode_pairs
+from stages.core.policies.encoding import EncodedPairs
 from stages.core.training.held_out import HeldOut
 from stages.core.training.loop import Training
 from stages.core.training.processes import Processes
@@ -95,22 +95,6 @@ def test_weights_decay_by_the_learning_rate_times_the_decay(
     for name, weight in before.items():
         expected = plain[name] - SETTINGS.learning_rate * 0.5 * weight
         torch.testing.assert_close(decayed[name], expected, atol=3e-7, rtol=0)
-
-
-def test_each_side_of_a_pair_has_its_own_geometry(model: DiffusionModel) -> None:
-    latents = [0.0] * (model.latents_shape[0] * model.latents_shape[1] * model.latents_shape[2])
-    table = pa.table(
-        {
-            "prompt": [CAPTIONS[0]],
-            "winner_latents": pa.array([latents], pa.list_(pa.float32())),
-            "loser_latents": pa.array([latents], pa.list_(pa.float32())),
-            "winner_geometry": [[1, 2, 3, 4, 5, 6]],
-            "loser_geometry": [[7, 8, 9, 10, 11, 12]],
-        }
-    )
-    found = encode_pairs(model, table, "here")
-    assert found.winner_geometry.tolist() == [[1, 2, 3, 4, 5, 6]]
-    assert found.loser_geometry.tolist() == [[7, 8, 9, 10, 11, 12]]
 
 
 def evidence(**known: Any) -> Evidence:

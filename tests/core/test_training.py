@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from stages.core.models.denoiser import Denoiser, LoraSettings
 from stages.core.models.loading import Source
 from stages.core.models.stable_diffusion import StableDiffusion
 from stages.core.policies.encoding import EncodedPairs
+from stages.core.training import loop
 from stages.core.training.loop import Step, Training, TrainingError
 from stages.core.training.pair_losses import batch_loss
 from stages.core.training.processes import Processes
@@ -86,7 +88,8 @@ def train(
     policy: Denoiser | None = None,
     reference: Denoiser | None = None,
     identity: str = "one",
-    save_every: int = 2,
+    save_every: int | None = 2,
+    save_minutes: float = 10.0,
 ) -> tuple[list[Step], dict[str, Tensor]]:
     policy = policy or model.load_denoiser()
     steps, _ = Training(
@@ -99,7 +102,7 @@ def train(
         work=work,
         identity=identity,
         processes=Processes(CPU),
-        execution=Execution(save_every=save_every),
+        execution=Execution(save_every=save_every, save_minutes=save_minutes),
     ).run()
     return steps, policy.state_dict()
 
@@ -310,6 +313,35 @@ def test_an_interrupted_training_continues_and_ends_bit_identical_to_an_unbroken
     )
     resumed = failing(tiny_base, -1)
     steps, weights = train(resumed, pairs, work)
+    assert resumed.calls == 6 - saved
+    assert without_speed(steps) == without_speed(unbroken)
+    assert same(weights, expected)
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(1, 0), (4, 3), (5, 4), (20, 5)])
+def test_a_state_is_saved_at_the_first_step_after_ten_minutes_and_continued_to_the_same_weights(
+    tiny_base: str,
+    model: DiffusionModel,
+    pairs: EncodedPairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    minutes: int,
+    saved: int,
+) -> None:
+    """By a clock on which a step takes so many minutes; the sixth step is interrupted."""
+    unbroken, expected = train(model, pairs, tmp_path / "unbroken", save_every=None)
+    assert not (tmp_path / "unbroken").exists()
+    slow, work = failing(tiny_base, 6), tmp_path / "work"
+    with monkeypatch.context() as patch:
+        clock = SimpleNamespace(monotonic=lambda: 60.0 * minutes * slow.calls)
+        patch.setattr(loop, "time", clock)
+        with pytest.raises(Interrupted):
+            train(slow, pairs, work, save_every=None)
+    assert sorted(path.name for path in work.glob("*")) == (
+        ["state.json", f"step-{saved:06d}.pt"] if saved else []
+    )
+    resumed = failing(tiny_base, -1)
+    steps, weights = train(resumed, pairs, work, save_every=None)
     assert resumed.calls == 6 - saved
     assert without_speed(steps) == without_speed(unbroken)
     assert same(weights, expected)

@@ -24,7 +24,7 @@ from stages.core.artifacts.provenance import ArtifactError, policy_digest
 from stages.core.errors import UserError
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.policy import Policy
-from stages.core.training.loop import TrainingError
+from stages.core.training.loop import Training, TrainingError
 from stages.core.training.settings import Execution
 from tests.builders import LORA, read_rows
 
@@ -86,6 +86,71 @@ def test_live_encoding_gives_the_same_loss(seed_trained: train_seed.Args, tmp_pa
     train_seed.main(live)
     for row, other in zip(read_rows(live.training), read_rows(seed_trained.training), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+def interrupted(args: train_seed.Args, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A training that ends before its first step; the files of encoded pairs that it leaves."""
+
+    def fail(self: Training) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run", fail)
+        with pytest.raises(KeyboardInterrupt):
+            train_seed.main(args)
+    return sorted(args.work.rglob("*.safetensors"))
+
+
+def test_a_training_that_is_started_again_encodes_nothing_twice(
+    seed_trained: train_seed.Args,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    args = elsewhere(seed_trained, tmp_path)
+    files = interrupted(args, monkeypatch)
+    assert [str(file.relative_to(args.work)) for file in files] == [
+        "pairs/held_out/captions.safetensors",
+        "pairs/held_out/latents.safetensors",
+        "pairs/trained/captions.safetensors",
+        "pairs/trained/latents.safetensors",
+    ]
+    before = [file.stat().st_ino for file in files]
+    assert interrupted(args, monkeypatch) == files
+    assert [file.stat().st_ino for file in files] == before
+    with caplog.at_level("INFO"):
+        train_seed.main(args)
+    assert caplog.text.count("is there already") == 4
+    assert policy_digest(args.output) == policy_digest(seed_trained.output)
+    assert not args.work.exists()
+
+
+def test_encoded_pairs_that_the_disk_has_damaged_are_said_and_made_anew(
+    seed_trained: train_seed.Args,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    args = elsewhere(seed_trained, tmp_path)
+    *_, captions, latents = interrupted(args, monkeypatch)
+    data = bytearray(captions.read_bytes())
+    data[-5] ^= 1
+    captions.write_bytes(data)
+    latents.write_bytes(latents.read_bytes()[:-1])
+    train_seed.main(args)
+    assert f"{captions} is not what was written: the disk has damaged it" in caplog.text
+    assert policy_digest(args.output) == policy_digest(seed_trained.output)
+
+
+def test_encoded_pairs_of_another_training_are_not_used(
+    seed_trained: train_seed.Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = elsewhere(seed_trained, tmp_path)
+    interrupted(replace(args, seed=1), monkeypatch)
+    before = {file: file.stat().st_ino for file in args.work.rglob("*.safetensors")}
+    after = {file: file.stat().st_ino for file in interrupted(args, monkeypatch)}
+    assert before.keys() == after.keys()
+    assert all(after[file] != inode for file, inode in before.items())
 
 
 def test_tensorboard_shows_the_steps_and_the_held_out_curve_of_the_tables(

@@ -789,6 +789,7 @@ ROWS = [
                 "micro_batch_pairs": 2,
                 "gradient_checkpointing": True,
                 "save_every": 9,
+                "save_minutes": 3,
                 "trackers": ["tensorboard"],
                 "candidate_prompts_per_batch": 1,
                 "online_prompts_per_batch": 2,

@@ -152,7 +152,7 @@ onstart:
 
 def training_execution():
     """How a training runs, as one resource: Snakemake reruns nothing when it changes."""
-    keys = ("micro_batch_pairs", "save_every")
+    keys = ("micro_batch_pairs", "save_every", "save_minutes")
     words = [flags({key: EXECUTION[key] for key in keys}, "execution")]
     if EXECUTION["gradient_checkpointing"]:
         words.append("--execution.gradient-checkpointing")

@@ -14,11 +14,16 @@ from stages.core.errors import UserError
 
 def join_latents(pairs: pa.Table, latents: pa.Table, path: Path) -> pa.Table:
     """The pairs with their latents beside them. UserError unless both list the same pairs."""
-    if pairs.column("pair_id").to_pylist() != latents.column("pair_id").to_pylist():
-        raise _other_pairs(path)
+    refuse_other_pairs(pairs, latents, path)
     for name in PAIR_LATENTS.arrow.names[1:]:
         pairs = pairs.append_column(name, latents.column(name))
     return pairs
+
+
+def refuse_other_pairs(pairs: pa.Table, latents: pa.Table, path: Path) -> None:
+    """UserError unless the pairs and the latents of `path` are those of the same pairs."""
+    if pairs.column("pair_id").to_pylist() != latents.column("pair_id").to_pylist():
+        raise _other_pairs(path)
 
 
 def joined_batches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core.artifacts.images import decode_image, to_model_input
+from stages.core.artifacts.tensor_files import TensorFile
 from stages.core.errors import UserError
 from stages.core.method.listwise import Lists
 from stages.core.models.adapter import DiffusionModel
@@ -42,6 +43,8 @@ class EncodedPairs:
     """That the winner is preferred, for soft labels; None takes every label as certain."""
     lists: Lists | None = None
     """Which pairs make one ranked list, for the listwise loss; None trains on each pair alone."""
+    files: tuple[TensorFile, ...] = ()
+    """Where latents and conditionings are mapped from, if they are not in memory."""
 
     def __len__(self) -> int:
         return len(self.winner)
@@ -50,6 +53,11 @@ class EncodedPairs:
     def num_items(self) -> int:
         """What a training takes in turn: pairs, or lists of them."""
         return len(self) if self.lists is None else len(self.lists.rows)
+
+    def let_go(self) -> None:
+        """Give back the memory of the rows read so far. ArtifactError if a file has been cut short."""
+        for file in self.files:
+            file.let_go()
 
 
 def latents_tensor(
@@ -73,6 +81,13 @@ def latents_tensor(
 
 def encode_captions(model: DiffusionModel, captions: Sequence[str]) -> Conditioning:
     """Conditioning of each caption, on the CPU; says how many are cut to the encoder's length."""
+    parts = list(encoded_parts(model, captions))
+    names = parts[0].tensors
+    return Conditioning({name: torch.cat([part[name] for part in parts]) for name in names})
+
+
+def encoded_parts(model: DiffusionModel, captions: Sequence[str]) -> Iterator[Conditioning]:
+    """As `encode_captions`, some captions after the others."""
     truncated = model.num_truncated(captions)
     if truncated:
         log.warning(
@@ -81,54 +96,14 @@ def encode_captions(model: DiffusionModel, captions: Sequence[str]) -> Condition
             len(captions),
         )
     cpu = torch.device("cpu")
-    parts = [
-        model.encode_text(captions[start : start + CAPTIONS_PER_BATCH]).to(cpu)
-        for start in range(0, len(captions), CAPTIONS_PER_BATCH)
-    ]
-    whole = parts[0]
-    names = whole.tensors
-    return Conditioning({name: torch.cat([part[name] for part in parts]) for name in names})
+    for start in range(0, len(captions), CAPTIONS_PER_BATCH):
+        yield model.encode_text(captions[start : start + CAPTIONS_PER_BATCH]).to(cpu)
 
 
-def encode_pairs(
-    model: DiffusionModel, table: pa.Table, where: str, *, is_live: bool = False
-) -> EncodedPairs:
-    """Latents and caption conditionings of a table with prompt, geometry and latents columns.
-
-    Live encoding takes the images instead of the latents. Neither VAE nor text encoder is kept.
-    """
-    prompts: list[str] = table.column("prompt").to_pylist()
-    different = sorted(set(prompts))
-    row_of = {prompt: row for row, prompt in enumerate(different)}
-    text = encode_captions(model, [*different, ""])
-    sides = {
-        side: _encode_live(model, table.column(side))
-        if is_live
-        else latents_tensor(table.column(f"{side}_latents"), model.latents_shape, where)
-        for side in ("winner", "loser")
-    }
-    model.release("vae", *model.encoder_parts)
-    return EncodedPairs(
-        winner=sides["winner"],
-        loser=sides["loser"],
-        caption=torch.tensor([row_of[prompt] for prompt in prompts]),
-        text=text,
-        winner_geometry=_geometry(table.column("winner_geometry")),
-        loser_geometry=_geometry(table.column("loser_geometry")),
-    )
-
-
-def _geometry(column: pa.ChunkedArray) -> Int[Tensor, "row six"]:
-    return torch.tensor(column.to_pylist(), dtype=torch.int64).reshape(-1, 6)
-
-
-def _encode_live(
+def encode_stored_images(
     model: DiffusionModel, column: pa.ChunkedArray
 ) -> Float[Tensor, "row channel height width"]:
-    parts = []
-    for start in range(0, len(column), IMAGES_PER_BATCH):
-        data = column.slice(start, IMAGES_PER_BATCH).to_pylist()
-        images = [decode_image(image["bytes"]) for image in data]
-        pixels = torch.from_numpy(to_model_input(images, model.image_size))
-        parts.append(model.encode_images(pixels).float().cpu())
-    return torch.cat(parts)
+    """Latents of the images of a column, in float32 on the CPU; all of them go at once."""
+    images = [decode_image(image["bytes"]) for image in column.to_pylist()]
+    pixels = torch.from_numpy(to_model_input(images, model.image_size))
+    return model.encode_images(pixels).float().cpu()

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.core.artifacts.joins import join_latents
-from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
-from stages.core.artifacts.tables import read_table
 from stages.core.method.calibration import log_losses, softened_log_loss
 from stages.core.method.noising import Draws, training_draws
 from stages.core.method.objective import PairErrors, preference_logit
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
-from stages.core.policies.encoding import EncodedPairs, encode_pairs
+from stages.core.policies.encoding import EncodedPairs
+from stages.core.policies.pair_files import PairTables, human_pairs
 from stages.core.training.early_stopping import Score, kept_score
 from stages.core.training.pair_losses import pair_errors
 from stages.core.training.settings import TrainingSettings
@@ -43,22 +41,11 @@ class HeldOutFiles:
         """The files, as inputs of what is trained beside them."""
         return [self.preferences, self.latents]
 
-
-def read_held_out(model: DiffusionModel, held_out: HeldOutFiles, seed: int) -> HeldOut | None:
-    """The pairs with fixed draws; None if none are to be scored."""
-    if held_out.num_pairs < 1:
-        return None
-    table = join_latents(
-        read_table(held_out.preferences, PREFERENCES, ["pair_id", "prompt"]),
-        read_table(held_out.latents, PAIR_LATENTS),
-        held_out.latents,
-    ).slice(0, held_out.num_pairs)
-    return HeldOut(
-        pairs=encode_pairs(model, table, str(held_out.latents)),
-        num_draws=held_out.num_draws,
-        every_steps=held_out.every_steps,
-        seed=seed,
-    )
+    def tables(self) -> PairTables | None:
+        """The pairs that are scored; None if none are."""
+        if self.num_pairs < 1:
+            return None
+        return human_pairs(self.preferences, self.latents, num_pairs=self.num_pairs)
 
 
 @dataclass(frozen=True)
@@ -90,6 +77,13 @@ class HeldOut:
     seed: int
     rows_per_batch: int = 32
     """Pairs at once; fewer if the training's micro-batches are smaller."""
+
+    @classmethod
+    def of(cls, files: HeldOutFiles, pairs: EncodedPairs | None, seed: int) -> HeldOut | None:
+        """The pairs of these files with draws of their own; None where there are none."""
+        if pairs is None:
+            return None
+        return cls(pairs=pairs, num_draws=files.num_draws, every_steps=files.every_steps, seed=seed)
 
     def score(
         self,
@@ -143,6 +137,7 @@ class HeldOut:
                         torch.zeros(len(rows[part]), dtype=torch.bool),
                     )
                 )  # fmt: skip
+        self.pairs.let_go()
         return PairErrors(
             *(torch.cat([getattr(e, part.name) for e in found]) for part in fields(PairErrors))
         )

@@ -62,8 +62,8 @@ class Step:
 class Training:
     """One training of a policy on pairs: what it works on, and what it has shown so far.
 
-    The state is saved in `work` every `save_every` steps under `identity`: the same training,
-    started again after an interruption, continues from there and ends with the same weights.
+    The state is saved in `work` by minutes or steps under `identity`: the same training, started
+    again after an interruption, continues from there and ends with the same weights.
     Several processes share each batch; what a pair draws does not depend on how many there are.
     Paper: SAIL Alg. 1; Diffusion-DPO's loss on mean errors.
     """
@@ -110,6 +110,7 @@ class Training:
         self.steps = [Step(**step) for step in records["steps"]]
         self.curve = [Progress(**point) for point in records["curve"]]
         self.total = num_steps(pairs.num_items, settings)
+        self.saved_at = time.monotonic()
         self.order = _order(pairs.num_items, self.total * settings.batch_pairs, seed)
 
     def run(self) -> tuple[list[Step], list[Progress]]:
@@ -136,7 +137,7 @@ class Training:
             self._score(self.held_out, 0)
         left = range(len(self.steps) + 1, self.total + 1)
         for number in progress(left, "training", "pairs", self.settings.batch_pairs):
-            is_asked_to_stop = self._take_step(number)
+            is_asked_to_stop, is_due = self._take_step(number)
             if self.held_out is not None and self._is_scored_at(self.held_out, number):
                 self._score(self.held_out, number)
                 if self._has_stopped_gaining():
@@ -146,7 +147,7 @@ class Training:
                 return
             if is_asked_to_stop:
                 self._stop()
-            if number % self.execution.save_every == 0:
+            if is_due:
                 self._save()
 
     def _put_final_weights(self) -> None:
@@ -155,8 +156,8 @@ class Training:
             self.average.copy_to(self.parameters)
         self.kept.put_back()
 
-    def _take_step(self, number: int) -> bool:
-        """One optimizer step; whether SIGTERM has come to any of the processes meanwhile."""
+    def _take_step(self, number: int) -> tuple[bool, bool]:
+        """One optimizer step; whether SIGTERM has come to any of the processes, and whether to save the state."""
         started = time.monotonic()
         settings, processes = self.settings, self.processes
         rate = _learning_rate(number, self.total, settings)
@@ -167,9 +168,13 @@ class Training:
         measures = self._accumulate(rows, seed_of(self.seed, "draws", number))
         if measures is None:
             self._stop()
-        asked = torch.tensor(float(STOP.is_asked), device=processes.device)
-        values = processes.mean({**measures, "asked": asked})
-        is_asked = values.pop("asked") > 0  # by one of the processes: all stop together
+        asked, due = (
+            torch.tensor(float(each), device=processes.device)
+            for each in (STOP.is_asked, self._is_due(number))
+        )
+        values = processes.mean({**measures, "asked": asked, "due": due})
+        # By one of the processes, whose clocks differ: all stop together, and save together.
+        is_asked, is_due = (values.pop(name) > 0 for name in ("asked", "due"))
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, settings.gradient_clip))
         _refuse_not_finite(number, values["loss"], norm, self.scaler, self.state)
@@ -185,8 +190,9 @@ class Training:
             **values,
         )
         self.steps.append(step)
+        self.pairs.let_go()
         processes.track(asdict(step), number)
-        return is_asked
+        return is_asked, is_due
 
     def _accumulate(self, rows: Int[Tensor, " batch"], step_seed: int) -> dict[str, Tensor] | None:
         """Gradients of the batch's mean loss, from this process's share of it; the share's measures.
@@ -276,12 +282,19 @@ class Training:
         )
         return found["is_over"] > 0  # all stop together
 
+    def _is_due(self, number: int) -> bool:
+        """Whether the state is to be saved after a step."""
+        every = self.execution.save_every
+        minutes = (time.monotonic() - self.saved_at) / 60
+        return minutes >= self.execution.save_minutes or bool(every and number % every == 0)
+
     def _save(self) -> None:
         if self.processes.is_main:
             self.state.save(
                 [asdict(step) for step in self.steps], [asdict(point) for point in self.curve]
             )
         self.processes.wait()
+        self.saved_at = time.monotonic()
 
     def _stop(self) -> NoReturn:
         self._save()

@@ -19,11 +19,12 @@ from stages.core.execution.locks import held
 from stages.core.execution.stopping import STOP
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LoraSettings
-from stages.core.policies.encoding import EncodedPairs
 from stages.core.policies.loading import finished
+from stages.core.policies.pair_files import PairTables
 from stages.core.policies.saving import save_policy
-from stages.core.training.held_out import HeldOut, Progress, kept_step
+from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress, kept_step
 from stages.core.training.loop import Step, Training
+from stages.core.training.pair_data import encode
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings, needs_reference
 
@@ -44,7 +45,7 @@ class Outputs:
     held_out_curve: Path
     """Measures of the held-out pairs on the way (schema held_out_curve)."""
     work: Path
-    """Training state; removed when the training has ended."""
+    """Training state and encoded pairs; removed when the training has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,30 +66,41 @@ class Task:
     """Rank 0 is a full fine-tune."""
     seed: int
     """Decides order, timesteps, noise and the first LoRA weights."""
+    held_out: HeldOutFiles
+    """Human pairs that are scored on the way."""
+    held_out_seed: int
+    """Decides their timesteps and noise."""
 
 
 def train_policy(
     model: DiffusionModel,
-    pairs: EncodedPairs,
+    tables: PairTables,
     settings: TrainingSettings,
     task: Task,
     outputs: Outputs,
     *,
     processes: Processes,
     execution: Execution,
-    held_out: HeldOut | None,
 ) -> int:
     """Train and write the policy folder; the number of steps.
 
     Nothing is written under the policy's folder before the training has ended; the manifest comes
     last. Of several processes only the main one writes.
     """
-    if len(pairs) < 2:
-        raise UserError(f"training needs at least 2 preference pairs, found {len(pairs)}")
+    if len(tables) < 2:
+        raise UserError(f"training needs at least 2 preference pairs, found {len(tables)}")
     inputs = [*task.inputs, *sorted({*policy_files(task.initial), *policy_files(task.reference)})]
     lock = outputs.work.with_name(f"{outputs.work.name}.lock")
     with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
         processes.wait()  # for the main one, which may have to wait for another training
+        identity = _identity(task, inputs)
+        encoded = encode(
+            model,
+            {"trained": tables, "held_out": task.held_out.tables()},
+            outputs.work / "pairs",
+            identity,
+            processes,
+        )
         policy, reference = model.load_for_training(
             finished(task.initial), finished(task.reference), task.lora, task.seed
         )
@@ -100,14 +112,14 @@ def train_policy(
                 model,
                 policy,
                 reference if needs_reference(settings) else None,
-                pairs,
+                encoded["trained"],
                 settings,
                 seed=task.seed,
                 work=outputs.work,
-                identity=_identity(task, inputs),
+                identity=identity,
                 processes=processes,
                 execution=execution,
-                held_out=held_out,
+                held_out=HeldOut.of(task.held_out, encoded.get("held_out"), task.held_out_seed),
             ).run()
             processes.end_trackers()
             if settings.stop_after_no_gain and kept_step(curve) == 0:
@@ -116,7 +128,7 @@ def train_policy(
                 facts = {
                     "base": model.base,
                     "kind": "lora" if task.lora.rank else "full",
-                    "num_pairs": len(pairs),
+                    "num_pairs": len(tables),
                     "num_steps": len(steps),
                     "last_loss": steps[-1].loss,
                     **({"kept_step": kept_step(curve)} if settings.stop_after_no_gain else {}),

@@ -50,8 +50,10 @@ class Execution:
     """Pairs that go through the network at once; gradients are accumulated over the batch."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, more time (benchmarks/training.md)."""
-    save_every: int = 50
-    """Steps between two saved states."""
+    save_minutes: float = 10.0
+    """Minutes of training after which its state is saved, at the end of a step: what a kill costs at most."""
+    save_every: int | None = None
+    """Also after every so many steps; None saves by minutes alone."""
 
 
 def needs_reference(settings: TrainingSettings) -> bool:

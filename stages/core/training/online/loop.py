@@ -19,7 +19,7 @@ from stages.core.method.seeding import seed_of
 from stages.core.method.trajectories import Chains, ddim_schedule
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
-from stages.core.training.early_stopping import BestWeights
+from stages.core.training.early_stopping import KeptWeights
 from stages.core.training.held_out import HeldOut, Progress
 from stages.core.training.loop import FIRST_SCALE, TrainingError
 from stages.core.training.online.batches import batches
@@ -100,13 +100,14 @@ class OnlineTraining:
         self.scaler = torch.amp.GradScaler(
             model.device.type, init_scale=FIRST_SCALE, enabled=model.dtype == torch.float16
         )
-        best = BestWeights(self.parameters, 0)
-        self.state = TrainingState(work, identity, policy, self.optimizer, self.scaler, None, best)
+        kept = KeptWeights(self.parameters, 0)
+        self.state = TrainingState(work, identity, policy, self.optimizer, self.scaler, None, kept)
         records = self.state.restore()
         self.steps = [Step(**step) for step in records["steps"]]
         self.curve = [Progress(**point) for point in records["curve"]]
         self.done = self.steps[-1].round if self.steps else 0
         self.sampled.remember(self.done)
+        self.saved_at = time.monotonic()
 
     @property
     def rounds(self) -> list[Path]:
@@ -156,9 +157,9 @@ class OnlineTraining:
                 self._score_if_due(self.held_out, before, is_last=number == self.settings.rounds)
             if number == self.settings.rounds:
                 return
-            if self._is_asked_to_stop():
+            if self._is_somewhere(STOP.is_asked):
                 self._stop()
-            if len(self.steps) - self.state.saved_step >= self.execution.save_every:
+            if self._is_somewhere(self._is_due()):
                 self._save()
 
     # One round
@@ -275,12 +276,19 @@ class OnlineTraining:
                 [asdict(step) for step in self.steps], [asdict(point) for point in self.curve]
             )
         self.processes.wait()
+        self.saved_at = time.monotonic()
 
-    def _is_asked_to_stop(self) -> bool:
-        asked = torch.tensor(float(STOP.is_asked), device=self.processes.device)
-        return (
-            self.processes.mean({"asked": asked})["asked"] > 0
-        )  # by one of them: all stop together
+    def _is_due(self) -> bool:
+        """Whether the state is to be saved after a round."""
+        every = self.execution.save_every
+        minutes = (time.monotonic() - self.saved_at) / 60
+        num_new = len(self.steps) - self.state.saved_step
+        return minutes >= self.execution.save_minutes or bool(every and num_new >= every)
+
+    def _is_somewhere(self, is_so: bool) -> bool:
+        """Whether it is so in one of the processes: all stop together, and save together."""
+        found = torch.tensor(float(is_so), device=self.processes.device)
+        return self.processes.mean({"found": found})["found"] > 0
 
     def _stop(self) -> NoReturn:
         """Between rounds, or while one is sampled: the weights are those of the last whole round."""

@@ -25,6 +25,7 @@ from stages.core.training.online.judges import StepJudge
 from stages.core.training.online.loop import OnlineTraining
 from stages.core.training.online.rounds import Asked
 from stages.core.training.online.settings import OnlineSettings
+from stages.core.training.pair_data import encode
 from stages.core.training.processes import Processes
 from stages.core.training.run import RUN_TIME, Outputs, Task
 from stages.core.training.settings import Execution
@@ -54,7 +55,6 @@ def train_online_policy(
     processes: Processes,
     execution: Execution,
     prompts_per_batch: int,
-    held_out: HeldOut | None,
 ) -> int:
     """Train and write the policy folder; the number of steps.
 
@@ -66,6 +66,15 @@ def train_online_policy(
     lock = outputs.work.with_name(f"{outputs.work.name}.lock")
     with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
         processes.wait()  # for the main one, which may have to wait for another training
+        identity = _identity(task, inputs)
+        encoded = encode(
+            model,
+            {"held_out": task.held_out.tables()},
+            outputs.work / "pairs",
+            identity,
+            processes,
+        )
+        held_out = HeldOut.of(task.held_out, encoded.get("held_out"), task.held_out_seed)
         policy, reference = model.load_for_training(
             finished(task.initial), finished(task.reference), task.lora, task.seed
         )
@@ -84,7 +93,7 @@ def train_online_policy(
                 settings,
                 seed=task.seed,
                 work=outputs.work,
-                identity=_identity(task, inputs),
+                identity=identity,
                 processes=processes,
                 execution=execution,
                 prompts_per_batch=prompts_per_batch,

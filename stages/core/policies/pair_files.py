@@ -1,0 +1,249 @@
+"""The pairs of a training, of any number: from tables to files of tensors that a training maps.
+
+A caption of FLUX.1 takes 4 MB and an image's latents 1 MB, so that some ten thousand pairs would fill a machine's
+memory. They are written once, a few at a time, and read by row where a batch needs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.core.artifacts.decisions import turned
+from stages.core.artifacts.joins import refuse_other_pairs
+from stages.core.artifacts.provenance import digest
+from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES, TRAINING_PAIRS, Schema
+from stages.core.artifacts.tables import read_batches, read_table
+from stages.core.artifacts.tensor_files import (
+    has_tensors,
+    is_undamaged,
+    map_tensors,
+    writing_tensors,
+)
+from stages.core.method.listwise import Lists
+from stages.core.models.adapter import DiffusionModel
+from stages.core.models.conditioning import Conditioning
+from stages.core.policies.encoding import (
+    IMAGES_PER_BATCH,
+    EncodedPairs,
+    encode_stored_images,
+    encoded_parts,
+    latents_tensor,
+)
+
+log = logging.getLogger(__name__)
+
+SIDES = ("winner", "loser")
+GEOMETRIES = [f"{side}_geometry" for side in SIDES]
+SMALL_COLUMNS = ("prompt", "source", "probability", "prompt_id", "winner_score", "loser_score")
+"""Of a mix, besides geometries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTables:
+    """Pairs as tables hold them. What is small is read; latents and images are read a few at a time."""
+
+    prompts: Sequence[str]
+    winner_geometry: Int[Tensor, "pair six"]
+    """Original height and width, top and left of the crop, target height and width, in pixels."""
+    loser_geometry: Int[Tensor, "pair six"]
+    """The loser's."""
+    latents: tuple[Path, Schema]
+    """The table with the columns winner_latents and loser_latents."""
+    images: tuple[Path, Schema] | None = None
+    """The table with the images, to encode them again instead of reading their latents."""
+    probability: Float[Tensor, " pair"] | None = None
+    """That the winner is preferred, for soft labels."""
+    lists: Lists | None = None
+    """Which pairs make one ranked list, for the listwise loss."""
+    rows: Sequence[int] | None = None
+    """Where the pairs stand in their tables, in rising order; None: they are all of them."""
+    flipped: frozenset[int] = frozenset()
+    """The rows of which winner and loser are exchanged."""
+
+    def decided(self, kept: Sequence[int], flipped: Iterable[int]) -> PairTables:
+        """The pairs at the kept rows alone, winner and loser of the flipped ones exchanged."""
+        swapped = torch.tensor([row in set(flipped) for row in kept])[:, None]
+        winner, loser = self.winner_geometry[list(kept)], self.loser_geometry[list(kept)]
+        return replace(
+            self,
+            prompts=[self.prompts[row] for row in kept],
+            winner_geometry=torch.where(swapped, loser, winner),
+            loser_geometry=torch.where(swapped, winner, loser),
+            rows=kept,
+            flipped=frozenset(flipped),
+        )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def encoded(self, model: DiffusionModel) -> Iterator[dict[str, Tensor]]:
+        """Latents of winners and losers in float32, a few pairs at a time."""
+        path, schema = self.images or self.latents
+        names = list(SIDES) if self.images else [f"{side}_latents" for side in SIDES]
+        rows = range(len(self)) if self.rows is None else self.rows
+        start = 0
+        for read in read_batches(path, schema, names, size=IMAGES_PER_BATCH, rows=rows):
+            batch = turned(read, rows[start : start + len(read)], self.flipped)
+            start += len(read)
+            yield {
+                side: encode_stored_images(model, batch.column(name))
+                if self.images
+                else latents_tensor(batch.column(name), model.latents_shape, str(path))
+                for side, name in zip(SIDES, names, strict=True)
+            }
+
+
+def human_pairs(
+    preferences: Path, latents: Path, *, is_live: bool = False, num_pairs: int | None = None
+) -> PairTables:
+    """Human pairs and their latents, or the first so many. UserError unless both list the same pairs."""
+    pairs = read_table(preferences, PREFERENCES, ["pair_id", "prompt"])
+    encoded = read_table(latents, PAIR_LATENTS, ["pair_id", *GEOMETRIES])
+    refuse_other_pairs(pairs, encoded, latents)
+    winner, loser = (geometries(encoded.column(name))[:num_pairs] for name in GEOMETRIES)
+    return PairTables(
+        prompts=pairs.column("prompt").to_pylist()[:num_pairs],
+        winner_geometry=winner,
+        loser_geometry=loser,
+        latents=(latents, PAIR_LATENTS),
+        images=(preferences, PREFERENCES) if is_live else None,
+    )
+
+
+def mixed_pairs(
+    path: Path,
+    *,
+    is_live: bool = False,
+    label: Callable[[pa.Table, Path], Float[Tensor, " pair"]] | None = None,
+    listed: Callable[[pa.Table, Path], Lists] | None = None,
+) -> PairTables:
+    """The pairs of a mix, with the soft labels and the lists that `label` and `listed` make of its small columns."""
+    table = read_table(path, TRAINING_PAIRS, [*SMALL_COLUMNS, *GEOMETRIES])
+    winner, loser = (geometries(table.column(name)) for name in GEOMETRIES)
+    return PairTables(
+        prompts=table.column("prompt").to_pylist(),
+        winner_geometry=winner,
+        loser_geometry=loser,
+        latents=(path, TRAINING_PAIRS),
+        images=(path, TRAINING_PAIRS) if is_live else None,
+        probability=label(table, path) if label else None,
+        lists=listed(table, path) if listed else None,
+    )
+
+
+def geometries(column: pa.ChunkedArray) -> Int[Tensor, "row six"]:
+    """The sizes and crops in a column."""
+    return torch.tensor(column.to_pylist(), dtype=torch.int64).reshape(-1, 6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairStore:
+    """The files of some pairs: conditionings of their captions, and their latents.
+
+    A file is used again where it has the same key: the training's identity, the captions, and the digests of the
+    parts of the model that encode.
+    """
+
+    tables: PairTables
+    folder: Path
+    keys: Mapping[str, str]
+    """The key of each file, by its name."""
+
+    @classmethod
+    def of(
+        cls, model: DiffusionModel, tables: PairTables, folder: Path, identity: str
+    ) -> PairStore:
+        """The store in `folder`, whether it is there already or not."""
+        parts = {
+            "captions": (*model.encoder_parts,),
+            "latents": ("vae",) if tables.images else (),
+        }
+        names = {"captions": different(tables.prompts), "latents": list(model.latents_shape)}
+        keys = {
+            name: hashlib.sha256(
+                json.dumps([identity, names[name], digests_of(model, parts[name])]).encode()
+            ).hexdigest()
+            for name in parts
+        }
+        return cls(tables=tables, folder=folder, keys=keys)
+
+    def path(self, name: str) -> Path:
+        """Where a file lies."""
+        return self.folder / f"{name}.safetensors"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether both files are there."""
+        return all(has_tensors(self.path(name), key) for name, key in self.keys.items())
+
+    def fill(self, model: DiffusionModel) -> None:
+        """Encode and write what is not there, or is damaged. DiskError if there is no room."""
+        if not self._has("captions"):
+            captions = [*different(self.tables.prompts), ""]
+            with writing_tensors(
+                self.path("captions"), len(captions), self.keys["captions"]
+            ) as file:
+                for part in encoded_parts(model, captions):
+                    file.write(part.tensors)
+        if not self._has("latents"):
+            with writing_tensors(
+                self.path("latents"), len(self.tables), self.keys["latents"]
+            ) as file:
+                for rows in self.tables.encoded(model):
+                    file.write(rows)
+
+    def open(self) -> EncodedPairs:
+        """The pairs as a training reads them. ArtifactError if a file is damaged."""
+        captions, latents = map_tensors(self.path("captions")), map_tensors(self.path("latents"))
+        row_of = {prompt: row for row, prompt in enumerate(different(self.tables.prompts))}
+        return EncodedPairs(
+            winner=latents.tensors["winner"],
+            loser=latents.tensors["loser"],
+            caption=torch.tensor([row_of[prompt] for prompt in self.tables.prompts]),
+            text=Conditioning(captions.tensors),
+            winner_geometry=self.tables.winner_geometry,
+            loser_geometry=self.tables.loser_geometry,
+            probability=self.tables.probability,
+            lists=self.tables.lists,
+            files=(captions, latents),
+        )
+
+    def _has(self, name: str) -> bool:
+        path = self.path(name)
+        if not has_tensors(path, self.keys[name]):
+            return False
+        if is_undamaged(path):
+            log.info("%s is there already", path)
+            return True
+        log.warning("%s is not what was written: the disk has damaged it. It is made anew", path)
+        return False
+
+
+def different(prompts: Sequence[str]) -> list[str]:
+    """Each caption once, in order."""
+    return sorted(set(prompts))
+
+
+def digests_of(model: DiffusionModel, parts: Sequence[str]) -> dict[str, str]:
+    """What names the weights and words of some parts of a model: digests of its files, or a hub id."""
+    others = {"vae": model.source.settings.vae}
+    found = {}
+    for part in parts:
+        place = Path(others.get(part) or model.base)
+        folder = place / part if (place / part).is_dir() else place
+        files = (
+            [folder] if folder.is_file() else sorted(f for f in folder.rglob("*") if f.is_file())
+        )
+        found[part] = str(place)
+        found |= {str(file): digest(file) for file in files}
+    return found

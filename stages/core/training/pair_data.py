@@ -1,0 +1,47 @@
+"""The encoded pairs of a training: the main process writes them, all processes map them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stages.core.models.adapter import DiffusionModel
+from stages.core.policies.encoding import EncodedPairs
+from stages.core.policies.pair_files import PairStore, PairTables
+from stages.core.training.processes import Processes
+
+POLL_SECONDS = 0.5
+
+
+def encode(
+    model: DiffusionModel,
+    tables: Mapping[str, PairTables | None],
+    folder: Path,
+    identity: str,
+    processes: Processes,
+) -> dict[str, EncodedPairs]:
+    """The pairs of each table that is there, by its name, in files below `folder`.
+
+    Neither VAE nor text encoder is kept. Files that an interrupted training of the same identity has left are
+    used again.
+    """
+    stores = {
+        name: PairStore.of(model, table, folder / name, identity)
+        for name, table in tables.items()
+        if table is not None
+    }
+    if processes.is_main:
+        for store in stores.values():
+            store.fill(model)
+    else:
+        _await(list(stores.values()))
+    processes.wait()
+    model.release("vae", *model.encoder_parts)
+    return {name: store.open() for name, store in stores.items()}
+
+
+def _await(stores: Sequence[PairStore]) -> None:
+    """Wait without a collective call, which may give up after some minutes. The launcher ends who waits in vain."""
+    while not all(store.is_complete for store in stores):
+        time.sleep(POLL_SECONDS)
