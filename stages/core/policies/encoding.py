@@ -27,8 +27,8 @@ IMAGES_PER_BATCH = 8
 class EncodedPairs:
     """Preference pairs ready for training: latents, and which caption each pair has."""
 
-    winner: Float[Tensor, "pair channel height width"]
-    loser: Float[Tensor, "pair channel height width"]
+    winner: Float[Tensor, "pair ..."]
+    loser: Float[Tensor, "pair ..."]
     caption: Int[Tensor, " pair"]
     """Row of `text`."""
     text: Conditioning
@@ -46,7 +46,7 @@ class EncodedPairs:
 
 def latents_tensor(
     column: pa.ChunkedArray, shape: tuple[int, ...], where: str
-) -> Float[Tensor, "row channel height width"]:
+) -> Float[Tensor, "row ..."]:
     """The latents in a column. UserError if they are not finite, or not of this model's shape."""
     parts = [np.asarray(chunk.flatten(), dtype=np.float32) for chunk in column.chunks]
     flat = np.concatenate(parts) if parts else np.zeros(0, np.float32)
@@ -114,9 +114,7 @@ def _geometry(column: pa.ChunkedArray) -> Int[Tensor, "row six"]:
     return torch.tensor(column.to_pylist(), dtype=torch.int64).reshape(-1, 6)
 
 
-def _encode_live(
-    model: DiffusionModel, column: pa.ChunkedArray
-) -> Float[Tensor, "row channel height width"]:
+def _encode_live(model: DiffusionModel, column: pa.ChunkedArray) -> Float[Tensor, "row ..."]:
     parts = []
     for start in range(0, len(column), IMAGES_PER_BATCH):
         data = column.slice(start, IMAGES_PER_BATCH).to_pylist()
