@@ -22,7 +22,7 @@ from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, log, progress, run_stage, stage
 from stages.core.method.derivative import Derivative, TwoPoints
-from stages.core.method.noising import reward_draws
+from stages.core.method.noising import DrawLaw, reward_draws
 from stages.core.method.rewards import ImplicitReward, implicit_reward, share_moved
 from stages.core.method.scoring import Errors, draw_errors
 from stages.core.method.seeding import seed_of
@@ -60,6 +60,10 @@ class Args:
     """Where the rewards go (schema rewards)."""
     rewards_by: RewardsBy = "difference"
     """'difference' of two errors, or 'secant' or 'derivative', for which half precision suffices."""
+    draw_law: DrawLaw = "uniform"
+    """How timesteps are drawn: 'uniform' (paper) or 'logit_normal'."""
+    embedded_guidance: float = 1.0
+    """The guidance that a guidance-distilled model is told where it judges."""
     rows_per_batch: int | None = None
     """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1
@@ -86,9 +90,10 @@ def score(
     model: DiffusionModel, table: pa.Table, args: Args, first: int = 0
 ) -> Iterator[list[dict[str, object]]]:
     """The rows of the rewards table of each prompt, from number `first` on."""
-    judge = load_judge(model, args.policy, args.reference, args.rewards_by)
     names = np.array(table.column("prompt_id").to_pylist())
     starts = [row for row in range(len(names)) if row == 0 or names[row] != names[row - 1]]
+    model.encode_ahead([table.column("prompt")[start].as_py()] for start in starts[first:])
+    judge = load_judge(model, args.policy, args.reference, args.rewards_by)
     ends = [*starts[1:], len(names)] if len(names) else []
     spans = list(zip(starts, ends, strict=True))
     per_prompt = len(names) // max(1, len(spans))
@@ -100,8 +105,10 @@ def score(
             num_draws=args.num_draws,
             num_timesteps=model.num_timesteps,
             latents_shape=model.latents_shape,
+            law=args.draw_law,
         )
         text = model.encode_text([group.column("prompt")[0].as_py()])
+        text = model.tell_guidance(text, args.embedded_guidance)
         errors = draw_errors(
             model, judge, candidate_latents(model, group, args), text, draws,
             rows_per_batch=args.rows_per_batch,

@@ -103,6 +103,7 @@ class HeldOut:
             num_pairs=len(rows),
             num_timesteps=model.num_timesteps,
             latents_shape=tuple(self.pairs.winner.shape[1:]),
+            law=settings.draw_law,
         )
         found: list[PairErrors] = []
         for start in range(0, len(rows), self.rows_per_batch):
@@ -112,7 +113,7 @@ class HeldOut:
                 found.append(
                     pair_errors(
                         model, policy, reference, self.pairs, rows[part], some,
-                        torch.zeros(len(rows[part]), dtype=torch.bool),
+                        torch.zeros(len(rows[part]), dtype=torch.bool), settings,
                     )
                 )  # fmt: skip
         logit = torch.cat([preference_logit(e, settings.dpo_beta) for e in found])

@@ -228,6 +228,7 @@ class Training:
             num_pairs=len(rows),
             num_timesteps=self.model.num_timesteps,
             latents_shape=tuple(self.pairs.winner.shape[1:]),
+            law=self.settings.draw_law,
         )
         dropped = _dropped(len(rows), self.settings.caption_dropout, step_seed)
         return rows[mine], Draws(draws.timesteps[mine], draws.noise[mine]), dropped[mine]

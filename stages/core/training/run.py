@@ -83,6 +83,7 @@ def train_policy(
     Nothing is written under the policy's folder before the training has ended; the manifest comes
     last. Of several processes only the main one writes.
     """
+    model.check_loss(settings.loss)
     if len(pairs) < 2:
         raise UserError(f"training needs at least 2 preference pairs, found {len(pairs)}")
     inputs = [*task.inputs, *sorted({*policy_files(task.initial), *policy_files(task.reference)})]
