@@ -93,6 +93,7 @@ def problems():
     """What is wrong with the run and can be known before its first job."""
     found = [
         *PLAN.file_problems(),
+        *PLAN.family_problems(),
         *PLAN.metric_problems(metric_names(), NETWORKS, FEATURES),
     ]
     if found:
@@ -158,12 +159,19 @@ JUDGING = {**config["model"], "dtype": config["score_candidates"]["dtype"]}
 JUDGE = flags(without_defaults(JUDGING, "model"), "model")
 # How much each timestep counts in a reward, and where a policy's weights and its held-out pairs lie.
 WEIGHTING = {key: config["score_candidates"][key] for key in ("weights", "snr_power")}
-HAS_JUDGE = WEIGHTING["weights"] != "uniform"
+HAS_JUDGE = WEIGHTING["weights"] not in ("uniform", "velocity")
+# How timesteps are drawn and what a distilled model is told where it judges; nothing at the defaults.
+DRAWING = {
+    key: config["score_candidates"][key] for key in ("draw_law", "embedded_guidance")
+}
+DRAWING = without_defaults(DRAWING, "score_candidates")
 JUDGES = f"{RUN}/evaluation/judges/{{policy}}.json"
 JUDGED_HOLDOUT = (
     f"{RUN}/evaluation/{'judged' if HAS_JUDGE else 'holdout'}/{{policy}}.parquet"
 )
-REWARDS_BY = flags({"rewards_by": config["score_candidates"]["rewards_by"]})
+REWARDS_BY = flags(
+    {"rewards_by": config["score_candidates"]["rewards_by"], **DRAWING}
+)
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")
 CANDIDATE_FILES = flags(

@@ -17,9 +17,8 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from stages.core.errors import UserError
+from stages.core.plan.families import SCHEMA, mistakes
 from stages.core.plan.flags import word_problem
-
-SCHEMA = Path(__file__).resolve().parents[3] / "workflow" / "schemas" / "config.schema.yaml"
 
 MAX_DEPTH = 20
 MAX_ENTRIES = 100_000
@@ -291,6 +290,8 @@ def _nearest(key: str, known: dict[str, Any]) -> str:
 
 def _check_together(config: Config) -> Iterator[str]:
     """Mistakes that only show when two keys are read together."""
+    if (family := config["model"]["family"]) is not None:
+        yield from (f"{key!r}: {text}" for key, text in mistakes(config, family))
     sizes, iterations = config["prompts"]["per_iteration"], config["iterations"]
     if len(sizes) < iterations:
         yield (
