@@ -105,10 +105,14 @@ class Scored(HeldOut):
         return point
 
     def errors(
-        self, model: DiffusionModel, policy: Denoiser, reference: Denoiser | None
+        self,
+        model: DiffusionModel,
+        policy: Denoiser,
+        reference: Denoiser | None,
+        settings: TrainingSettings,
     ) -> PairErrors:
         """As every training does, and kept."""
-        errors = super().errors(model, policy, reference)
+        errors = super().errors(model, policy, reference, settings)
         self.rows.append({"logits": preference_logit(errors, DPO_BETA).double().tolist()})
         return errors
 

@@ -27,7 +27,7 @@ from stages.core.method.adaptive import adaptive_errors, prefixes, spread
 from stages.core.method.allocation import completed, density_of, importance_weights
 from stages.core.method.calibration import BinWeights
 from stages.core.method.derivative import Derivative, TwoPoints
-from stages.core.method.noising import reward_draws
+from stages.core.method.noising import DrawLaw, reward_draws
 from stages.core.method.rewards import ImplicitReward, implicit_reward, share_moved
 from stages.core.method.scoring import Errors, draw_errors
 from stages.core.method.seeding import seed_of
@@ -74,6 +74,10 @@ class Args:
     all of each (paper)."""
     first_draws: int = 4
     """Draws that every candidate gets, with adaptive_confidence."""
+    draw_law: DrawLaw = "uniform"
+    """How timesteps are drawn: 'uniform' (paper) or 'logit_normal'."""
+    embedded_guidance: float = 1.0
+    """The guidance that a guidance-distilled model is told where it judges."""
     rows_per_batch: int | None = None
     """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1
@@ -101,12 +105,13 @@ def score(
     model: DiffusionModel, table: pa.Table, args: Args, first: int = 0
 ) -> Iterator[list[dict[str, object]]]:
     """The rows of the rewards table of each prompt, from number `first` on."""
-    judge = load_judge(model, args.policy, args.reference, args.rewards_by)
     record = judge_of(args.judges, policy_name(args.policy)) if args.judges else None
     density = density_for(record, args)
     num_drawn = num_asked = 0
     names = np.array(table.column("prompt_id").to_pylist())
     starts = [row for row in range(len(names)) if row == 0 or names[row] != names[row - 1]]
+    model.encode_ahead([table.column("prompt")[start].as_py()] for start in starts[first:])
+    judge = load_judge(model, args.policy, args.reference, args.rewards_by)
     ends = [*starts[1:], len(names)] if len(names) else []
     spans = list(zip(starts, ends, strict=True))
     per_prompt = len(names) // max(1, len(spans))
@@ -118,9 +123,11 @@ def score(
             num_draws=args.num_draws,
             num_timesteps=model.num_timesteps,
             latents_shape=model.latents_shape,
+            law=args.draw_law,
             density=density,
         )
         text = model.encode_text([group.column("prompt")[0].as_py()])
+        text = model.tell_guidance(text, args.embedded_guidance)
         latents = candidate_latents(model, group, args)
         num_seen = np.full(len(latents), args.num_draws)
         if args.adaptive_confidence:

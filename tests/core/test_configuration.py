@@ -181,7 +181,7 @@ def test_a_key_like_no_other_is_told_the_known_ones(config: Config) -> None:
         ("train_seed.learning_rate", "1e-6", "'train_seed.learning_rate' is '1e-6' (text)"),
         ("update_policy.dpo_beta", None, "(nothing); expected number"),
         ("score_candidates.reencode", "no", "'score_candidates.reencode' is 'no' (text)"),
-        ("sampling.sampler", "euler", "'sampling.sampler' is 'euler'; expected one of ddpm, ddim"),
+        ("sampling.sampler", "heun", "'sampling.sampler' is 'heun'; expected one of ddpm, ddim"),
         ("mix_preferences.seed_fraction", 1.0, "'mix_preferences.seed_fraction' is 1.0"),
         ("run", "a/b", "'run' is 'a/b'"),
     ],

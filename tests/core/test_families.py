@@ -134,7 +134,7 @@ def test_the_family_is_recognised(any_family: Family) -> None:
     model = any_family.load()
     assert type(model) is any_family.adapter
     assert model.latents_shape == (4, 8, 8)
-    assert model.image_size == 64
+    assert model.image_size == (64, 64)
     assert model.native_geometry(2).tolist() == [[64, 64, 0, 0, 64, 64]] * 2
 
 

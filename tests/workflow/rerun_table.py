@@ -543,7 +543,7 @@ ROWS = [
     ),
     Row(
         section=LOOP,
-        change="`score_candidates.rewards_by`, `dtype`",
+        change="`score_candidates.rewards_by`, `dtype`, `draw_law`, `embedded_guidance`",
         begins=("score_candidates", "score_holdout"),
         note="iteration 1 is not sampled again",
         config={"score_candidates": {"rewards_by": "derivative"}},

@@ -93,6 +93,7 @@ def problems():
     """What is wrong with the run and can be known before its first job."""
     found = [
         *PLAN.file_problems(),
+        *PLAN.family_problems(),
         *PLAN.metric_problems(metric_names(), NETWORKS, FEATURES),
     ]
     if found:
@@ -162,12 +163,19 @@ DRAWS_BY_JUDGE = (
     or config["score_candidates"]["adaptive_confidence"] > 0
 )
 WEIGHTING = {key: config["score_candidates"][key] for key in ("weights", "snr_power")}
-HAS_JUDGE = WEIGHTING["weights"] != "uniform"
+HAS_JUDGE = WEIGHTING["weights"] not in ("uniform", "velocity")
+# How timesteps are drawn and what a distilled model is told where it judges; nothing at the defaults.
+DRAWING = {
+    key: config["score_candidates"][key] for key in ("draw_law", "embedded_guidance")
+}
+DRAWING = without_defaults(DRAWING, "score_candidates")
 JUDGES = f"{RUN}/evaluation/judges/{{policy}}.json"
 JUDGED_HOLDOUT = (
     f"{RUN}/evaluation/{'judged' if HAS_JUDGE else 'holdout'}/{{policy}}.parquet"
 )
-REWARDS_BY = flags({"rewards_by": config["score_candidates"]["rewards_by"]})
+REWARDS_BY = flags(
+    {"rewards_by": config["score_candidates"]["rewards_by"], **DRAWING}
+)
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")
 CANDIDATE_FILES = flags(

@@ -234,7 +234,9 @@ if HAS_JUDGE:
             **stage("calibrate_judge"),
             policy=policy_folder,
             model=MODEL,
-            weights=flags(WEIGHTING),
+            weights=flags(
+                {**WEIGHTING, **{k: v for k, v in DRAWING.items() if k == "draw_law"}}
+            ),
             seed=config["evaluation"]["seed"],
         shell:
             "{params.command} --holdout {input.holdout:q} --policy {params.policy:q} {params.model}"

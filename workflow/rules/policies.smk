@@ -16,7 +16,7 @@ def stored_weights(name, flag=lambda path: path):
         return []
     if config["lora"]["rank"] > 0:
         return f"{RUN}/{name}/policy/pytorch_lora_weights.safetensors"
-    return flag(f"{RUN}/{name}/policy/unet")
+    return flag(f"{RUN}/{name}/policy/{PLAN.denoiser_part}")
 
 
 def folder(manifest):

@@ -10,7 +10,7 @@ ASKED_FILES = PREFERENCES.pop("files", PREFERENCE_FILES)
 COLUMNS = PREFERENCES.pop("columns", {})
 EXCLUDED_FILES = [file for name in EXCLUDED_SETS for file in prompt_set_files(name)]
 # Only a tokenizer that lies here already: the import fetches nothing.
-TOKENIZER = Path(config["model"]["base"]) / "tokenizer"
+TOKENIZER = PLAN.tokenizer
 
 SEED = [
     f"{RUN}/seed/preferences_latents.parquet",
@@ -50,7 +50,7 @@ rule import_preferences:
                 **PREFERENCES,
                 **{f"columns.{role}": name for role, name in COLUMNS.items()},
                 "seed": config["seed"],
-                "tokenizer": TOKENIZER if TOKENIZER.is_dir() else None,
+                "tokenizer": TOKENIZER,
             }
         ),
     shell:

@@ -19,7 +19,7 @@ class JudgeRecord:
     policy: str
     """Digest of the policy that judges."""
     kind: str
-    """'inverse_snr' or 'calibrated'."""
+    """'inverse_snr', 'epsilon', 'elbo' or 'calibrated'."""
     weights: tuple[float, ...]
     """One for each bin of timesteps of equal width, from the cleanest; mean 1."""
     log_odds: float | None

@@ -17,10 +17,9 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from stages.core.errors import UserError
+from stages.core.plan.families import SCHEMA, mistakes
 from stages.core.plan.flags import word_problem
 from stages.core.plan.online import online_mistakes
-
-SCHEMA = Path(__file__).resolve().parents[3] / "workflow" / "schemas" / "config.schema.yaml"
 
 MAX_DEPTH = 20
 MAX_ENTRIES = 100_000
@@ -298,6 +297,8 @@ def needs_pool(config: Config) -> bool:
 
 def _check_together(config: Config) -> Iterator[str]:
     """Mistakes that only show when two keys are read together."""
+    if (family := config["model"]["family"]) is not None:
+        yield from (f"{key!r}: {text}" for key, text in mistakes(config, family))
     sizes, iterations = config["prompts"]["per_iteration"], config["iterations"]
     if len(sizes) < iterations:
         yield (
@@ -437,10 +438,16 @@ def _check_pair_makers(config: Config) -> Iterator[str]:
 def _check_draws(config: Config) -> Iterator[str]:
     """What fewer or other draws do not go with."""
     scoring, pairs = config["score_candidates"], config["select_pairs"]
-    if scoring["allocation"] == "importance" and scoring["weights"] == "uniform":
+    is_allocated = scoring["allocation"] == "importance"
+    if is_allocated and scoring["weights"] in ("uniform", "velocity"):
         yield (
-            "'score_candidates.allocation' is 'importance', but 'score_candidates.weights' is 'uniform': nothing says "
-            "where the information is; use the weights 'calibrated' or 'inverse_snr'"
+            f"'score_candidates.allocation' is 'importance', but 'score_candidates.weights' is "
+            f"{scoring['weights']!r}: nothing says where the information is; use the weights 'calibrated'"
+        )
+    if is_allocated and scoring["draw_law"] != "uniform":
+        yield (
+            f"'score_candidates.allocation' is 'importance' and 'score_candidates.draw_law' is "
+            f"{scoring['draw_law']!r}: both say where the draws go; set one of them to 'uniform'"
         )
     if not scoring["adaptive_confidence"]:
         return

@@ -12,6 +12,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from stages.core.plan.families import families, family_of, mistakes
 from stages.core.plan.flags import word_problem
 
 NO_METRICS = (None, "self", "spm", "auto", "perceptual")
@@ -171,6 +172,29 @@ class RunPlan:
             for file in files:
                 if problem := word_problem(file):
                     yield Problem(key=key, text=f"the file {file!r} cannot be used: {problem}")
+
+    @property
+    def family(self) -> str | None:
+        """The model's family, where the config or the model's folder says it."""
+        return family_of(self.config)
+
+    @property
+    def denoiser_part(self) -> str:
+        """Folder of a full policy's weights."""
+        return str(families()[self.family]["denoiser"]) if self.family else "unet"
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """Folder of the tokenizer by which captions are counted that are too long, where it is at hand."""
+        name = families()[self.family]["tokenizer"] if self.family else "tokenizer"
+        folder = Path(self.config["model"]["base"]) / name if name else None
+        return folder if folder is not None and folder.is_dir() else None
+
+    def family_problems(self) -> Iterator[Problem]:
+        """What the config asks for and the model's family lacks."""
+        if self.family:
+            for key, text in mistakes(self.config, self.family):
+                yield Problem(key=key, text=text)
 
     def metric_problems(
         self, known: Sequence[str], networks: Iterable[str], features: str

@@ -29,8 +29,8 @@ IMAGES_PER_BATCH = 8
 class EncodedPairs:
     """Preference pairs ready for training: latents, and which caption each pair has."""
 
-    winner: Float[Tensor, "pair channel height width"]
-    loser: Float[Tensor, "pair channel height width"]
+    winner: Float[Tensor, "pair ..."]
+    loser: Float[Tensor, "pair ..."]
     caption: Int[Tensor, " pair"]
     """Row of `text`."""
     text: Conditioning
@@ -62,7 +62,7 @@ class EncodedPairs:
 
 def latents_tensor(
     column: pa.ChunkedArray, shape: tuple[int, ...], where: str
-) -> Float[Tensor, "row channel height width"]:
+) -> Float[Tensor, "row ..."]:
     """The latents in a column. UserError if they are not finite, or not of this model's shape."""
     parts = [np.asarray(chunk.flatten(), dtype=np.float32) for chunk in column.chunks]
     flat = np.concatenate(parts) if parts else np.zeros(0, np.float32)

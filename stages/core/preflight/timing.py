@@ -80,7 +80,7 @@ def time_inference(
     memory(model, "scoring", findings)
     pixels = to_pixels(decoded.numpy())[0]
     kept = ImageFiles(**config["sample_candidates"]["files"])
-    images = torch.zeros((1, 3, model.image_size, model.image_size))
+    images = torch.zeros((1, 3, *model.image_size))
     encoding = seconds(model, lambda: model.encode_images(images))
     return (
         sampled + decoding,
@@ -95,7 +95,7 @@ def time_scoring(model: DiffusionModel, latents: torch.Tensor, config: Mapping[s
     settings = config["score_candidates"]
     draws = reward_draws(
         1, num_draws=settings["num_draws"],
-        num_timesteps=model.num_timesteps, latents_shape=model.latents_shape,
+        num_timesteps=model.num_timesteps, latents_shape=model.latents_shape, law=settings["draw_law"],
     )  # fmt: skip
     with in_precision(model, settings["dtype"]) as judging:
         judge = load_judge(judging, BASE, BASE, settings["rewards_by"])

@@ -98,7 +98,7 @@ class HeldOut:
 
         The logit of a pair is its mean over the draws; an undecided pair counts half.
         """
-        errors = self.errors(model, policy, reference)
+        errors = self.errors(model, policy, reference, settings)
         logit = preference_logit(errors, settings.dpo_beta)
         logit = logit.reshape(self.num_draws, len(self.pairs)).mean(dim=0)
         log_loss, softening = softened_log_loss(logit.double().cpu().numpy())
@@ -116,7 +116,11 @@ class HeldOut:
 
     @torch.no_grad()
     def errors(
-        self, model: DiffusionModel, policy: Denoiser, reference: Denoiser | None
+        self,
+        model: DiffusionModel,
+        policy: Denoiser,
+        reference: Denoiser | None,
+        settings: TrainingSettings,
     ) -> PairErrors:
         """Errors of draw 0 of each pair, then of draw 1, and so on."""
         rows = torch.arange(len(self.pairs)).repeat(self.num_draws)
@@ -125,6 +129,7 @@ class HeldOut:
             num_pairs=len(rows),
             num_timesteps=model.num_timesteps,
             latents_shape=tuple(self.pairs.winner.shape[1:]),
+            law=settings.draw_law,
         )
         found: list[PairErrors] = []
         for start in range(0, len(rows), self.rows_per_batch):
@@ -134,7 +139,7 @@ class HeldOut:
                 found.append(
                     pair_errors(
                         model, policy, reference, self.pairs, rows[part], some,
-                        torch.zeros(len(rows[part]), dtype=torch.bool),
+                        torch.zeros(len(rows[part]), dtype=torch.bool), settings,
                     )
                 )  # fmt: skip
         self.pairs.let_go()

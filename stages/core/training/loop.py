@@ -238,7 +238,7 @@ class Training:
             with self.model.autocast():
                 errors = pair_errors(
                     self.model, self.policy, self.reference, self.pairs, rows[part],
-                    Draws(draws.timesteps[part], draws.noise[part]), dropped[part],
+                    Draws(draws.timesteps[part], draws.noise[part]), dropped[part], self.settings,
                 )  # fmt: skip
             found += mean_gain(errors).to(found) * (len(rows[part]) / len(rows))
         return self.processes.mean({"gain": found})["gain"]
@@ -257,6 +257,7 @@ class Training:
             num_pairs=len(rows),
             num_timesteps=self.model.num_timesteps,
             latents_shape=tuple(self.pairs.winner.shape[1:]),
+            law=self.settings.draw_law,
         )
         dropped = _dropped(len(rows), self.settings.caption_dropout, step_seed)
         return rows[mine], Draws(draws.timesteps[mine], draws.noise[mine]), dropped[mine]

@@ -42,7 +42,7 @@ def batch_loss(
     if pairs.lists is not None:
         rows, owner = pairs.lists.members(rows)
         draws, dropped = Draws(draws.timesteps[owner], draws.noise[owner]), dropped[owner]
-    errors = pair_errors(model, policy, reference, pairs, rows, draws, dropped)
+    errors = pair_errors(model, policy, reference, pairs, rows, draws, dropped, settings)
     logit = preference_logit(errors, settings.dpo_beta)
     if pairs.lists is not None:
         loss = list_losses(errors, pairs.lists, rows, owner, settings.dpo_beta)
@@ -110,13 +110,15 @@ def pair_errors(
     rows: Int[Tensor, " chosen"],
     draws: Draws,
     dropped: Bool[Tensor, " chosen"],
+    settings: TrainingSettings,
 ) -> PairErrors:
-    """Errors of policy and reference on both images of some pairs; a missing reference's are 0."""
+    """Weighted errors of policy and reference on both images of some pairs; a missing reference's are 0."""
     device, dtype = model.device, pairs.winner.dtype
     captions = torch.where(dropped, len(pairs.text) - 1, pairs.caption[rows])
     geometry = torch.cat([pairs.winner_geometry[rows], pairs.loser_geometry[rows]])
     context = model.place(pairs.text.rows(captions).to(device).repeat(2), geometry.to(device))
-    noise = draws.noise.to(device, dtype).repeat(2, 1, 1, 1)
+    context = model.tell_guidance(context, settings.embedded_guidance)
+    noise = torch.cat([draws.noise.to(device, dtype)] * 2)
     timesteps = draws.timesteps.to(device).repeat(2)
     latents = torch.cat([pairs.winner[rows], pairs.loser[rows]]).to(device, dtype)
     noised = model.add_noise(latents, noise, timesteps)
@@ -128,4 +130,7 @@ def pair_errors(
             prediction = model.predict(reference, noised, timesteps, context)
             reference_error = denoising_error(prediction, target)
     policy_error = denoising_error(model.predict(policy, noised, timesteps, context), target)
+    if settings.weights != "uniform":
+        weights = model.error_weights(settings.weights).to(device)[timesteps]
+        policy_error, reference_error = policy_error * weights, reference_error * weights
     return PairErrors(*policy_error.chunk(2), *reference_error.chunk(2))

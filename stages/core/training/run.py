@@ -87,6 +87,7 @@ def train_policy(
     Nothing is written under the policy's folder before the training has ended; the manifest comes
     last. Of several processes only the main one writes.
     """
+    model.check_loss(settings.loss)
     if len(tables) < 2:
         raise UserError(f"training needs at least 2 preference pairs, found {len(tables)}")
     inputs = [*task.inputs, *sorted({*policy_files(task.initial), *policy_files(task.reference)})]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
+from stages.core.method.noising import DrawLaw
 from stages.core.method.objective import WITHOUT_REFERENCE, LossName
 from stages.core.training.optimizers import OptimizerName
+
+ErrorWeights = Literal["uniform", "velocity", "epsilon", "elbo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,13 @@ class TrainingSettings:
     stop_after_no_gain: int = 0
     """Held-out scores in a row that are worse than the best by more than a standard error, which end the
     training with the latest weights that are not; 0 trains to the end and keeps the last (paper)."""
+    draw_law: DrawLaw = "uniform"
+    """How timesteps are drawn: 'uniform' (paper) or 'logit_normal'."""
+    weights: ErrorWeights = "uniform"
+    """What an error counts at its timestep: 'uniform' (paper); of flow matching also 'velocity', which is the
+    same, 'epsilon' and 'elbo'."""
+    embedded_guidance: float = 1.0
+    """The guidance that a guidance-distilled model is told while it is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
