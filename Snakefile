@@ -23,6 +23,7 @@ include: "workflow/rules/policies.smk"
 include: "workflow/rules/shapes.smk"
 include: "workflow/rules/seed.smk"
 include: "workflow/rules/iterate.smk"
+include: "workflow/rules/online.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/export.smk"
@@ -53,6 +54,7 @@ rule all:
         DATASETS,
         POLICIES,
         GATES,
+        ONLINE,
         EVALUATION,
         REPORT,
         EXPORT,

@@ -29,7 +29,7 @@ from stages.core.artifacts.files import write_text
 from stages.core.artifacts.images import encode_png
 from stages.core.artifacts.schemas import CANDIDATES, REWARDS, TRAINING_PAIRS
 from stages.core.artifacts.tables import writing_table
-from tests.labelling.windows import browser
+from tests.browsers import browser
 
 CANDIDATES_EACH, DRAWS = 8, 10
 DIFFERENT = 64

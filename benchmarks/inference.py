@@ -196,8 +196,8 @@ def pixels(files: list[bytes]) -> torch.Tensor:
 def scoring_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
     """One prompt's implicit rewards; the policy is the base with noise on its weights."""
     reference, policy = model.load_denoiser(), perturbed(model)
-    size, count = model.image_size, args.images_per_prompt
-    images = torch.rand((count, 3, size, size), generator=generator(1)) * 2 - 1
+    count = args.images_per_prompt
+    images = torch.rand((count, 3, *model.image_size), generator=generator(1)) * 2 - 1
     latents = torch.cat([model.encode_images(image[None]).float().cpu() for image in images])
     draws = reward_draws(
         2, num_draws=args.num_draws, num_timesteps=model.num_timesteps,

@@ -246,8 +246,8 @@ def distance(work: str, found: torch.Tensor, plain: torch.Tensor) -> str:
 
 def training_arms(model: DiffusionModel, suite: Suite) -> Arms:
     """Diffusion-DPO steps of a full fine-tune; the result is how far the weights have moved."""
-    count, size = suite.steps * suite.batch_pairs, model.image_size
-    pixels = torch.rand((2, count, 3, size, size), generator=generator(5)) * 2 - 1
+    count = suite.steps * suite.batch_pairs
+    pixels = torch.rand((2, count, 3, *model.image_size), generator=generator(5)) * 2 - 1
     captions = [CAPTIONS[number % len(CAPTIONS)] for number in range(count)]
     settings = TrainingSettings(
         dpo_beta=BETA, learning_rate=RATE, batch_pairs=suite.batch_pairs, passes=1.0, warmup_share=0.0,

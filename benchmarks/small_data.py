@@ -118,7 +118,7 @@ class Bench:
                 return float("-inf")
         steps = read_manifest(folder / "policy")
         curve = read_table(folder / "held_out_curve.parquet", HELD_OUT_CURVE).to_pylist()
-        at = steps.get("best_step", steps["num_steps"])
+        at = steps.get("kept_step", steps["num_steps"])
         point = next(row for row in curve if row["step"] == at)
         images = self.pictures.of(str(folder / "policy"), self.usual)
         base = self.pictures.of("base", self.usual)

@@ -31,7 +31,7 @@ class Args:
     """A policy that was trained elsewhere in; policy 0 of this run out."""
 
     policy: str
-    """Folder or hub id in diffusers' layout: unet/, or a LoRA's pytorch_lora_weights.safetensors. Or one
+    """Folder or hub id in diffusers' layout: unet/ or transformer/, or a LoRA's pytorch_lora_weights.safetensors. Or one
     .safetensors file: a LoRA (of diffusers, peft or kohya), or a whole checkpoint."""
     model: ModelSettings
     """The pretrained model that it was trained from."""

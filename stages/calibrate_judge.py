@@ -34,12 +34,16 @@ from stages.core.method.calibration import (
     cross_fitted,
     fit,
     log_losses,
+    middle_weights,
     snr_weights,
 )
+from stages.core.method.noising import DrawLaw
 from stages.core.method.rewards import weighted_mean
 from stages.core.method.seeding import seed_of
 from stages.core.models.loading import ModelSettings
 
+FIXED = {"inverse_snr": "the SNR", "epsilon": "epsilon", "elbo": "the bound", "calibrated": "Eq. 8"}
+"""What says what timesteps count where nothing can be fitted."""
 MIN_PAIRS, MIN_PROMPTS = 50, 2 * NUM_FOLDS
 """Fewer say too little, or leave nothing to fit where a fold of a fold is left out: the weights stay equal."""
 
@@ -54,10 +58,12 @@ class Args:
     """The pretrained model, for its noise schedule."""
     policy: str
     """Policy folder that judges; its digest is kept with the weights."""
-    weights: Literal["inverse_snr", "calibrated"]
-    """'inverse_snr': (1/SNR)^snr_power; 'calibrated': fitted to the pairs."""
+    weights: Literal["inverse_snr", "epsilon", "elbo", "calibrated"]
+    """'inverse_snr': (1/SNR)^snr_power; of flow matching 'epsilon' or 'elbo'; 'calibrated': fitted to the pairs."""
     snr_power: float = 1.0
     """Only with inverse_snr."""
+    draw_law: DrawLaw = "uniform"
+    """How the timesteps of the held-out pairs were drawn."""
     seed: int
     """Evaluation seed, by which prompts go into folds."""
     judged: Path
@@ -74,6 +80,8 @@ def main(args: Args) -> None:
         fixed = np.ones(NUM_BINS)
         if args.weights == "inverse_snr":
             fixed = snr_weights(signal_to_noise(args.model), args.snr_power).weights
+        elif args.weights != "calibrated":
+            fixed = middle_weights(error_weights(args.model, args.weights)).weights
         shapes = SHAPES if args.weights == "calibrated" else (EQUAL,)
         num_pairs, num_prompts = len(pairs.prompts), len(np.unique(pairs.prompts))
         is_fitted = num_pairs >= MIN_PAIRS and num_prompts >= MIN_PROMPTS
@@ -82,7 +90,7 @@ def main(args: Args) -> None:
                 "calibrate_judge: %s has %d pairs of %d prompts, and weights want at least %d of %d: all "
                 "timesteps count as %s says; raise preferences.num_holdout",
                 args.holdout, num_pairs, num_prompts, MIN_PAIRS, MIN_PROMPTS,
-                "the SNR" if args.weights == "inverse_snr" else "Eq. 8",
+                FIXED[args.weights],
             )  # fmt: skip
         record, rows = (
             judged(pairs, fixed, shapes, args) if is_fitted else unfitted(pairs, fixed, args)
@@ -156,6 +164,19 @@ class HeldOut:
         """Each bin's part of the plain mean's margin."""
         return bin_features(self.winner - self.loser, self.timesteps, self.num_timesteps)
 
+    @property
+    def spreads(self) -> tuple[float, ...]:
+        """Root mean square of each bin's part of the margins."""
+        return tuple(map(float, np.sqrt((self.features**2).mean(axis=0))))
+
+    def for_rewards(self, weights: BinWeights) -> BinWeights:
+        """The weights with the log-odds of a weighted mean, where the law of draws leaves bins of unequal share.
+
+        They were fitted to the sum of the bins' parts, which is the weighted mean times the draws' mean weight.
+        """
+        share = np.mean([weights.of(each, self.num_timesteps).mean() for each in self.timesteps])
+        return BinWeights(weights.weights, weights.log_odds * float(share))
+
     def rewards(self, weights: BinWeights, pairs: Int[np.ndarray, " chosen"]) -> list[np.ndarray]:
         """[winners', losers'] rewards of some pairs."""
         found = []
@@ -181,6 +202,8 @@ def judged(
     logits, plain_losses = np.zeros((2, len(features)))
     for chosen, found in cross_fitted(features * fixed, pairs.prompts, rng, shapes):
         weights = found.times(fixed)
+        if args.draw_law != "uniform":
+            weights = pairs.for_rewards(weights)
         rows["winner_reward"][chosen], rows["loser_reward"][chosen] = pairs.rewards(weights, chosen)
         margins = rows["winner_reward"][chosen] - rows["loser_reward"][chosen]
         logits[chosen] = margins * weights.log_odds
@@ -190,6 +213,8 @@ def judged(
         )
     final, shape = fit(features * fixed, pairs.prompts, rng, shapes)
     final = final.times(fixed)
+    if args.draw_law != "uniform":
+        final = pairs.for_rewards(final)
     plain, ours = (
         points_of(margins)
         for margins in (features.sum(axis=1), rows["winner_reward"] - rows["loser_reward"])
@@ -203,6 +228,7 @@ def judged(
         log_odds=final.log_odds,
         num_timesteps=pairs.num_timesteps,
         num_pairs=len(features),
+        spreads=pairs.spreads,
         spread_power=shape.power,
         step=shape.step,
         accuracy=float(ours.mean()), accuracy_low=low, accuracy_high=high,
@@ -233,6 +259,7 @@ def unfitted(pairs: HeldOut, fixed: np.ndarray, args: Args) -> tuple[JudgeRecord
         log_odds=None,
         num_timesteps=pairs.num_timesteps,
         num_pairs=len(points),
+        spreads=pairs.spreads,
         accuracy=float(points.mean()), accuracy_low=low, accuracy_high=high,
     )  # fmt: skip
     rows = {"winner_reward": winner, "loser_reward": loser, "probability": pairs.plain_probability}
@@ -242,6 +269,16 @@ def unfitted(pairs: HeldOut, fixed: np.ndarray, args: Args) -> tuple[JudgeRecord
 def points_of(margins: Float[np.ndarray, " pair"]) -> Float[np.ndarray, " pair"]:
     """1 where the winner is preferred, one half in a tie."""
     return (margins > 0) + 0.5 * (margins == 0)
+
+
+def error_weights(settings: ModelSettings, name: str) -> Float[np.ndarray, " timestep"]:
+    """What the model's family lets an error count at every timestep."""
+    import torch  # slow to import, and wanted for this alone
+
+    from stages.core.models.families import load_model
+
+    model = load_model(settings, device=torch.device("cpu"))
+    return np.asarray(model.error_weights(name).numpy(), np.float64)
 
 
 def signal_to_noise(settings: ModelSettings) -> Float[np.ndarray, " timestep"]:

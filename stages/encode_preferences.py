@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import tyro
 
-from stages.core.artifacts.images import decode_image, geometry, to_model_input
+from stages.core.artifacts.images import Size, decode_image, geometry, to_model_input
 from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
 from stages.core.artifacts.tables import num_rows, read_batches, writing_table
 from stages.core.execution.ahead import ahead, threads_beside
@@ -76,7 +76,7 @@ class Prepared:
     geometry: list[list[int]]
 
 
-def prepare(pairs: Sequence[Mapping[str, Any]], *, size: int, source: Path) -> Prepared:
+def prepare(pairs: Sequence[Mapping[str, Any]], *, size: Size, source: Path) -> Prepared:
     """Decode and fit the images of some rows of a preferences table, which is named in errors."""
     images = [
         decode_image(pair[side]["bytes"], f"{source}, pair {pair['pair_id']}, the {side}")

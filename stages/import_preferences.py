@@ -162,17 +162,28 @@ def is_one_image(label: Label, spool: ImageSpool) -> bool:
 def split(by_prompt: ByPrompt, ledger: Ledger, args: Args) -> tuple[list[Label], list[Label]]:
     """(seed pairs, held-out pairs), whole prompts at a time, in an order the seed decides.
 
-    UserError if there are fewer than two usable pairs, or fewer than asked for.
+    Prompts that somebody chose to ask about are not held out. UserError if there are fewer than two usable
+    pairs, or fewer than asked for.
     """
     order = sorted(by_prompt, key=lambda name: (seed_of(args.seed, "import", name), name))
     by_prompt = {name: within_cap(by_prompt[name], args) for name in order}
     labels = [label for name in order for label in by_prompt[name]]
-    num_held_out = 0  # with the rest of the last held-out prompt, which nobody trains on
+    held_out: set[str] = set()  # all of the last prompt's pairs too, which nobody trains on
+    holdout: list[Label] = []
     for name in order:
-        if num_held_out >= args.num_holdout:
+        if len(holdout) >= args.num_holdout:
             break
-        num_held_out += len(by_prompt[name])
-    holdout, chosen = labels[: min(num_held_out, args.num_holdout)], labels[num_held_out:]
+        if all(label.may_be_held_out for label in by_prompt[name]):
+            held_out.add(name)
+            holdout += by_prompt[name]
+    del holdout[args.num_holdout :]
+    chosen = [label for name in order if name not in held_out for label in by_prompt[name]]
+    if len(holdout) < args.num_holdout and not all(label.may_be_held_out for label in labels):
+        raise UserError(
+            f"{', '.join(map(str, args.files))}: {len(holdout)} of {len(labels)} usable pairs may be held "
+            f"out (column may_be_held_out), preferences.num_holdout is {args.num_holdout}. Lower it, or "
+            f"label more pairs that are drawn at random.{dropped(ledger)}"
+        )
     wanted = len(chosen) if args.num_pairs is None else args.num_pairs
     if len(chosen) < max(2, wanted):
         raise UserError(

@@ -1,7 +1,7 @@
 r"""Images of prompts in, or prompts and a model; what people prefer out, by a page in the browser.
 
 Two images of one prompt stand side by side; one key says which is better, that they are equal, or that
-both are bad. Every answer is on the disk before the next pair is shown. Several people may label, each
+both are bad. With `--show 4` there are four, to be put in an order. Every answer is on the disk before the next pair is shown. Several people may label, each
 under a name. At its end, or with `--export`, the answers become `labels.parquet` in the folder of the
 labels, which `import_preferences` reads. See docs/labelling.md.
 
@@ -23,12 +23,14 @@ import tyro
 from stages.core.artifacts.provenance import BASE
 from stages.core.errors import UserError
 from stages.core.execution.runtime import log, run_stage, stage
-from stages.core.labelling.answers import Answer, agreement, left_share, read_answers
+from stages.core.labelling.answers import Answer, read_answers
+from stages.core.labelling.choosing import Chooser, judge_images
 from stages.core.labelling.desk import Desk
 from stages.core.labelling.export import write_labels
 from stages.core.labelling.gallery import Gallery
+from stages.core.labelling.measures import agreement, first_share
 from stages.core.labelling.page import STATIC, LabellingPage
-from stages.core.labelling.pairs import choose_pairs
+from stages.core.labelling.pairs import Pair, choose_pairs
 from stages.core.labelling.places import find_images
 from stages.core.labelling.sampling import Sampling, sample
 from stages.core.models.loading import ModelSettings
@@ -38,6 +40,7 @@ from stages.core.pages.server import bind, build_app, new_token, serve
 ANSWERS = "answers.jsonl"
 LABELS = "labels.parquet"
 SAMPLED = "candidates.parquet"
+JUDGED = "judged.parquet"
 """Names of files in the folder of the labels."""
 
 
@@ -55,10 +58,22 @@ class Args:
     """Folder of this labelling: the journal of answers, the labels, and images that were made for it."""
     export: bool = False
     """Only write labels.parquet; also while a server runs."""
-    choose: Literal["random"] = "random"
-    """Which pairs are asked about."""
+    choose: Literal["random", "uncertain_and_different"] = "random"
+    """Which pairs are asked about next. 'uncertain_and_different' takes those that --judge is least sure of and
+    that look least like what was labelled; a third is random all the same, and only these may be held out."""
+    judge: str | None = None
+    """With --choose uncertain_and_different: a policy folder that judges; --base is its model."""
+    judge_reference: str = BASE
+    """The policy folder that the judge is compared with, or 'base'."""
+    judge_record: Path | None = None
+    """The record that a run has fitted to that policy (evaluation/judges/*.json); without one all timesteps
+    count alike."""
+    num_draws: int = 10
+    """Draws of timestep and noise by which an image is judged (paper: 10)."""
+    show: Literal[2, 3, 4] = 2
+    """Images that stand side by side: of 2 people choose the better one, 3 or 4 they rank."""
     pairs_per_prompt: int = 1
-    """Pairs of each prompt's images that are asked about at most."""
+    """Pairs (or sets of --show) of each prompt's images that are asked about at most."""
     common_share: float = 0.1
     """Share of the pairs that every labeller is asked about, so that their agreement shows; 0 to 1."""
     seed: int = 0
@@ -66,9 +81,9 @@ class Args:
     policy: str | None = None
     """With --base: a policy folder that samples instead of the model itself."""
     dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """With --base: precision of the networks."""
-    images_per_prompt: int = 2
-    """With --base: images of each prompt."""
+    """With --base: precision of the networks, of the judge too."""
+    images_per_prompt: int | None = None
+    """With --base: images of each prompt; None is as many as --show."""
     sampler: Literal["ddpm", "ddim"] = "ddim"
     """With --base: the sampler."""
     num_inference_steps: int = 30
@@ -103,9 +118,14 @@ def main(args: Args) -> None:
             gallery = Gallery(found)
             pairs = choose_pairs(
                 gallery.prompts, pairs_per_prompt=args.pairs_per_prompt,
-                common_share=args.common_share, seed=args.seed,
+                common_share=args.common_share, seed=args.seed, images_shown=args.show,
+                are_chosen=args.choose != "random",
             )  # fmt: skip
-            desk = Desk(gallery, pairs, journal, common_share=args.common_share)
+            check_kind(args, journal)
+            desk = Desk(
+                gallery, pairs, journal, common_share=args.common_share,
+                chooser=chooser_of(args, gallery, pairs),
+            )  # fmt: skip
             log.info(
                 "label: %d pairs of %d prompts, %d answers so far%s", len(pairs),
                 len(gallery.prompts), len(desk.answers()), told_stale(len(desk.stale)),
@@ -131,16 +151,53 @@ def check(args: Args) -> None:
         raise UserError("--prompts needs --base, the model that makes images of them")
     for name, value, least in (
         ("pairs-per-prompt", args.pairs_per_prompt, 1),
-        ("images-per-prompt", args.images_per_prompt, 2),
+        ("images-per-prompt", args.images_per_prompt or args.show, args.show),
         ("num-inference-steps", args.num_inference_steps, 1),
         ("prompts-per-batch", args.prompts_per_batch, 1),
+        ("num-draws", args.num_draws, 1),
     ):
         if value < least:
             raise UserError(f"--{name} must be at least {least}, found {value}")
+    is_chosen = args.choose != "random"
+    if is_chosen and (args.judge is None or args.base is None):
+        raise UserError(
+            f"--choose {args.choose} needs --judge with a policy folder, and --base with its model"
+        )
+    if not is_chosen and (args.judge is not None or args.judge_record is not None):
+        raise UserError("--judge and --judge-record go with --choose uncertain_and_different")
     if not 0 <= args.common_share <= 1:
         raise UserError(f"--common-share must be from 0 to 1, found {args.common_share}")
     if not args.export:
         bind(args.port).close()  # now, and not after an hour of sampling
+
+
+def check_kind(args: Args, journal: Journal) -> None:
+    """UserError if the folder's answers are pairs and rankings are asked for, or the other way round.
+
+    One table of labels has one layout.
+    """
+    found = {answer.is_ranking for answer in read_answers(journal.path, journal.entries()).values()}
+    if found - {args.show > 2}:
+        kinds = {False: "pairs (--show 2)", True: "rankings (--show 3 or 4)"}
+        raise UserError(
+            f"{journal.path} holds answers about {kinds[args.show == 2]}, and --show is {args.show}. Name "
+            "another folder with --labels; import_preferences takes labels of one layout at a time."
+        )
+
+
+def chooser_of(args: Args, gallery: Gallery, pairs: Sequence[Pair]) -> Chooser | None:
+    """What chooses the pairs, if not chance alone; it judges their images first."""
+    if args.judge is None or args.base is None:
+        return None
+    # This brings torch, which nobody waits for who is asked about pairs at random.
+    from stages.core.policies.judging import Judging
+
+    judging = Judging(
+        model=ModelSettings(base=args.base, dtype=args.dtype), policy=args.judge,
+        reference=args.judge_reference, record=args.judge_record, num_draws=args.num_draws,
+        seed=args.seed,
+    )  # fmt: skip
+    return judge_images(args.labels / JUDGED, gallery, pairs, judging, threads=args.threads)
 
 
 def sources(args: Args) -> Sequence[Path]:
@@ -161,7 +218,7 @@ def make_images(args: Args) -> None:
     sampling = Sampling(
         model=ModelSettings(base=args.base, dtype=args.dtype),
         policy=args.policy or BASE,
-        images_per_prompt=args.images_per_prompt,
+        images_per_prompt=args.images_per_prompt or args.show,
         sampler=args.sampler,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
@@ -189,17 +246,20 @@ def tell_measures(answers: Sequence[Answer]) -> None:
     """How far the labellers agree, and which side each of them favours."""
     found = agreement(answers)
     if found.raw is not None:
-        alpha = "" if found.alpha is None else f", Krippendorff's alpha {found.alpha:.2f}"
+        kind = " of their ranks" if found.is_ordinal else ""
+        alpha = "" if found.alpha is None else f", Krippendorff's alpha{kind} {found.alpha:.2f}"
         log.info(
-            "label: %.0f %% of the verdicts on %d pairs that several of %d people judged are equal%s",
-            100 * found.raw, found.num_pairs, found.num_labellers, alpha,
+            "label: %.0f %% of the verdicts on %d %s that several of %d people judged are equal%s",
+            100 * found.raw, found.num_pairs, "sets" if found.is_ordinal else "pairs",
+            found.num_labellers, alpha,
         )  # fmt: skip
     for labeller in sorted({answer.labeller for answer in answers}):
-        share = left_share(answer for answer in answers if answer.labeller == labeller)
+        share = first_share(answer for answer in answers if answer.labeller == labeller)
         if share is not None:
             log.info(
-                "label: %s chose the left image %.0f %% of %d times (95 %% interval %.0f to %.0f %%)",
-                labeller, 100 * share.share, share.num_choices, 100 * share.low, 100 * share.high,
+                "label: %s chose the %s image %.0f %% of %d times (95 %% interval %.0f to %.0f %%; by chance "
+                "%.0f %%)", labeller, "first" if answers[0].is_ranking else "left", 100 * share.share,
+                share.num_choices, 100 * share.low, 100 * share.high, 100 * share.expected,
             )  # fmt: skip
 
 

@@ -15,7 +15,13 @@ import tyro
 from stages.core.artifacts.decisions import Decided, read_decisions, turned
 from stages.core.artifacts.joins import joined_batches
 from stages.core.artifacts.schemas import PREFERENCES, TRAINING_PAIRS
-from stages.core.artifacts.tables import TableWriter, num_rows, read_batches, writing_table
+from stages.core.artifacts.tables import (
+    TableWriter,
+    num_rows,
+    read_batches,
+    read_table,
+    writing_table,
+)
 from stages.core.errors import UserError
 from stages.core.execution.runtime import log, run_stage, stage
 from stages.core.method.mixing import choose_without_replacement, num_human_pairs
@@ -60,7 +66,7 @@ def main(args: Args) -> None:
                 f"{' and '.join(map(str, args.decisions))}: there is nothing to train iteration "
                 f"{args.iteration} on. Take some vetoes back with python -m stages.audit."
             )
-        wanted = num_human_pairs(len(kept), args.seed_fraction)
+        wanted = num_human_pairs(num_prompts(args.pairs, kept), args.seed_fraction)
         if wanted > num_available - len(human.vetoed):
             log.warning(
                 "mix_preferences: %d human pairs would make a share of %.2f, there are %d; "
@@ -88,6 +94,12 @@ def main(args: Args) -> None:
             len(kept), len(drawn), len(drawn) / writer.num_rows,
         )  # fmt: skip
         run.rows_in, run.rows_out = num_generated + num_available, writer.num_rows
+
+
+def num_prompts(pairs: Path, kept: Sequence[int]) -> int:
+    """How many prompts some rows are of: pairs, or lists where a prompt has several rows."""
+    names = read_table(pairs, TRAINING_PAIRS, ["prompt_id"]).column("prompt_id").to_pylist()
+    return len({names[row] for row in kept})
 
 
 def write_turned(

@@ -18,7 +18,6 @@ import tyro
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.core.models.families import load_model
-from stages.core.models.loading import ModelSettings
 from stages.core.plan.configuration import read_config
 from stages.core.plan.costs import count
 from stages.core.plan.run import RunPlan
@@ -27,6 +26,7 @@ from stages.core.preflight.findings import Findings
 from stages.core.preflight.host import check_host_memory
 from stages.core.preflight.invariants import check_invariants
 from stages.core.preflight.judge import check_judge
+from stages.core.preflight.samples import encode_samples, model_settings
 from stages.core.preflight.table import show
 from stages.core.preflight.timing import measure
 from stages.metrics import metric_names
@@ -55,13 +55,15 @@ def main(args: Args) -> None:
         findings = Findings()
         plan = RunPlan(config=config)
         findings.add_all(plan.file_problems())
+        findings.add_all(plan.family_problems())
         prompts, labelled = num_prompts(plan, findings), labelled_pairs(config, findings)
         check_metrics(plan, findings)
         check_evaluation(plan, findings)
         counts = count(config, prompts, labelled)
         device = choose_device(args.threads)
-        model = load_model(ModelSettings(**config["model"]), device=device)
+        model = load_model(model_settings(config), device=device)
         try:
+            encode_samples(model)
             check_invariants(model, config, findings)
             check_judge(model, config, findings)
             rates = measure(model, config, findings)

@@ -19,7 +19,12 @@ from stages.core.artifacts.tables import read_table
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
-from stages.core.policies.generation import SamplingSettings, generate_batches, shard_of
+from stages.core.policies.generation import (
+    SamplingSettings,
+    encode_ahead,
+    generate_batches,
+    shard_of,
+)
 from stages.core.policies.loading import load_denoiser
 
 
@@ -65,6 +70,7 @@ def main(args: Args) -> None:
         pairs = list(zip(names, prompts, strict=True))
         part = shard_of(pairs, args.shard, args.num_shards, args.prompts_per_batch)
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
+        encode_ahead(model, part, args.prompts_per_batch)
         batches = partial(
             generate_batches,
             model,

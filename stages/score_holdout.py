@@ -19,7 +19,7 @@ from stages.core.artifacts.schemas import HOLDOUT_REWARDS, PAIR_LATENTS, PREFERE
 from stages.core.artifacts.tables import read_table, write_table
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, progress, run_stage, stage
-from stages.core.method.noising import Draws, reward_draws
+from stages.core.method.noising import DrawLaw, Draws, reward_draws
 from stages.core.method.rewards import implicit_reward, preference_probability
 from stages.core.method.scoring import Errors, Judge, draw_errors
 from stages.core.method.seeding import seed_of
@@ -58,6 +58,10 @@ class Args:
     """The first so many pairs, by which trainings were stopped, and all of their prompts are left out."""
     rewards_by: RewardsBy = "difference"
     """'difference' of two errors, or 'secant' or 'derivative', for which half precision suffices."""
+    draw_law: DrawLaw = "uniform"
+    """How timesteps are drawn: 'uniform' (paper) or 'logit_normal'."""
+    embedded_guidance: float = 1.0
+    """The guidance that a guidance-distilled model is told where it judges."""
     rows_per_batch: int | None = None
     """Images x draws that go through the network at once; None is all of a prompt."""
     threads: int = 1
@@ -70,16 +74,18 @@ def main(args: Args) -> None:
     """Score winner and loser of every pair with the same draws for every policy."""
     with stage("score_holdout") as run:
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
+        pairs, rows = read_pairs(args, model), []
+        model.encode_ahead([pair.prompt] for pair in pairs)
         judge = load_judge(model, args.policy, args.reference, args.rewards_by)
-        rows = []
-        for pair in progress(read_pairs(args, model), "scoring held-out pairs", "pairs"):
+        for pair in progress(pairs, "scoring held-out pairs", "pairs"):
             draws = reward_draws(
                 seed_of(args.seed, "score_holdout", pair.pair_id),
                 num_draws=args.num_draws,
                 num_timesteps=model.num_timesteps,
                 latents_shape=model.latents_shape,
+                law=args.draw_law,
             )
-            errors = pair_errors(model, judge, pair, draws, args.rows_per_batch)
+            errors = pair_errors(model, judge, pair, draws, args)
             kept = {"timesteps": draws.timesteps.numpy(), "num_timesteps": model.num_timesteps}
             rows.append(pair.names | judgement(errors, args.dpo_beta) | kept)
         files = {*policy_files(args.policy), *policy_files(args.reference)}
@@ -98,7 +104,7 @@ class HeldOutPair:
     pair_id: str
     prompt_id: str
     prompt: str
-    latents: Float[Tensor, "side channel height width"]
+    latents: Float[Tensor, "side ..."]
     geometry: Int[Tensor, "side number"]
     """How each image was cut, for families that are told."""
 
@@ -150,11 +156,12 @@ def pair_errors(
     judge: Judge,
     pair: HeldOutPair,
     draws: Draws,
-    rows_per_batch: int | None,
+    args: Args,
 ) -> Errors:
     """Errors of both images of a pair with the same draws, and the policy's drift."""
     text = model.place(model.encode_text([pair.prompt]).repeat(2), pair.geometry)
-    return draw_errors(model, judge, pair.latents, text, draws, rows_per_batch=rows_per_batch)
+    text = model.tell_guidance(text, args.embedded_guidance)
+    return draw_errors(model, judge, pair.latents, text, draws, rows_per_batch=args.rows_per_batch)
 
 
 def judgement(errors: Errors, dpo_beta: float) -> dict[str, object]:

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import tyro
 
+from stages.core.artifacts.decisions import read_decisions
 from stages.core.artifacts.provenance import BASE
-from stages.core.execution.runtime import choose_device, run_stage, stage
+from stages.core.artifacts.schemas import PREFERENCES
+from stages.core.errors import UserError
+from stages.core.execution.runtime import choose_device, log, run_stage, stage
 from stages.core.method.seeding import seed_of
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
-from stages.core.policies.pair_files import human_pairs
+from stages.core.policies.pair_files import PairTables, human_pairs
 from stages.core.training.held_out import HeldOutFiles
 from stages.core.training.processes import Processes
 from stages.core.training.run import Outputs, Task, train_policy
@@ -32,6 +35,8 @@ class Args:
     """Seed pairs (schema preferences)."""
     latents: Path
     """Their latents (schema pair_latents)."""
+    decisions: tuple[Path, ...] = ()
+    """What a person decided about these pairs in the audit (schema decisions); none without."""
     model: ModelSettings
     """The pretrained model."""
     lora: LoraSettings
@@ -71,6 +76,7 @@ def main(args: Args) -> None:
         model = load_model(args.model, device=processes.device)
         pairs = human_pairs(args.preferences, args.latents, is_live=args.live_encoding)
         run.rows_in = len(pairs)
+        pairs = heed_decisions(pairs, args)
         run.rows_out = train_policy(
             model,
             pairs,
@@ -78,7 +84,7 @@ def main(args: Args) -> None:
             Task(
                 stage="train_seed",
                 arguments=args,
-                inputs=[args.preferences, args.latents, *args.held_out.files],
+                inputs=[args.preferences, args.latents, *args.decisions, *args.held_out.files],
                 initial=BASE,
                 reference=BASE,
                 lora=args.lora,
@@ -95,6 +101,30 @@ def main(args: Args) -> None:
             processes=processes,
             execution=args.execution,
         )
+
+
+def heed_decisions(pairs: PairTables, args: Args) -> PairTables:
+    """The pairs that nobody vetoed, the flipped ones exchanged; all as they are without decisions.
+
+    UserError if all are vetoed.
+    """
+    if not args.decisions:
+        return pairs
+    decisions = read_decisions(args.decisions)
+    decided = decisions.about(args.preferences, PREFERENCES)
+    kept = decided.kept(len(pairs))
+    if not kept:
+        raise UserError(
+            f"all {len(pairs)} pairs of {args.preferences} are vetoed in "
+            f"{' and '.join(map(str, args.decisions))}: there is nothing to train on. Take some vetoes back "
+            "with python -m stages.audit."
+        )
+    log.info(
+        "train_seed: of %d decisions %d veto and %d flip a pair, %d ask for what is so already, %d are stale: "
+        "no pair has their images", len(decisions), len(decided.vetoed), len(decided.flipped),
+        decided.num_as_wished, decisions.num_stale,
+    )  # fmt: skip
+    return pairs.decided(kept, decided.flipped)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, run_stage, stage
+from stages.core.method.listwise import Lists, lists_of
 from stages.core.method.seeding import seed_of
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
@@ -65,6 +66,9 @@ class Args:
     soft_labels: bool = False
     """Train on p(winner > loser) of generated pairs instead of taking the winner for better with certainty;
     human pairs stay certain."""
+    listwise: bool = False
+    """Train on whole lists, by RankDPO's loss: the generated pairs of a prompt are one, a human pair is one of
+    two images. A batch and a micro-batch then count lists."""
     trackers: tuple[str, ...] = ()
     """Where to send each step's measures besides the table: tensorboard (in trackers/ beside it), wandb."""
     threads: int = 2
@@ -84,6 +88,7 @@ def main(args: Args) -> None:
             args.preferences,
             is_live=args.live_encoding,
             label=soft_labels if args.soft_labels else None,
+            listed=lists_in if args.listwise else None,
         )
         run.rows_in = len(pairs)
         run.rows_out = train_policy(
@@ -127,6 +132,27 @@ def soft_labels(table: pa.Table, path: Path) -> Float[torch.Tensor, " pair"]:
     return torch.tensor(
         [p if source == "generated" else 1.0 for source, p in zip(sources, found, strict=True)],
         dtype=torch.float32,
+    )
+
+
+def lists_in(table: pa.Table, path: Path) -> Lists:
+    """The generated pairs of each prompt as one list, each human pair as one that is certain.
+
+    UserError for a generated pair whose scores are no probabilities.
+    """
+    columns = ("source", "prompt_id", "winner_score", "loser_score")
+    rows = list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
+    for place, (source, _, *scores) in enumerate(rows):
+        if source == "generated" and not all(s is not None and 0 <= s <= 1 for s in scores):
+            raise UserError(
+                f"{path}, row {place}: a generated pair has the scores {scores}, expected probabilities from 0 to "
+                "1. Lists are made by select_pairs.strategy listwise; let select_pairs make the pairs anew."
+            )
+    is_human = [source != "generated" for source, *_ in rows]
+    return lists_of(
+        [None if human else name for human, (_, name, _, _) in zip(is_human, rows, strict=True)],
+        [None if human else high for human, (_, _, high, _) in zip(is_human, rows, strict=True)],
+        [None if human else low for human, (_, _, _, low) in zip(is_human, rows, strict=True)],
     )
 
 

@@ -307,7 +307,7 @@ def test_every_key_of_the_schema_is_described_and_nothing_else_slipped_in() -> N
     known = {"type", "enum", "default", "description", "items", "properties", "required", "allOf",
              "additionalProperties", "unevaluatedProperties", "propertyNames", "pattern", "minimum",
              "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "uniqueItems",
-             "minLength", "minProperties"}  # fmt: skip
+             "minLength", "minProperties", "maxItems"}  # fmt: skip
 
     def check(properties: dict[str, dict[str, object]], where: str) -> None:
         for key, node in properties.items():

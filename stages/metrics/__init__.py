@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stages.core.errors import UserError
 from stages.core.execution.runtime import progress
-from stages.metrics import pixels, shapes
+from stages.metrics import compression, pixels, shapes
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,11 @@ class Scorer(Protocol):
         ...
 
 
-SCORERS: dict[str, Callable[[], Scorer]] = {**pixels.SCORERS, **shapes.SCORERS}
+SCORERS: dict[str, Callable[[], Scorer]] = {
+    **pixels.SCORERS,
+    **compression.SCORERS,
+    **shapes.SCORERS,
+}
 """How to load each metric that needs no weights, by name."""
 
 NETWORKS = ("pickscore", "hpsv2", "imagereward", "aesthetics", "clipscore")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,10 +20,9 @@ from stages.core.artifacts.decisions import decisions_file
 from stages.core.audit.desk import journal_of
 from stages.core.pages.journal import read_journal
 from tests.audit.test_deciding import shown
+from tests.browsers import NEEDS_BROWSER, browser
 from tests.builders import CAPTIONS, read_rows
-from tests.security.test_pages import CHROMIUM
 
-CHROMEDRIVER = shutil.which("chromedriver")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -146,93 +144,77 @@ def test_a_browser_that_goes_away_disturbs_nothing(run: Path) -> None:
             assert CAPTIONS[0] in client.get(address).text
 
 
-NEEDS_BROWSER = pytest.mark.skipif(
-    CHROMIUM is None or CHROMEDRIVER is None, reason="needs Chromium and chromedriver"
-)
-
-
 @NEEDS_BROWSER
 def test_by_keyboard_alone_in_a_browser(run: Path) -> None:
-    from selenium import webdriver
     from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options, webdriver.ChromeService(str(CHROMEDRIVER)))
-    try:
-        with serving(run) as (server, address):
-            browser.get(address)
-            assert "token" not in browser.current_url
+    with serving(run) as (server, address), browser() as driver:
+        driver.get(address)
+        assert "token" not in driver.current_url
 
-            def press(*keys: str) -> None:
-                browser.switch_to.active_element.send_keys(*keys)
+        def press(*keys: str) -> None:
+            driver.switch_to.active_element.send_keys(*keys)
 
-            def wait(position: int, said: str = "") -> None:
-                """Until this item is shown, this was said, and its pictures are decoded."""
-                WebDriverWait(
-                    browser, 20, ignored_exceptions=[StaleElementReferenceException]
-                ).until(
-                    lambda b: (
-                        b.find_element(By.CSS_SELECTOR, ".where strong").text == str(position)
-                        and said in b.find_element(By.ID, "said").text
-                        and b.execute_script(
-                            "return [...document.images].every(i => i.complete && i.naturalWidth == 64)"
-                        )
+        def wait(position: int, said: str = "") -> None:
+            """Until this item is shown, this was said, and its pictures are decoded."""
+            WebDriverWait(driver, 20, ignored_exceptions=[StaleElementReferenceException]).until(
+                lambda b: (
+                    b.find_element(By.CSS_SELECTOR, ".where strong").text == str(position)
+                    and said in b.find_element(By.ID, "said").text
+                    and b.execute_script(
+                        "return [...document.images].every(i => i.complete && i.naturalWidth == 64)"
                     )
                 )
-
-            def large() -> str:
-                figures = browser.find_elements(By.CSS_SELECTOR, "#large figure")
-                [seen] = [figure.text for figure in figures if figure.is_displayed()]
-                return seen
-
-            wait(1)
-            press("s")
-            assert "winner" in large()
-            press("s")
-            assert "loser" in large()
-            press("s")
-            assert "winner" in large()
-            press("v")  # the next pair comes large too
-            wait(2, "vetoed")
-            assert "winner" in large()
-            press(Keys.ESCAPE)
-            assert not browser.find_elements(By.CSS_SELECTOR, "#large[open]")
-            press("j")
-            wait(3)
-            press("f")
-            wait(4, "flipped")
-            press("k")
-            wait(3)
-            assert "flipped" in browser.find_element(By.CSS_SELECTOR, ".facts").text
-            press(Keys.ARROW_RIGHT)
-            wait(4)
-            press("n")
-            press("vfau are letters here", Keys.ENTER)
-            wait(4, "note kept")
-            press("a")
-            wait(5, "accepted")
-            press("v")
-            wait(6, "vetoed")
-            press("u")
-            wait(5, "taken back: veto")
-            press(Keys.CONTROL, "v")  # not the key without a modifier
-            wait(5)
-            errors = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-            assert errors == []
-            server.kill()
-            server.wait()
-            press("v")
-            WebDriverWait(browser, 20).until(
-                lambda b: "does not answer" in b.find_element(By.ID, "said").text
             )
-    finally:
-        browser.quit()
+
+        def large() -> str:
+            figures = driver.find_elements(By.CSS_SELECTOR, "#large figure")
+            [seen] = [figure.text for figure in figures if figure.is_displayed()]
+            return seen
+
+        wait(1)
+        press("s")
+        assert "winner" in large()
+        press("s")
+        assert "loser" in large()
+        press("s")
+        assert "winner" in large()
+        press("v")  # the next pair comes large too
+        wait(2, "vetoed")
+        assert "winner" in large()
+        press(Keys.ESCAPE)
+        assert not driver.find_elements(By.CSS_SELECTOR, "#large[open]")
+        press("j")
+        wait(3)
+        press("f")
+        wait(4, "flipped")
+        press("k")
+        wait(3)
+        assert "flipped" in driver.find_element(By.CSS_SELECTOR, ".facts").text
+        press(Keys.ARROW_RIGHT)
+        wait(4)
+        press("n")
+        press("vfau are letters here", Keys.ENTER)
+        wait(4, "note kept")
+        press("a")
+        wait(5, "accepted")
+        press("v")
+        wait(6, "vetoed")
+        press("u")
+        wait(5, "taken back: veto")
+        press(Keys.CONTROL, "v")  # not the key without a modifier
+        wait(5)
+        errors = [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+        assert errors == []
+        server.kill()
+        server.wait()
+        press("v")
+        WebDriverWait(driver, 20).until(
+            lambda b: "does not answer" in b.find_element(By.ID, "said").text
+        )
     with serving(run):
         pass
     pairs = read_rows(run / "iter01/pairs.parquet")

@@ -24,7 +24,7 @@ ELEMENTS = {
     *("html", "head", "meta", "title", "link", "script", "body", "header", "main", "footer", "nav"),
     *("h1", "h2", "p", "ul", "li", "a", "form", "input", "select", "option", "label", "button", "kbd"),
     *("div", "span", "strong", "br", "figure", "figcaption", "img", "dialog", "details", "summary"),
-    *("dl", "dt", "dd", "noscript", "svg", "g", "line", "circle", "text"),
+    *("dl", "dt", "dd", "code", "noscript", "svg", "g", "line", "circle", "text"),
 }  # fmt: skip
 
 
@@ -89,6 +89,22 @@ def test_human_pairs_show_their_file_and_row(client: TestClient) -> None:
     assert set(re.findall(r'src="(/image/seed/preferences.parquet/4/\w+)', page)) == {
         "/image/seed/preferences.parquet/4/winner", "/image/seed/preferences.parquet/4/loser"
     }  # fmt: skip
+
+
+def test_what_a_decision_about_a_human_pair_costs_is_said_before(
+    client: TestClient, run: Path
+) -> None:
+    dear = "trains\npolicy 0, and makes all that follows, anew"
+    for config in (None, "{}", "no JSON", '{"train_seed": {"use_decisions": false}}', "[]"):
+        if config is not None:
+            (run / "config.json").write_text(config)
+        page = client.get("/?view=human").text
+        assert "The seed training keeps the pair, unless" in page
+        assert dear not in page
+    (run / "config.json").write_text('{"train_seed": {"use_decisions": true}}')
+    assert dear in client.get("/?view=human").text
+    for view in ("pairs", "holdout"):
+        assert dear not in client.get(f"/?view={view}").text
 
 
 def test_held_out_pairs_are_those_that_the_judge_gets_wrong_worst_first(client: TestClient) -> None:

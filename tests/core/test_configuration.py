@@ -105,7 +105,7 @@ def test_what_is_not_passed_on_has_the_same_default_in_the_stage(
     there = {field.name: field.default for field in dataclasses.fields(settings)}
     defaults = {k: v["default"] for k, v in known_keys(schema, [block]).items() if "default" in v}
     for key, default in defaults.items():
-        if key not in ("policy", "reference", "on_collapse"):
+        if key not in ("policy", "reference", "on_collapse", "use_decisions"):
             wanted = tuple(default) if isinstance(default, list) else default
             assert there[key] == wanted, key
 
@@ -181,7 +181,7 @@ def test_a_key_like_no_other_is_told_the_known_ones(config: Config) -> None:
         ("train_seed.learning_rate", "1e-6", "'train_seed.learning_rate' is '1e-6' (text)"),
         ("update_policy.dpo_beta", None, "(nothing); expected number"),
         ("score_candidates.reencode", "no", "'score_candidates.reencode' is 'no' (text)"),
-        ("sampling.sampler", "euler", "'sampling.sampler' is 'euler'; expected one of ddpm, ddim"),
+        ("sampling.sampler", "heun", "'sampling.sampler' is 'heun'; expected one of ddpm, ddim"),
         ("mix_preferences.seed_fraction", 1.0, "'mix_preferences.seed_fraction' is 1.0"),
         ("run", "a/b", "'run' is 'a/b'"),
     ],
@@ -234,6 +234,52 @@ def test_soft_labels_are_for_the_loss_that_knows_them(config: Config) -> None:
     assert "'update_policy.soft_labels' is true, which the loss 'mapo' does not know" in complaint(
         config
     )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "key", "value", "words"),
+    [
+        ("random", "sample_candidates.candidates_per_prompt", 1, "is 1: a pair needs 2 or more"),
+        ("listwise", "sample_candidates.candidates_per_prompt", 7, "use an even number"),
+        (
+            "listwise",
+            "update_policy.loss",
+            "ipo",
+            "'update_policy.loss' is 'ipo', which the list's",
+        ),
+        ("listwise", "update_policy.soft_labels", True, "'update_policy.soft_labels' is True"),
+        ("spin", "select_pairs.ranker", "total", "'select_pairs.ranker' is 'total'"),
+        ("spin", "select_pairs.min_probability", 0.6, "nobody judges a person's image"),
+        ("spin", "update_policy.soft_labels", True, "'update_policy.soft_labels' is set"),
+    ],
+)
+def test_pair_makers_go_with_what_they_know(
+    config: Config, strategy: str, key: str, value: object, words: str
+) -> None:
+    change(config, "select_pairs.strategy", strategy)
+    check_config(config)
+    assert words in complaint(change(config, key, value))
+
+
+def test_draws_where_the_information_is_want_somebody_who_knows_where(config: Config) -> None:
+    change(config, "score_candidates.allocation", "importance")
+    assert "nothing says where the information is" in complaint(config)
+    check_config(change(config, "score_candidates.weights", "calibrated"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("score_candidates.first_draws", 10, "no draw would be saved"),
+        ("select_pairs.strategy", "random", "'select_pairs.strategy' is 'random'"),
+        ("select_pairs.ranker", "total", "'select_pairs.ranker' is 'total'"),
+    ],
+)
+def test_adaptive_draws_are_for_best_and_worst_by_the_judge(
+    config: Config, key: str, value: object, words: str
+) -> None:
+    check_config(change(config, "score_candidates.adaptive_confidence", 0.95))
+    assert words in complaint(change(config, key, value))
 
 
 def test_label_smoothing_is_for_the_loss_that_knows_it(config: Config) -> None:
@@ -294,6 +340,13 @@ def test_early_stopping_needs_scores_of_what_is_kept(
     for key, value in changes.items():
         change(config, key, value)
     assert expected in complaint(config)
+
+
+def test_a_policy_from_elsewhere_has_no_training_that_heeds_decisions(config: Config) -> None:
+    change(config, "train_seed.use_decisions", True)
+    check_config(config)
+    change(config, "train_seed.policy", "elsewhere")
+    assert "no seed training heeds the decisions" in complaint(config)
 
 
 def test_a_key_that_a_file_names_twice_is_refused_with_its_lines(tmp_path: Path) -> None:

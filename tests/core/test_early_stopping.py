@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LoraSettings
 from stages.core.policies.encoding import EncodedPairs
-from stages.core.training.early_stopping import BestWeights, best_score
-from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress, best_step, scores_of
+from stages.core.training.early_stopping import KeptWeights, Score, kept_score, standard_error
+from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress, kept_step, scores_of
 from stages.core.training.loop import Step, Training
 from stages.core.training.processes import Processes
 from stages.core.training.run import Task, refuse_untouched
@@ -41,17 +40,47 @@ SETTINGS = TrainingSettings(
 )
 
 
-def test_the_first_of_equal_scores_is_the_best() -> None:
-    assert best_score([-0.69, -0.6, -0.5, -0.9, -0.5]) == 2
-    assert best_score([-0.69]) == 0
+def losses(*means: float, spread: float = 0.0) -> list[Score]:
+    """A score of four pairs for each mean: two pairs above it by the spread, two below, in turn."""
+    signs = np.array([1.0, -1.0, 1.0, -1.0])
+    return [mean + spread * (-1) ** place * signs for place, mean in enumerate(means)]
 
 
-def test_a_score_is_the_log_loss_which_sees_how_much_was_learnt() -> None:
-    point = Progress(
-        step=0, accuracy=1.0, logit=9.0, log_loss=0.69, winner_error=0.0, loser_error=0.0
+def test_of_scores_that_differ_without_doubt_the_lowest_is_kept() -> None:
+    assert kept_score(losses(0.69, 0.6, 0.5, 0.9, 0.51)) == 2
+    assert kept_score(losses(0.69, 0.6, 0.5, 0.9, 0.5)) == 4  # no worse
+    assert kept_score(losses(0.69)) == 0
+
+
+def test_of_scores_that_the_pairs_cannot_tell_apart_the_latest_is_kept() -> None:
+    # neighbours differ by +-0.1 and a mean: with four pairs the standard error is 0.1 x sqrt(4/3) / 2 = 0.0577
+    scores = losses(0.69, 0.5, 0.555, spread=0.05)
+    assert standard_error(scores[2] - scores[1]) == pytest.approx(0.1 * np.sqrt(4 / 3) / 2)
+    assert kept_score(scores) == 2
+    assert kept_score(losses(0.69, 0.5, 0.56, spread=0.05)) == 1
+    assert kept_score([np.array([0.6]), np.array([0.5]), np.array([0.51])]) == 1  # one pair
+
+
+def test_where_no_score_is_lower_than_the_starts_the_start_is_kept() -> None:
+    assert kept_score(losses(0.69, 0.70, 0.69, spread=0.5)) == 0
+
+
+def test_a_score_is_the_log_loss_of_each_pair_which_sees_how_much_was_learnt() -> None:
+    curve = [point(0, 0.69, 0.71), point(4, 0.4, 0.6), point(8, 0.8, 0.9)]
+    assert [score.tolist() for score in scores_of(curve)] == [[0.69, 0.71], [0.4, 0.6], [0.8, 0.9]]
+    assert kept_step(curve) == 4
+
+
+def point(step: int, *pair_log_losses: float) -> Progress:
+    return Progress(
+        step=step,
+        accuracy=0.6,
+        logit=9.0,
+        log_loss=float(np.mean(pair_log_losses)),
+        winner_error=0.0,
+        loser_error=0.0,
+        pair_log_losses=pair_log_losses,
     )
-    assert scores_of([point, replace(point, accuracy=0.6, log_loss=0.5)]) == [-0.69, -0.5]
-    assert best_step([point, replace(point, step=4, accuracy=0.6, log_loss=0.5)]) == 4
 
 
 def test_a_log_loss_is_softened_as_far_as_it_falls_and_never_sharpened() -> None:
@@ -79,43 +108,56 @@ def test_the_log_loss_of_a_policy_that_is_its_reference_is_ln_2(
     assert (point.accuracy, point.logit) == (0.5, 0.0)
 
 
-def test_patience_counts_the_scores_since_the_best() -> None:
-    scores = [-0.69, -0.5, -0.6, -0.5, -0.7]
-    weights = BestWeights([], patience=3)
-    assert [weights.is_over(scores[:count]) for count in (1, 2, 3, 4, 5)] == [
-        False,
-        False,
-        False,
-        False,
-        True,
-    ]
-    assert not BestWeights([], patience=0).is_over([-0.1, *[-0.9] * 50])
+def test_the_log_losses_of_the_pairs_have_the_mean_that_is_shown(
+    model: DiffusionModel, held_out: HeldOut
+) -> None:
+    policy = model.load_denoiser()
+    with torch.no_grad():
+        for weight in policy.network.parameters():
+            weight.mul_(1.01)
+    point = held_out.score(model, policy, model.load_denoiser(), SETTINGS, step=3)
+    assert len(point.pair_log_losses) == len(held_out.pairs)
+    assert len(set(point.pair_log_losses)) > 1
+    assert point.log_loss == pytest.approx(np.mean(point.pair_log_losses))
+    assert "pair_log_losses" not in point.measures
+    assert point.measures["log_loss"] == point.log_loss
+
+
+def over(weights: KeptWeights, scores: list[Score], **how: int) -> list[bool]:
+    return [weights.is_over(scores[: count + 1], **how) for count in range(len(scores))]
+
+
+def test_patience_counts_the_scores_since_the_kept_one() -> None:
+    scores = losses(0.69, 0.5, 0.6, 0.5, 0.7, 0.7, 0.7)
+    assert over(KeptWeights([], patience=3), scores) == [False] * 6 + [True]
+    assert not KeptWeights([], patience=0).is_over(losses(0.1, *[0.9] * 50))
 
 
 def test_scores_of_the_warmup_do_not_end_a_training() -> None:
-    weights = BestWeights([], patience=2)
-    scores = [-0.69, -0.7, -0.71, -0.72, -0.73]
-    assert [weights.is_over(scores[:count], num_early=3) for count in (1, 2, 3, 4, 5)] == [
-        False,
-        False,
-        False,
-        False,
-        True,
-    ]
-    late = [-0.69, -0.7, -0.71, -0.5, -0.73, -0.74]
-    assert [weights.is_over(late[:count], num_early=3) for count in (5, 6)] == [False, True]
+    weights = KeptWeights([], patience=2)
+    assert over(weights, losses(0.69, 0.7, 0.71, 0.72, 0.73), num_early=3) == [False] * 4 + [True]
+    late = losses(0.69, 0.7, 0.71, 0.5, 0.73, 0.74)
+    assert over(weights, late, num_early=3)[4:] == [False, True]
 
 
-def test_the_weights_of_the_best_score_are_put_back() -> None:
+def test_the_weights_of_the_kept_score_are_put_back() -> None:
     weight = torch.zeros(2)
-    best = BestWeights([weight], patience=2)
-    scores = []
-    for value, score in enumerate([-0.69, -0.5, -0.6]):
+    kept = KeptWeights([weight], patience=2)
+    scores: list[Score] = []
+    for value, score in enumerate(losses(0.69, 0.5, 0.6)):
         weight.fill_(value)
         scores.append(score)
-        best.note(scores)
-    best.put_back()
+        kept.note(scores)
+    kept.put_back()
     assert weight.tolist() == [1.0, 1.0]
+
+
+def test_what_was_noted_last_is_what_is_kept_in_the_end() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        scores = list(rng.normal(0.6, 0.1, (9, 12)) + rng.normal(0, 0.05, (9, 1)))
+        noted = [n for n in range(9) if kept_score(scores[: n + 1]) == n]
+        assert noted[-1] == kept_score(scores)
 
 
 def random_pairs(model: DiffusionModel, count: int, seed: int) -> EncodedPairs:
@@ -139,7 +181,7 @@ def pairs(model: DiffusionModel) -> EncodedPairs:
 @pytest.fixture(scope="module")
 def held_out(model: DiffusionModel) -> HeldOut:
     """Eight others, which nothing can be learnt about."""
-    return HeldOut(pairs=random_pairs(model, 8, seed=5), num_draws=1, every_steps=1, seed=6)
+    return HeldOut(pairs=random_pairs(model, 8, seed=7), num_draws=1, every_steps=1, seed=6)
 
 
 def train(
@@ -205,11 +247,11 @@ def test_another_reference_is_asked_itself(model: DiffusionModel, held_out: Held
     assert kept.score(model, policy, other, SETTINGS, step=0).winner_error != 0
 
 
-def test_a_training_ends_when_there_is_no_gain_with_the_weights_of_its_best_step(
+def test_a_training_ends_when_there_is_no_gain_with_the_weights_of_its_kept_step(
     model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
 ) -> None:
     steps, curve, weights = train(model, pairs, held_out, tmp_path / "stopped")
-    best = best_step(curve)
+    best = kept_step(curve)
     assert 0 < best < len(steps) == best + 3 < 14
     whole, _, last = train(model, pairs, held_out, tmp_path / "whole", stop_after_no_gain=0)
     assert len(whole) == 14
@@ -224,22 +266,22 @@ def test_a_training_ends_when_there_is_no_gain_with_the_weights_of_its_best_step
 def test_a_training_does_not_end_in_its_warmup(
     model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
 ) -> None:
+    worse = replace(held_out, pairs=random_pairs(model, 8, seed=13))  # judged wrongly throughout
     steps, curve, _ = train(
-        model, pairs, held_out, tmp_path / "a", stop_after_no_gain=1, warmup_share=1.0
+        model, pairs, worse, tmp_path / "a", stop_after_no_gain=1, warmup_share=1.0
     )
-    losses = [point.log_loss for point in curve]
-    assert any(after >= before for before, after in pairwise(losses[:-1]))  # would have ended it
+    assert KeptWeights([], 1).is_over(scores_of(curve)[:2])  # would have ended it
     assert len(steps) == 14
 
 
 @pytest.mark.slow
-def test_a_training_that_is_not_stopped_keeps_its_best_weights_too(
+def test_a_training_that_is_not_stopped_takes_its_kept_weights_too(
     model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
 ) -> None:
     steps, curve, weights = train(model, pairs, held_out, tmp_path / "a", stop_after_no_gain=99)
     assert len(steps) == 14
     _, _, expected = train(
-        model, pairs, None, tmp_path / "b", stop_after_no_gain=0, passes=best_step(curve) / 2
+        model, pairs, None, tmp_path / "b", stop_after_no_gain=0, passes=kept_step(curve) / 2
     )
     assert same(weights, expected)
 
@@ -270,10 +312,7 @@ def test_stopping_needs_scores_of_what_is_kept(
 def test_a_seed_training_without_gain_is_no_policy_and_an_update_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    point = Progress(
-        step=0, accuracy=0.5, logit=0.0, log_loss=0.693, winner_error=0.0, loser_error=0.0
-    )
-    curve = [point, replace(point, step=5, accuracy=0.6, log_loss=0.7)]
+    curve = [point(0, 0.693), point(5, 0.7)]
     task = Task(
         stage="train_seed",
         arguments=None,

@@ -134,7 +134,7 @@ def test_the_family_is_recognised(any_family: Family) -> None:
     model = any_family.load()
     assert type(model) is any_family.adapter
     assert model.latents_shape == (4, 8, 8)
-    assert model.image_size == 64
+    assert model.image_size == (64, 64)
     assert model.native_geometry(2).tolist() == [[64, 64, 0, 0, 64, 64]] * 2
 
 
@@ -335,7 +335,7 @@ def test_in_half_precision_policy_and_reference_still_start_equal_and_weights_ar
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "mapo"])
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "mapo", "kto"])
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_every_optimizer_lowers_every_loss_of_a_fixed_batch(
     family: Family, optimizer: str, loss: str, lora: LoraSettings

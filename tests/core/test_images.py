@@ -16,6 +16,7 @@ from stages.core.artifacts.images import (
     decode_image,
     encode_image,
     encode_png,
+    geometry,
     image_kind,
     preview_image,
     to_model_input,
@@ -207,3 +208,16 @@ def test_a_wide_image_keeps_its_middle() -> None:
 @pytest.mark.parametrize("size", [(31, 97), (100, 33), (7, 5)])
 def test_any_size_becomes_the_models_size(size: tuple[int, int]) -> None:
     assert to_model_input([Image.new("RGB", size)], 16).shape == (1, 3, 16, 16)
+
+
+def test_images_are_fitted_to_sizes_that_are_not_square() -> None:
+    rows = np.repeat(np.arange(100, dtype=np.uint8), 60).reshape(100, 60)  # 100 high, 60 wide
+    picture = Image.fromarray(np.stack([rows] * 3, axis=-1))
+    found = to_model_input([picture], (20, 30))  # covered at half the size: 50 high, 30 wide
+    assert found.shape == (1, 3, 20, 30)
+    expected = (
+        2 * np.arange(15, 35) + 0.5
+    ) / 127.5 - 1  # the middle 20 of 50 rows, each the mean of two
+    np.testing.assert_allclose(found[0, 0, :, 0], expected, atol=0.6 / 127.5)
+    assert geometry(picture, (20, 30)) == [100, 60, 15, 0, 20, 30]
+    assert geometry(picture, 30) == geometry(picture, (30, 30))

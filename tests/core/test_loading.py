@@ -158,11 +158,11 @@ def test_a_family_without_an_adapter_is_named(copy: Path) -> None:
     index = copy / "model_index.json"
     index.write_text(
         index.read_text()
-        .replace("StableDiffusionXLPipeline", "FluxPipeline")
-        .replace("StableDiffusionPipeline", "FluxPipeline")
+        .replace("StableDiffusionXLPipeline", "KolorsPipeline")
+        .replace("StableDiffusionPipeline", "KolorsPipeline")
     )
     with pytest.raises(
-        ModelError, match="is a FluxPipeline; supported are StableDiffusionPipeline"
+        ModelError, match="is a KolorsPipeline; supported are StableDiffusionPipeline"
     ):
         load_model(settings(copy), device=CPU)
 

@@ -35,7 +35,7 @@ def edit(path: Path, **changes: object) -> None:
 
 def test_sizes_are_those_of_the_committed_pipeline(model: DiffusionModel) -> None:
     assert model.latents_shape == (8, 8, 8)
-    assert model.image_size == 64
+    assert model.image_size == (64, 64)
     assert model.num_timesteps == 1000
 
 

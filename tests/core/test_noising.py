@@ -59,6 +59,27 @@ def test_training_timesteps_cover_the_whole_range_evenly() -> None:
     assert ((counts - 2000).abs() < 5 * 43).all()  # a binomial deviation is 42.4
 
 
+def test_logit_normal_timesteps_follow_the_law() -> None:
+    draws = training_draws(
+        0, num_pairs=20_000, num_timesteps=1000, latents_shape=(1, 1, 1), law="logit_normal"
+    )
+    share = (draws.timesteps.double() + 0.5) / 1000
+    normal = torch.logit(share)
+    assert normal.mean().item() == pytest.approx(0, abs=5 / 20_000**0.5)
+    assert normal.std().item() == pytest.approx(1, abs=5 / 40_000**0.5)
+    # 68.27 % lie within sigmoid(-1) and sigmoid(1)
+    inside = ((share > 0.26894) & (share < 0.73106)).double().mean()
+    assert inside.item() == pytest.approx(0.6827, abs=5 * (0.6827 * 0.3173 / 20_000) ** 0.5)
+
+
+def test_logit_normal_strata_are_equally_likely_parts() -> None:
+    quartiles = [0.0, 0.33747, 0.5, 0.66253, 1.0]  # sigmoid of -0.67449, 0, 0.67449
+    for seed in range(20):
+        found = stratified_timesteps(4, 1000, generator(seed), "logit_normal")
+        for timestep, low, high in zip(found.tolist(), quartiles[:-1], quartiles[1:], strict=True):
+            assert 1000 * low - 1 <= timestep < 1000 * high + 1
+
+
 def test_noise_is_standard_normal() -> None:
     noise = reward_draws(0, num_draws=200, num_timesteps=1000, latents_shape=(4, 8, 8)).noise
     assert noise.mean().item() == pytest.approx(0, abs=0.02)

@@ -40,7 +40,8 @@ def overflowing(base: Path, part: str) -> DiffusionModel:
 
 
 def picture(model: DiffusionModel) -> torch.Tensor:
-    return torch.linspace(-1, 1, model.image_size).expand(1, 3, model.image_size, -1)
+    height, width = model.image_size
+    return torch.linspace(-1, 1, width).expand(1, 3, height, -1)
 
 
 def test_a_vae_that_overflows_is_named_when_it_encodes(base: Path) -> None:

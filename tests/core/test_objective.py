@@ -16,7 +16,9 @@ from stages.core.method.objective import (
     denoising_error,
     dpo_loss,
     ipo_loss,
+    kto_loss,
     mapo_loss,
+    mean_gain,
     preference_logit,
     wrong_shares,
 )
@@ -149,6 +151,22 @@ def test_a_soft_label_is_the_expected_loss_and_least_at_its_log_odds() -> None:
     assert abs(slope.item()) < 1e-12
 
 
+def test_spins_published_loss_is_the_dpo_loss_with_the_policy_before_as_reference() -> None:
+    """Yuan et al., with l(t) = log(1 + exp(-t)): l(-lambda (gain of the person's image - gain of the own sample))."""
+    values = predictions()
+    error = {
+        name: ((values[name] - values["noise"]) ** 2).mean(axis=(1, 2, 3))
+        for name in values
+        if name != "noise"
+    }
+    lam = 37.0
+    moved = (error["policy_w"] - error["reference_w"]) - (error["policy_l"] - error["reference_l"])
+    published = np.log1p(np.exp(lam * moved))
+    settings = LossSettings(dpo_beta=2 * lam, label_smoothing=0.0, num_timesteps=1000)
+    ours = dpo_loss(errors_of({name: torch.tensor(v) for name, v in values.items()}), settings)
+    np.testing.assert_allclose(ours.numpy(), published, rtol=1e-12)
+
+
 def test_ipo_is_the_published_square_times_beta_squared() -> None:
     log_ratio = -0.5 * (
         -0.1 - 0.05
@@ -173,6 +191,24 @@ def test_mapo_equals_its_published_formula_in_plain_floats() -> None:
     expected = 0.1234 - 0.1 * math.log(1 / (1 + math.exp(-margin)))
     assert mapo_loss(pair, PLAIN).item() == pytest.approx(expected, rel=1e-9)
     assert math.isfinite(mapo_loss(pair, PLAIN).item())  # it never looks at the reference
+
+
+def test_kto_takes_each_image_by_itself_and_equals_its_published_formula_in_float64() -> None:
+    rng = np.random.default_rng(5)
+    values = {name: 0.1 + 4e-4 * rng.standard_normal(6) for name in PairErrors.__annotations__}
+    gains = {side: values[f"reference_{side}"] - values[f"policy_{side}"] for side in "wl"}
+    both = np.concatenate([gains["w"], gains["l"]])
+    pair = PairErrors(**{name: torch.from_numpy(value) for name, value in values.items()})
+    assert mean_gain(pair).item() == pytest.approx(both.mean(), rel=1e-12)
+    for shift in (both.mean(), 3e-4, -3e-4):
+        sign = np.repeat([1.0, -1.0], 6)
+        utility = 1 / (1 + np.exp(-sign * BETA * (both - max(0.0, shift))))
+        settings = LossSettings(
+            dpo_beta=BETA, label_smoothing=0.0, num_timesteps=1000, mean_gain=float(shift)
+        )
+        found = kto_loss(pair, settings)
+        assert found.tolist() == pytest.approx(((1 - utility)[:6] + (1 - utility)[6:]) / 2)
+    assert kto_loss(errors(0.1, 0.2, 0.1, 0.2), PLAIN).item() == 0.5  # as the reference
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from stages.core.data.layouts import rows
 from stages.core.data.layouts.verdicts import names_of
 from stages.core.errors import UserError
-from stages.core.models.adapter import SAMPLERS
+from stages.core.models.stable_diffusion import SAMPLERS
 from tests.fuzz.runner import Ending, fuzz, run
 from tests.fuzz.targets import TARGETS, Target
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from stages.core.labelling.answers import Answer, Side
+from stages.core.labelling.choosing import Chooser
 from stages.core.labelling.desk import Desk
 from stages.core.labelling.gallery import Gallery
 from stages.core.labelling.pairs import choose_pairs
@@ -32,15 +33,24 @@ def write_images(folder: Path, num_prompts: int, num_images: int = 2) -> Path:
 
 @contextmanager
 def open_desk(
-    images: Sequence[Path], journal: Path, *, share: float = 0.1, per_prompt: int = 1, seed: int = 0
+    images: Sequence[Path],
+    journal: Path,
+    *,
+    share: float = 0.1,
+    per_prompt: int = 1,
+    seed: int = 0,
+    show: int = 2,
+    chooser: Chooser | None = None,
 ) -> Iterator[Desk]:
-    """A desk, as the stage makes it."""
+    """A desk, as the stage makes it."""  # fmt: skip
     gallery = Gallery(find_images(images))
     pairs = choose_pairs(
-        gallery.prompts, pairs_per_prompt=per_prompt, common_share=share, seed=seed
-    )
+        gallery.prompts, pairs_per_prompt=per_prompt, common_share=share, seed=seed,
+        images_shown=show,
+        are_chosen=chooser is not None,
+    )  # fmt: skip
     with Journal(journal) as opened:
-        yield Desk(gallery, pairs, opened, common_share=share)
+        yield Desk(gallery, pairs, opened, common_share=share, chooser=chooser)
 
 
 def answer_all(desk: Desk, labeller: str, choice: str = "left", at_most: int = 10**6) -> list[str]:
@@ -59,5 +69,5 @@ def answer(
     sides = [Side(f"{pair}-1one", "1" * 32), Side(f"{pair}-2two", "2" * 32)]
     left, right = reversed(sides) if is_turned else sides
     return Answer(
-        labeller, pair, "a kite", left, right, choice, START + timedelta(seconds=seconds), False
+        labeller, pair, "a kite", (left, right), choice, START + timedelta(seconds=seconds), False
     )

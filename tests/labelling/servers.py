@@ -56,9 +56,9 @@ class Person:
         """Ask for something; the page is what comes back."""
         self.page = self._read(path, json.dumps({"labeller": self.name, **asked}).encode())
 
-    def answer(self, choice: str) -> None:
-        """Answer the pair."""
-        self.post("/answer", pair=self.pair, answer=choice)
+    def answer(self, choice: str, *ranks: int) -> None:
+        """Answer the pair, or rank the images in the order in which they stand there."""
+        self.post("/answer", pair=self.pair, answer=choice, **({"ranks": ranks} if ranks else {}))
 
     def _read(self, path: str, data: bytes | None = None) -> str:
         request = urllib.request.Request(self._here + path, data, {"Origin": self._here})

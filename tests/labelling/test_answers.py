@@ -7,13 +7,8 @@ from pathlib import Path
 import pytest
 
 from stages.core.errors import UserError
-from stages.core.labelling.answers import (
-    Agreement,
-    agreement,
-    left_share,
-    read_answers,
-    seconds_per_pair,
-)
+from stages.core.labelling.answers import read_answers
+from stages.core.labelling.measures import Agreement, agreement, first_share, seconds_per_pair
 from tests.labelling.builders import answer
 
 
@@ -65,16 +60,16 @@ def test_alpha_has_no_value_where_all_verdicts_are_alike_and_nothing_has_without
 
 def test_the_share_of_left_choices_has_wilsons_interval_and_counts_no_ties() -> None:
     choices = ["left"] * 8 + ["right"] * 2 + ["tie", "both_bad", "skip"]
-    found = left_share(answer(f"pair{n}", "ann", choice) for n, choice in enumerate(choices))
+    found = first_share(answer(f"pair{n}", "ann", choice) for n, choice in enumerate(choices))
     assert found is not None
     # Wilson, 8 of 10: (0.8 + 0.19207) / 1.38415 -+ 1.95996 * sqrt(0.016 + 0.0096036) / 1.38415
     assert (found.num_choices, found.share) == (10, 0.8)
     assert (found.low, found.high) == pytest.approx((0.49016, 0.94331), abs=1e-4)
     assert not found.is_biased
-    more = left_share(answer(f"pair{n}", "ann", "left") for n in range(10))
+    more = first_share(answer(f"pair{n}", "ann", "left") for n in range(10))
     assert more is not None
     assert more.is_biased
-    assert left_share([answer("pair", "ann", "tie")]) is None
+    assert first_share([answer("pair", "ann", "tie")]) is None
 
 
 def test_the_pace_leaves_breaks_out_and_needs_four_answers() -> None:

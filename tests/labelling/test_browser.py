@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from stages import import_preferences, label
 from stages.core.artifacts.schemas import PREFERENCES
 from stages.core.artifacts.tables import read_table
 from stages.core.pages.journal import read_journal
+from tests.browsers import NEEDS_BROWSER, SECONDS, browser, problems
 from tests.labelling.builders import write_images
 from tests.labelling.servers import serving
-from tests.labelling.windows import CHROMIUM, DRIVER, SECONDS, Window, browser
+from tests.labelling.windows import Window
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver on the PATH"
-)
+pytestmark = NEEDS_BROWSER
 
 
 def test_twenty_pairs_by_keyboard_are_what_the_import_reads(tmp_path: Path) -> None:
@@ -30,8 +27,7 @@ def test_twenty_pairs_by_keyboard_are_what_the_import_reads(tmp_path: Path) -> N
             window.press("3", "0", "s", "2")  # equal, both bad, skip, the second
             window.press("u", "Backspace", "s", "1")  # two taken back, and both answered anew
             assert window.script("document.getElementById('done').textContent") == "20"
-            problems = [line for line in driver.get_log("browser") if "favicon" not in str(line)]
-            assert problems == []
+            assert problems(driver) == []
         process.terminate()
         process.communicate(timeout=SECONDS)
     entries = read_journal(labels / label.ANSWERS)
@@ -100,3 +96,39 @@ def test_a_server_that_ends_is_told_and_loses_nothing(tmp_path: Path) -> None:
         assert "does not answer" in said
         assert window.script("desk.querySelectorAll('.pair img').length") == 2
     assert [entry["answer"] for entry in read_journal(labels / label.ANSWERS)] == ["right"]
+
+
+def test_four_images_are_ranked_by_keyboard(tmp_path: Path) -> None:
+    images, labels = write_images(tmp_path / "images", 8, 4), tmp_path / "labels"
+    flags = ("--images", str(images), "--labels", str(labels), "--show", "4")
+    with serving(*flags) as (process, address), browser() as driver:
+        window = Window(driver, address, "ann")
+        asked = "document.getElementById('asked').textContent"
+        badges = "[...desk.querySelectorAll('.rank')].map((rank) => rank.textContent).join()"
+        window.type("42")
+        assert window.script(asked) == "Image 2 is 2nd. Which comes next?"
+        assert window.script(badges) == ",2nd,,1st"
+        window.type("u2=")  # a place taken back and given again
+        assert window.script(asked) == "Which is as good as image 2?"
+        window.press("1")  # 4 > 2 = 1 > 3
+        window.type("3")
+        window.press("Enter")  # the best alone
+        window.type("1=2=3")  # three are equal, and the last follows
+        window.wait("document.getElementById('done').textContent === '3'")
+        window.press("ArrowRight", "0", "s")  # all equal, all bad, nothing said
+        window.press("u", "Backspace")
+        window.type(["ArrowDown", "ArrowLeft", "u"])  # neither means anything yet; the third undo
+        window.wait("document.getElementById('done').textContent === '3'")
+        driver.find_elements("css selector", ".side")[2].click()
+        driver.find_elements("css selector", ".side")[0].click()
+        driver.find_element("css selector", "[data-rest]").click()
+        window.wait("document.getElementById('done').textContent === '4'")
+        assert problems(driver) == []
+        process.terminate()
+        process.communicate(timeout=SECONDS)
+    entries = read_journal(labels / label.ANSWERS)
+    assert [(entry.get("answer"), entry.get("ranks")) for entry in entries] == [
+        ("ranked", [2, 2, 3, 1]), ("ranked", [2, 2, 1, 2]), ("ranked", [1, 1, 1, 2]),
+        ("ranked", [1, 1, 1, 1]), ("all_bad", []), ("skip", []),
+        (None, None), (None, None), (None, None), ("ranked", [2, 3, 1, 3]),
+    ]  # fmt: skip

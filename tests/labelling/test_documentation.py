@@ -49,3 +49,15 @@ def test_every_key_of_the_page_is_one_of_the_script() -> None:
     assert len(keys) == 11
     for key in keys:
         assert re.search(rf'\b{arrows.get(key, key)}: "|"{key}"', script), key
+
+
+def test_every_key_of_a_ranking_is_one_of_the_script() -> None:
+    script = (PAGE.parents[1] / "stages/core/labelling/static/rank.js").read_text()
+    section = PAGE.read_text(encoding="utf-8").split("## Rank several images\n")[1]
+    table = section.split("\n## ")[0]
+    arrows = {"→": "ArrowRight", "↑": "ArrowUp", "↓": "ArrowDown"}
+    named = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
+    keys = set(re.findall(r"`(\S)`", "".join(named))) - set("1234un")
+    assert keys == {"=", "↓", "→", "0", "↑", "s"}
+    for key in (*keys, "Enter"):
+        assert f'key === "{arrows.get(key, key)}"' in script, key

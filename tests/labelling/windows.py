@@ -2,36 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-
-SECONDS = 60
-
-
-@contextmanager
-def browser(width: int = 1280, height: int = 800, *, is_dark: bool = False) -> Iterator[Any]:
-    """A headless Chromium of this size."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        yield driver
-    finally:
-        driver.quit()
+from tests.browsers import SECONDS
 
 
 class Window:
@@ -67,16 +41,21 @@ class Window:
 
     def press(self, *keys: str) -> None:
         """Press keys, one after the other, each when the page is ready."""
+        for key in keys:
+            before = self.pair
+            self.type([key])
+            self.wait(f"desk.dataset.ready && desk.dataset.ready !== '{before}'")
+
+    def type(self, keys: Iterable[str]) -> None:
+        """Press keys one after the other, whatever comes of them."""
         from selenium.webdriver.common.action_chains import ActionChains
         from selenium.webdriver.common.keys import Keys
 
         named = {"ArrowLeft": Keys.ARROW_LEFT, "ArrowRight": Keys.ARROW_RIGHT,
                  "ArrowUp": Keys.ARROW_UP, "ArrowDown": Keys.ARROW_DOWN,
-                 "Backspace": Keys.BACKSPACE}  # fmt: skip
+                 "Backspace": Keys.BACKSPACE, "Enter": Keys.ENTER}  # fmt: skip
         for key in keys:
-            before = self.pair
             ActionChains(self.driver).send_keys(named.get(key, key)).perform()
-            self.wait(f"desk.dataset.ready && desk.dataset.ready !== '{before}'")
 
     def sharper(self) -> str:
         """The key of the side whose image has the more distinct colours at its edges: image 0."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from stages.metrics import load_scorer
+from stages.metrics.compression import compressibility
 from stages.metrics.pixels import colourfulness, sharpness
 
 
@@ -41,3 +45,16 @@ def test_sharpness_of_a_single_dot_and_of_its_blur() -> None:
 def test_they_are_metrics_by_name() -> None:
     assert load_scorer("colourfulness") is colourfulness
     assert load_scorer("sharpness") is sharpness
+
+
+def test_compressibility_is_minus_the_kilobytes_of_a_jpeg_of_quality_95() -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    images = np.concatenate([np.full((1, 64, 64, 3), 90, np.uint8), noisy])
+    found = compressibility(images=images, prompts=["a", "b"])
+    file = io.BytesIO()
+    Image.fromarray(noisy[0]).save(file, "JPEG", quality=95)
+    assert found[1] == pytest.approx(-len(file.getvalue()) / 1000)
+    assert found[1] < found[0] < 0
+    assert np.array_equal(
+        load_scorer("incompressibility")(images=images, prompts=["a", "b"]), -found
+    )

@@ -78,15 +78,17 @@ MUTANTS = [
         "method/scoring.py",
         ("denoising_error(reference, target),", "denoising_error(policy, target),"),
         ("denoising_error(policy, reference),", "denoising_error(policy, target),"),
-        ("noise = draws.noise.to(model.device).repeat(num_images, 1, 1, 1)", "noise = draws.noise.to(model.device).repeat_interleave(num_images, dim=0)"),
+        ("noise = torch.cat([draws.noise.to(model.device)] * num_images)", "noise = draws.noise.to(model.device).repeat_interleave(num_images, dim=0)"),
         (".repeat_interleave(num_draws, dim=0)", ".repeat(num_draws, 1, 1, 1)"),
         ("target = model.target(rows, noise, timesteps)", "target = noise"),
     ),
     *of(
         "method/sampling.py",
-        ("* scheduler.init_noise_sigma", "", "DDPM's and DDIM's are 1"),
+        ("* getattr(scheduler, \"init_noise_sigma\", 1.0)", "", "DDPM's and DDIM's are 1"),
+    ),
+    *of(
+        "models/interface.py",
         ("without + guidance_scale * (with_text - without)", "with_text + guidance_scale * (with_text - without)"),
-        ("rows = scheduler.scale_model_input(rows, timestep)", "pass"),
         ("is_guided = guidance_scale != 1.0", "is_guided = guidance_scale > 1.0", "a guidance scale below 1 is refused by the config's schema; no preset has one"),
     ),
     *of(
@@ -96,7 +98,7 @@ MUTANTS = [
     *of(
         "training/pair_losses.py",
         ("torch.where(dropped, len(pairs.text) - 1, pairs.caption[rows])", "pairs.caption[rows]"),
-        ("noise = draws.noise.to(device, dtype).repeat(2, 1, 1, 1)", "noise = torch.cat([draws.noise, draws.noise.flip(0)]).to(device, dtype)"),
+        ("noise = torch.cat([draws.noise.to(device, dtype)] * 2)", "noise = torch.cat([draws.noise, draws.noise.flip(0)]).to(device, dtype)"),
         ("torch.cat([pairs.winner[rows], pairs.loser[rows]])", "torch.cat([pairs.loser[rows], pairs.winner[rows]])"),
         ("target = model.target(latents, noise, timesteps)", "target = noise"),
         ('"implicit_accuracy": (logit > 0)', '"implicit_accuracy": (logit >= 0)'),
@@ -122,9 +124,13 @@ MUTANTS = [
     ),
     *of(
         "training/early_stopping.py",
-        ("(scores[place], -place)", "(scores[place], place)"),
-        ("best_score(scores) >= self._patience", "best_score(scores) > self._patience"),
-        ("best_score(scores) == len(scores) - 1", "True"),
+        ("(means[place], place)", "(means[place], -place)"),
+        ("    if lowest == 0:", "    if lowest == -1:"),
+        ("    return max(", "    return min("),
+        ("<= standard_error(", "< -standard_error("),
+        ("/ math.sqrt(count)", ""),
+        ("kept_score(scores) == len(scores) - 1", "True"),
+        (">= self._patience", "> self._patience"),
     ),
     *of(
         "training/held_out.py",

@@ -166,6 +166,15 @@ def test_every_answer_forbids_what_is_not_of_this_server(
     assert "access-control-allow-origin" not in answer.headers
 
 
+def test_a_picture_that_is_opened_alone_has_an_icon_too(
+    client: TestClient, known: TestClient
+) -> None:
+    answer = known.get("/favicon.ico")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/svg+xml")
+    client.cookies.clear()
+    assert client.get("/favicon.ico").status_code == 403
+
+
 def test_what_a_person_can_put_right_is_said(known: TestClient) -> None:
     answer = known.get("/broken")
     assert (answer.status_code, answer.text) == (500, "error: pairs.parquet is damaged")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,12 +21,9 @@ from stages.core.report.looks import Look, Shown
 from stages.core.report.page import PICTURES, render
 from stages.core.report.run_facts import Fact
 from stages.core.report.thumbnails import thumbnail
+from tests.browsers import CHROMIUM
 from tests.builders import CAPTIONS, encoded, picture
 from tests.security.hostile import MARKDOWN, PAGE, PROMPTS, PWNED
-
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 
 ELEMENTS = {
     "html",

@@ -8,11 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from stages import encode_preferences, import_preferences, mix_preferences, select_pairs
+from stages import (
+    encode_preferences,
+    import_preferences,
+    mix_preferences,
+    select_pairs,
+    train_seed,
+)
 from stages.core.artifacts.decisions import DECISIONS, exchanged, image_digest
-from stages.core.artifacts.schemas import TRAINING_PAIRS
+from stages.core.artifacts.provenance import read_manifest
+from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES, TRAINING_PAIRS
 from stages.core.artifacts.tables import read_metadata, read_table, write_table
 from stages.core.errors import UserError
 from stages.update_policy import soft_labels
@@ -169,3 +177,39 @@ def test_flipping_twice_is_no_change_but_for_the_judges_own_probability(
         if name != "probability":
             assert again.column(name).equals(pairs.column(name)), name
     assert set(again.column("probability").to_pylist()) == {1.0}
+
+
+def test_the_seed_training_heeds_decisions_that_it_is_given(
+    seed_trained: train_seed.Args, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def train(name: str, **changes: Any) -> Any:
+        folder = tmp_path / name
+        args = replace(
+            seed_trained, output=folder / "policy", training=folder / "training.parquet",
+            held_out_curve=folder / "curve.parquet", work=folder / "work", **changes,
+        )  # fmt: skip
+        train_seed.main(args)
+        return read_manifest(args.output)["files"]
+
+    human = read_table(seed_trained.preferences, PREFERENCES)
+    latents = read_table(seed_trained.latents, PAIR_LATENTS)
+    first, second, *_ = human.to_pylist()
+    stale = decision(first, "flip", loser_digest=image_digest(b"another image"))
+    path = tmp_path / "decisions.parquet"
+    decisions = [decision(first, "veto"), decision(second, "flip"), stale]
+    write_table(path, decisions, DECISIONS, stage="audit", arguments={})
+    with caplog.at_level(logging.INFO):
+        made = train("decided", decisions=(path,))
+    assert "of 3 decisions 1 veto and 1 flip a pair" in caplog.text
+    assert "1 are stale" in caplog.text
+    edited = {}
+    for name, table, schema in (("p", human, PREFERENCES), ("l", latents, PAIR_LATENTS)):
+        rows = pa.concat_tables([exchanged(table.slice(1, 1)), table.slice(2)])
+        edited[name] = tmp_path / f"{name}.parquet"
+        write_table(edited[name], rows, schema, stage="test", arguments={})
+    assert made == train("edited", preferences=edited["p"], latents=edited["l"])
+    assert made != read_manifest(seed_trained.output)["files"]
+    assert str(path) in read_manifest(tmp_path / "decided/policy")["sail_inputs"]
+    write_table(path, [decision(pair, "veto") for pair in human.to_pylist()], DECISIONS, stage="audit", arguments={})  # fmt: skip
+    with pytest.raises(UserError, match="all 4 pairs of .* are vetoed"):
+        train("nothing", decisions=(path,))

@@ -23,7 +23,7 @@ from stages import label
 from stages.core.artifacts.schemas import CANDIDATES
 from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
-from stages.core.labelling.answers import CHOICES
+from stages.core.labelling.answers import CHOICES, RANKING_CHOICES
 from stages.core.pages.journal import Journal, read_journal, standing
 from tests.builders import CAPTIONS, read_rows
 from tests.labelling.builders import answer_all, open_desk, write_images
@@ -38,7 +38,7 @@ def args(tmp_path: Path, **more: Any) -> label.Args:
     return label.Args(**{**given, "port": 0, "open_browser": False, **more})
 
 
-def kill_after_any_key(tmp_path: Path, rounds: int, seed: int) -> None:
+def kill_after_any_key(tmp_path: Path, rounds: int, seed: int, *more: str) -> None:
     """Label; kill -9 at a random moment of some key; start again: all that was shown as saved is there.
 
     The one whose page never came back may be there or not.
@@ -53,6 +53,7 @@ def kill_after_any_key(tmp_path: Path, rounds: int, seed: int) -> None:
         str(tmp_path / "labels"),
         "--pairs-per-prompt",
         "6",
+        *more,
     )
     saved: dict[str, str] = {}
     for _ in range(rounds):
@@ -86,18 +87,42 @@ def take_one(person: Person, saved: dict[str, str], rng: random.Random) -> None:
         person.post("/undo")
         saved.pop(person.pair)
     else:
-        key, choice = person.pair, rng.choice(CHOICES)
-        person.answer(choice)
+        key, is_set = person.pair, "data-ranked" in person.page
+        choice = rng.choice(RANKING_CHOICES if is_set else CHOICES)
+        ranks = rng.sample([1, 2, 3, 4], 4) if choice == "ranked" else []
+        person.answer(choice, *ranks)
         saved[key] = choice
 
 
 def test_killed_after_any_key_no_answer_is_lost(tmp_path: Path) -> None:
-    kill_after_any_key(tmp_path, rounds=10, seed=0)
+    kill_after_any_key(tmp_path, 10, 0)
+
+
+def test_killed_after_any_ranking_no_order_is_lost(tmp_path: Path) -> None:
+    kill_after_any_key(tmp_path, 4, 0, "--show", "4")
+
+
+def test_pairs_and_rankings_are_kept_in_folders_of_their_own(tmp_path: Path) -> None:
+    images, labels = write_images(tmp_path / "images", 3, 4), tmp_path / "labels"
+    flags = ("--images", str(images), "--labels", str(labels))
+    with serving(*flags, "--show", "4") as (process, address):
+        person = Person(address, "ann")
+        person.answer("ranked", 2, 1, 1, 3)
+        person.answer("all_bad")
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=60)
+    assert "1 rankings; left out are 1 sets of which all are bad and 0" in log
+    assert "ann chose the first image" not in log  # two were called the best
+    assert [row["ranks"] for row in read_rows(labels / label.LABELS)] == [[2, 1, 1, 3]]
+    label.main(args(tmp_path, export=True))  # whichever --show says
+    assert [row["ranks"] for row in read_rows(labels / label.LABELS)] == [[2, 1, 1, 3]]
+    with pytest.raises(UserError, match=r"answers about rankings .* and --show is 2"):
+        label.main(args(tmp_path))
 
 
 @pytest.mark.slow
 def test_killed_a_hundred_times_no_answer_is_lost(tmp_path: Path) -> None:
-    kill_after_any_key(tmp_path, rounds=100, seed=1)
+    kill_after_any_key(tmp_path, 100, 1)
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
@@ -171,6 +196,7 @@ def test_a_port_in_use_is_refused_before_anything_is_made(tmp_path: Path) -> Non
         ({"images": (), "prompts": Path("prompts.txt")}, "--prompts needs --base"),
         ({"pairs_per_prompt": 0}, "--pairs-per-prompt must be at least 1, found 0"),
         ({"images_per_prompt": 1}, "--images-per-prompt must be at least 2, found 1"),
+        ({"images_per_prompt": 3, "show": 4}, "--images-per-prompt must be at least 4, found 3"),
         ({"common_share": 1.5}, "--common-share must be from 0 to 1, found 1.5"),
         ({"images": (Path("nowhere"),)}, "--images nowhere does not exist"),
     ],

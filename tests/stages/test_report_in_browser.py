@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from stages.write_report import main
+from tests import browsers
+from tests.browsers import NEEDS_AXE, NEEDS_BROWSER, ask, problems, serious_findings, set_screen
 from tests.report_inputs import report_inputs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-AXE = os.environ.get("SAIL_AXE")
-"""axe.min.js of the npm package axe-core."""
-SERIOUS = ("serious", "critical")
 PHONE, DESK = 390, 1280
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser"), NEEDS_BROWSER]
 
 
 @pytest.fixture(scope="module")
@@ -40,43 +28,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    for argument in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.binary_location = str(CHROMIUM)
-    found = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield found
-    found.quit()
+def browser() -> Iterator[Any]:
+    with browsers.browser() as driver:
+        yield driver
 
 
 def show(browser: Any, page: Path, width: int, scheme: str = "light") -> None:
     """The page as a screen of that width shows it, with everything folded open."""
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    set_screen(browser, width, 844, is_dark=scheme == "dark")
     browser.get(page.as_uri())
     ask(browser, "document.querySelectorAll('details').forEach(part => { part.open = true })")
-
-
-def ask(browser: Any, expression: str) -> Any:
-    """What an expression gives, asked past the page's content policy."""
-    answer = browser.execute_cdp_cmd(
-        "Runtime.evaluate",
-        {
-            "expression": expression,
-            "awaitPromise": True,
-            "returnByValue": True,
-            "allowUnsafeEvalBlockedByCSP": True,
-        },
-    )
-    assert "exceptionDetails" not in answer, answer
-    return answer["result"].get("value")
 
 
 def seen(look: Any) -> list[str]:
@@ -148,7 +109,7 @@ def test_the_page_has_its_own_style_and_nothing_is_refused(
     browser: Any, page: Path, scheme: str
 ) -> None:
     show(browser, page, DESK, scheme)
-    assert [line["message"] for line in browser.get_log("browser")] == []
+    assert problems(browser) == []
     colour = ask(browser, "getComputedStyle(document.body).backgroundColor")
     assert colour == {"light": "rgb(247, 247, 245)", "dark": "rgb(20, 23, 27)"}[scheme]
     assert ask(browser, "document.scripts.length") == 0
@@ -162,20 +123,12 @@ def test_a_style_of_another_text_is_refused(browser: Any, page: Path, tmp_path: 
     other.write_text(text, encoding="utf-8")
     show(browser, other, DESK)
     assert ask(browser, "getComputedStyle(document.body).color") == "rgb(29, 33, 39)"
-    assert "Content Security Policy" in browser.get_log("browser")[0]["message"]
+    assert "Content Security Policy" in problems(browser)[0]
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.skipif(not AXE, reason="SAIL_AXE names no axe.min.js (npm pack axe-core)")
+@NEEDS_AXE
 def test_axe_finds_nothing_serious(browser: Any, page: Path, width: int, scheme: str) -> None:
     show(browser, page, width, scheme)
-    ask(browser, Path(str(AXE)).read_text(encoding="utf-8"))
-    found = json.loads(ask(browser, "axe.run().then(found => JSON.stringify(found))"))
-    assert len(found["passes"]) > 20
-    serious = [
-        (rule["id"], rule["nodes"][0]["html"][:200])
-        for rule in found["violations"]
-        if rule["impact"] in SERIOUS
-    ]
-    assert serious == []
+    assert serious_findings(browser) == []

@@ -386,6 +386,7 @@ ROWS = [
             "evaluation": {"compare_with": [], "allow_leakage": False, "paper_model": None},
             "guards": {"max_drift": None},
             "model": {"vae": None},
+            "online": {"method": "none", "rounds": 1000},
             "export": {"dtype": "float16"},
         },
     ),
@@ -542,7 +543,7 @@ ROWS = [
     ),
     Row(
         section=LOOP,
-        change="`score_candidates.rewards_by`, `dtype`",
+        change="`score_candidates.rewards_by`, `dtype`, `draw_law`, `embedded_guidance`",
         begins=("score_candidates", "score_holdout"),
         note="iteration 1 is not sampled again",
         config={"score_candidates": {"rewards_by": "derivative"}},
@@ -554,6 +555,13 @@ ROWS = [
         note="no candidate is sampled or scored again in iteration 1",
         config={"score_candidates": {"weights": "inverse_snr"}},
         reshapes=True,
+    ),
+    Row(
+        section=LOOP,
+        change="`score_candidates.adaptive_confidence`, `first_draws`",
+        begins=("score_candidates",),
+        note="iteration 1 is not sampled again",
+        config={"score_candidates": {"adaptive_confidence": 0.9, "num_draws": 3, "first_draws": 2}},
     ),
     Row(
         section=LOOP,
@@ -658,6 +666,22 @@ ROWS = [
         change="`evaluation.compare_with`",
         begins=("summarise_evaluation",),
         config={"evaluation": {"compare_with": [f"results/{RUN}/iter00"]}},
+    ),
+    Row(
+        section=EVALUATION,
+        change="`online.method`: a policy trained online beside the run's",
+        begins=("select_online_prompts",),
+        note="no training of the run",
+        config={
+            "online": {
+                "method": "ddpo",
+                "judge": "total",
+                "num_prompts": 2,
+                "prompts_per_update": 2,
+                "batch_transitions": 40,
+            }
+        },
+        reshapes=True,
     ),
     Row(
         section=EVALUATION,
@@ -768,6 +792,7 @@ ROWS = [
                 "save_minutes": 3,
                 "trackers": ["tensorboard"],
                 "candidate_prompts_per_batch": 1,
+                "online_prompts_per_batch": 2,
                 "score_rows_per_batch": 2,
                 "evaluation_prompts_per_batch": 3,
                 "metric_images_per_batch": 5,
@@ -843,6 +868,14 @@ ROWS = [
         begins=("mix_preferences",),
         note="the seed training keeps its pairs",
         edit=audited((0, "flip")),
+    ),
+    Row(
+        section=FILES,
+        change="the same, with `train_seed.use_decisions`",
+        begins=("train_seed",),
+        note="and so all that comes after it",
+        edit=audited((0, "flip")),
+        config={"train_seed": {"use_decisions": True}},
     ),
     Row(
         section=FILES,

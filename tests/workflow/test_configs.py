@@ -263,3 +263,22 @@ def test_a_block_given_twice_is_refused_by_its_lines(tmp_path: Path) -> None:
     assert "the key 'lora' stands in line" in said
     assert "make one block of the two" in said
     assert "Traceback" not in said
+
+
+def test_spin_samples_the_captions_of_the_human_pairs_and_lists_are_trained_on_as_such(
+    tmp_path: Path,
+) -> None:
+    flags = ("--dry-run", "--printshellcmds")
+    spin = {"select_pairs": {"strategy": "spin"}, "sample_candidates": {"candidates_per_prompt": 1}}
+    text = Project(tmp_path).call(*flags, config=spin).stdout
+    line = next(line for line in text.splitlines() if "stages.select_prompts --pool" in line)
+    assert f"--pool results/{RUN}/seed/preferences.parquet" in line
+    assert "--exclude results/test/seed/holdout.parquet" in line
+    assert "--skip 0" in line
+    assert f"--human results/{RUN}/seed/preferences.parquet" in text
+    four = {"candidates_per_prompt": 4}
+    lists = {"select_pairs": {"strategy": "listwise"}, "sample_candidates": four}
+    text = Project(tmp_path).call(*flags, config=lists).stdout
+    assert "--strategy listwise" in text
+    assert "--listwise" in text
+    assert "--listwise" not in Project(tmp_path).call(*flags).stdout

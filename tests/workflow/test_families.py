@@ -1,4 +1,4 @@
-"""The whole DAG on Stable Diffusion 1.5 and SDXL, tiny and random, full and LoRA, on 64 prompts."""
+"""The whole DAG on SD1.5, SDXL and SD3.5, tiny and random, full and LoRA, on 64 prompts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 
 from stages.core.artifacts import schemas
 from stages.core.artifacts.provenance import policy_digest
 from stages.core.artifacts.tables import read_table
 from stages.core.evaluation.guards import GUARDS_TABLE
 from stages.core.method.noising import generator
-from tests import tiny_models
+from tests import flow_models, tiny_models
 from tests.builders import encoded, write_rows
 from tests.workflow.projects import Project
 
@@ -89,6 +93,7 @@ def write_data(folder: Path) -> dict[str, Any]:
     [
         pytest.param("sd15", False, id="sd15-full"),
         pytest.param("sdxl", True, id="sdxl-lora", marks=pytest.mark.slow),
+        pytest.param("sd3", True, id="sd3-lora", marks=pytest.mark.slow),
         pytest.param("sd15", True, id="sd15-lora", marks=pytest.mark.long),
         pytest.param("sdxl", False, id="sdxl-full", marks=pytest.mark.long),
     ],
@@ -97,7 +102,8 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
     tmp_path: Path, family: str, lora: bool
 ) -> None:
     project = Project(tmp_path)
-    base = {"sd15": tiny_models.sd15, "sdxl": tiny_models.sdxl}[family](tmp_path / "base")
+    build = {"sd15": tiny_models.sd15, "sdxl": tiny_models.sdxl, "sd3": flow_models.sd3}[family]
+    base = build(tmp_path / "base")
     training = {"learning_rate": 1e-4, "dpo_beta": 500.0, "batch_pairs": 8}
     if family == "sdxl":
         training["optimizer"] = "adafactor"
@@ -112,6 +118,12 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
         "execution": {"micro_batch_pairs": 4, "gradient_checkpointing": True},
         **write_data(tmp_path),
     }
+    if family == "sd3":
+        of_flow = {"weights": "elbo", "draw_law": "logit_normal"}
+        config["train_seed"] = config["update_policy"] = training | of_flow
+        config["score_candidates"] = {"weights": "epsilon", "draw_law": "logit_normal"}
+        config["sampling"] = {"sampler": "euler"}
+        config["export"] = {"policies": ["diffusers", "lora-diffusers"]}
     project.make("--quiet", "all", config=config)
     results = project.results
     for pattern, schema in TABLES.items():
@@ -127,7 +139,11 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
     sizes = {tuple(geometry["winner_geometry"]), tuple(geometry["loser_geometry"])}
     assert sizes == {(70, 90, 0, 9, 64, 64), (64, 64, 0, 0, 64, 64)}
     assert "</html>" in (results / "report.html").read_text()
-    pipeline = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}[family]
+    pipeline: Any = {
+        "sd15": StableDiffusionPipeline,
+        "sdxl": StableDiffusionXLPipeline,
+        "sd3": StableDiffusion3Pipeline,
+    }[family]
     opened = pipeline.from_pretrained(base)
     policy = results / "iter02" / "policy"
     if lora:
@@ -137,6 +153,8 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
     opened.set_progress_bar_config(disable=True)
     exports = results / "export" / "iter02"
     kinds = {"diffusers", "lora-diffusers", "lora-kohya"} if lora else {"diffusers"}
+    if family == "sd3":
+        kinds -= {"lora-kohya"}
     assert {path.name for path in exports.iterdir()} == kinds
     exported = pipeline.from_pretrained(exports / "diffusers", torch_dtype=torch.float32)
     exported.set_progress_bar_config(disable=True)

@@ -10,10 +10,11 @@ import pytest
 from stages import label
 from stages.core.artifacts.tables import read_metadata
 from tests.audit.test_server import serving as auditing
+from tests.browsers import NEEDS_BROWSER, SECONDS, browser
 from tests.builders import CAPTIONS, read_rows
 from tests.labelling.builders import write_images
 from tests.labelling.servers import serving as labelling
-from tests.labelling.windows import CHROMIUM, DRIVER, SECONDS, Window, browser
+from tests.labelling.windows import Window
 from tests.workflow.projects import Project
 
 NUM_LABELS = 20
@@ -21,9 +22,7 @@ VETOES, FLIPS = 3, 2
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver on the PATH"
-    ),
+    NEEDS_BROWSER,
 ]
 
 

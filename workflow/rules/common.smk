@@ -93,6 +93,7 @@ def problems():
     """What is wrong with the run and can be known before its first job."""
     found = [
         *PLAN.file_problems(),
+        *PLAN.family_problems(),
         *PLAN.metric_problems(metric_names(), NETWORKS, FEATURES),
     ]
     if found:
@@ -127,7 +128,7 @@ if workflow.is_main_process:
 
 wildcard_constraints:
     iter=r"(?!00)\d\d",
-    policy=r"base|iter\d\d",
+    policy=r"base|online|iter\d\d",
     set=r"[A-Za-z0-9_-]+",
     shard=r"\d+",
     metric=r"[A-Za-z0-9_.-]+",
@@ -157,13 +158,24 @@ MODEL = settings("model", "model")
 JUDGING = {**config["model"], "dtype": config["score_candidates"]["dtype"]}
 JUDGE = flags(without_defaults(JUDGING, "model"), "model")
 # How much each timestep counts in a reward, and where a policy's weights and its held-out pairs lie.
+DRAWS_BY_JUDGE = (
+    config["score_candidates"]["allocation"] == "importance"
+    or config["score_candidates"]["adaptive_confidence"] > 0
+)
 WEIGHTING = {key: config["score_candidates"][key] for key in ("weights", "snr_power")}
-HAS_JUDGE = WEIGHTING["weights"] != "uniform"
+HAS_JUDGE = WEIGHTING["weights"] not in ("uniform", "velocity")
+# How timesteps are drawn and what a distilled model is told where it judges; nothing at the defaults.
+DRAWING = {
+    key: config["score_candidates"][key] for key in ("draw_law", "embedded_guidance")
+}
+DRAWING = without_defaults(DRAWING, "score_candidates")
 JUDGES = f"{RUN}/evaluation/judges/{{policy}}.json"
 JUDGED_HOLDOUT = (
     f"{RUN}/evaluation/{'judged' if HAS_JUDGE else 'holdout'}/{{policy}}.parquet"
 )
-REWARDS_BY = flags({"rewards_by": config["score_candidates"]["rewards_by"]})
+REWARDS_BY = flags(
+    {"rewards_by": config["score_candidates"]["rewards_by"], **DRAWING}
+)
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")
 CANDIDATE_FILES = flags(
@@ -195,7 +207,7 @@ def training(name):
         "model": MODEL,
         "lora": LORA,
         "seed": config["seed"],
-        "settings": settings(name, without=["soft_labels"]),
+        "settings": settings(name, without=["soft_labels", "use_decisions"]),
         "held_out": HELD_OUT,
     }
 

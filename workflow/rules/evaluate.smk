@@ -10,6 +10,8 @@ IMAGES = f"{RUN}/evaluation/{{set}}/{{policy}}/images/shard-{{shard}}.parquet"
 METRIC_SCORES = f"{RUN}/evaluation/{{set}}/{{policy}}/scores/{{metric}}.parquet"
 HOLDOUT = f"{RUN}/evaluation/holdout/{{policy}}.parquet"
 DIVERSITY = f"{RUN}/evaluation/{{set}}/{{policy}}/diversity.parquet"
+# An online policy is measured as the others are, and stands among what they are compared with.
+BESIDE = ["online"] if PLAN.is_online else []
 EVALUATION = [
     f"{RUN}/evaluation/summary.parquet",
     f"{RUN}/evaluation/breakdown.parquet",
@@ -20,15 +22,26 @@ EVALUATION = [
     *expand(HOLDOUT, policy=POLICY_NAMES[1:]),
     *(expand([JUDGES, JUDGED_HOLDOUT], policy=POLICY_NAMES[1:]) if HAS_JUDGE else []),
     *CANDIDATE_SCORES,
-    *expand(METRIC_SCORES, set=PROMPT_SETS, policy=POLICY_NAMES, metric=METRICS),
-    *expand(DIVERSITY, set=PRIMARY_SET, policy=POLICY_NAMES),
-    *expand(IMAGES, set=PROMPT_SETS, policy=POLICY_NAMES, shard=EVALUATION_SHARDS),
+    *expand(
+        METRIC_SCORES,
+        set=PROMPT_SETS,
+        policy=[*POLICY_NAMES, *BESIDE],
+        metric=METRICS,
+    ),
+    *expand(DIVERSITY, set=PRIMARY_SET, policy=[*POLICY_NAMES, *BESIDE]),
+    *expand(
+        IMAGES,
+        set=PROMPT_SETS,
+        policy=[*POLICY_NAMES, *BESIDE],
+        shard=EVALUATION_SHARDS,
+    ),
 ]
 # What a stage is told of tables: the words that name each, and its path.
 SET_PROMPTS = [(name, *expand(PROMPTS, set=name)) for name in PROMPT_SETS]
 TRAINING_PROMPTS = [
     ("seed", f"{RUN}/seed/preferences.parquet"),
     *[(f"iter{i:02d}", f"{RUN}/prompts/iter{i:02d}.parquet") for i in ITERATIONS],
+    *[(name, ONLINE_PROMPTS) for name in BESIDE],
 ]
 REWARDS = [(i, f"{RUN}/iter{i:02d}/judged.parquet") for i in ITERATIONS]
 OWN_SCORES = [
@@ -41,7 +54,19 @@ OWN_SCORES = [
     for name in POLICY_NAMES
     for metric in METRICS
 ]
-OTHER_SCORES = PLAN.scores_of_others
+OTHER_SCORES = [
+    *PLAN.scores_of_others,
+    *[
+        (
+            prompt_set,
+            f"{config['run']}/{name}",
+            *expand(METRIC_SCORES, set=prompt_set, policy=name, metric=metric),
+        )
+        for prompt_set in PROMPT_SETS
+        for name in BESIDE
+        for metric in METRICS
+    ],
+]
 
 
 rule select_evaluation_prompts:
@@ -209,7 +234,9 @@ if HAS_JUDGE:
             **stage("calibrate_judge"),
             policy=policy_folder,
             model=MODEL,
-            weights=flags(WEIGHTING),
+            weights=flags(
+                {**WEIGHTING, **{k: v for k, v in DRAWING.items() if k == "draw_law"}}
+            ),
             seed=config["evaluation"]["seed"],
         shell:
             "{params.command} --holdout {input.holdout:q} --policy {params.policy:q} {params.model}"

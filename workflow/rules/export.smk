@@ -17,6 +17,11 @@ EXPORT = [
     *[f"{path}/manifest.json" for path, _ in EXPORTED_POLICIES],
     *[f"{path}/README.md" for path, _ in EXPORTED_POLICIES],
     *expand(
+        f"{RUN}/export/{{name}}/{{kind}}/manifest.json",
+        name=BESIDE,
+        kind=POLICY_FORMATS,
+    ),
+    *expand(
         f"{RUN}/export/iter{{i:02d}}/preferences-{{kind}}/manifest.json",
         i=ITERATIONS,
         kind=PREFERENCE_FORMATS,

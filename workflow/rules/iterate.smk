@@ -6,6 +6,16 @@ RANKING = (
     [] if RANKER == "self" else f"{RUN}/iter{{iter}}/candidate_scores/{RANKER}.parquet"
 )
 SIZES = config["prompts"]["per_iteration"]
+STRATEGY = config["select_pairs"]["strategy"]
+HUMAN = []
+if (
+    STRATEGY == "spin"
+):  # its prompts are the captions of the human pairs, the same each time
+    HUMAN = [
+        f"{RUN}/seed/preferences.parquet",
+        f"{RUN}/seed/preferences_latents.parquet",
+    ]
+    PROMPT_POOL = HUMAN[:1]
 CANDIDATES_PER_PROMPT = config["sample_candidates"]["candidates_per_prompt"]
 
 # Shards are targets too: Snakemake would not miss a deleted file that only finished jobs have read.
@@ -82,7 +92,7 @@ rule select_prompts:
     input:
         pool=PROMPT_POOL,
         exclude=[
-            f"{RUN}/seed/preferences.parquet",
+            *([] if HUMAN else [f"{RUN}/seed/preferences.parquet"]),
             f"{RUN}/seed/holdout.parquet",
             *expand(f"{RUN}/evaluation/{{set}}/prompts.parquet", set=EXCLUDED_SETS),
         ],
@@ -95,7 +105,7 @@ rule select_prompts:
     params:
         **stage("select_prompts"),
         seed=config["seed"],
-        skip=lambda wildcards: sum(SIZES[: iteration(wildcards) - 1]),
+        skip=lambda wildcards: (0 if HUMAN else sum(SIZES[: iteration(wildcards) - 1])),
         take=lambda wildcards: SIZES[iteration(wildcards) - 1],
     shell:
         "{params.command} --pool {input.pool:q} --exclude {input.exclude:q}"
@@ -142,6 +152,7 @@ rule score_candidates:
         candidates=rules.sample_candidates.output,
         policy=previous_policy,
         reference=named_policy(config["score_candidates"]["reference"]),
+        judges=judges_of_draws,
     output:
         SCORES,
     log:
@@ -159,11 +170,14 @@ rule score_candidates:
         iteration=iteration,
         model=JUDGE,
         settings=settings("score_candidates", "", without=["dtype", *WEIGHTING]),
+        judges=lambda wildcards, input: flags(
+            {"judges": input.judges} if input.judges else {}
+        ),
         seed=config["seed"],
     shell:
         "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"
         " --reference {params.reference:q} --iteration {params.iteration}"
-        " {params.model} {params.settings} --seed {params.seed} {resources.scoring}"
+        " {params.model} {params.settings} {params.judges} --seed {params.seed} {resources.scoring}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
 
 
@@ -173,6 +187,7 @@ rule select_pairs:
         rewards=expand(SCORES, shard=SHARDS, allow_missing=True),
         ranking=RANKING,
         judges=judges_before,
+        human=HUMAN,
         policy=previous_policy,
     output:
         pairs=f"{RUN}/iter{{iter}}/pairs.parquet",
@@ -189,6 +204,7 @@ rule select_pairs:
         judges=lambda wildcards, input: flags(
             {"judges": input.judges} if HAS_JUDGE else {}
         ),
+        human=flags({"human": HUMAN[0], "human_latents": HUMAN[1]} if HUMAN else {}),
         iteration=iteration,
         candidates_per_prompt=CANDIDATES_PER_PROMPT,
         dpo_beta=config["update_policy"]["dpo_beta"],
@@ -199,13 +215,18 @@ rule select_pairs:
             without=["strategy", "ranker", "min_margin_in_standard_errors"],
         ),
         seed=config["seed"],
-        strategy=config["select_pairs"]["strategy"],
+        allocation=flags(
+            {"allocation": "importance"}
+            if config["score_candidates"]["allocation"] == "importance"
+            else {}
+        ),
+        strategy=STRATEGY,
     shell:
         "{params.command} --candidates {input.candidates:q} --rewards {input.rewards:q}"
-        " --policy {params.policy:q} {params.ranking} {params.judges} --iteration {params.iteration}"
+        " --policy {params.policy:q} {params.ranking} {params.judges} {params.human} --iteration {params.iteration}"
         " --candidates-per-prompt {params.candidates_per_prompt} --dpo-beta {params.dpo_beta}"
         " --min-margin-in-standard-errors {params.min_margin} {params.min_probability} --seed {params.seed}"
-        " --strategy {params.strategy} --judged {output.judged:q} --output {output.pairs:q} 2>&1 | record {log:q}"
+        " --strategy {params.strategy} {params.allocation} --judged {output.judged:q} --output {output.pairs:q} 2>&1 | record {log:q}"
 
 
 rule mix_preferences:
@@ -260,11 +281,12 @@ rule update_policy:
         folder=output_folder,
         work=lambda wildcards: f"{WORK}/iter{wildcards.iter}",
         soft_labels="--soft-labels" if config["update_policy"]["soft_labels"] else "",
+        listwise="--listwise" if STRATEGY == "listwise" else "",
     shell:
         "launch {resources.gpu} stages.update_policy"
         " --preferences {input.preferences:q} --policy {params.policy:q}"
         " --reference {params.reference:q} --iteration {params.iteration}"
         " {params.model} {params.lora} --seed {params.seed} {params.settings}"
         " {params.held_out} --output {params.folder:q} --training {output.training:q}"
-        " --held-out-curve {output.held_out_curve:q} --work {params.work:q} {params.soft_labels}"
+        " --held-out-curve {output.held_out_curve:q} --work {params.work:q} {params.soft_labels} {params.listwise}"
         " {resources.execution} --threads {threads} 2>&1 | record {log:q}"

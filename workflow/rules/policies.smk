@@ -16,7 +16,7 @@ def stored_weights(name, flag=lambda path: path):
         return []
     if config["lora"]["rank"] > 0:
         return f"{RUN}/{name}/policy/pytorch_lora_weights.safetensors"
-    return flag(f"{RUN}/{name}/policy/unet")
+    return flag(f"{RUN}/{name}/policy/{PLAN.denoiser_part}")
 
 
 def folder(manifest):
@@ -90,15 +90,29 @@ def judges_before(wildcards):
     return expand(JUDGES, policy=[f"iter{number:02d}" for number in last])
 
 
+def judges_of_draws(wildcards):
+    """Input: the same where they say which draws to make."""
+    return judges_before(wildcards) if DRAWS_BY_JUDGE else []
+
+
 def decisions_about(wildcards):
     """Input: what a person decided in the audit about an iteration's pairs and human ones, if anything."""
-    numbers = [0, iteration(wildcards)]
-    paths = [f"{RUN}/decisions/iter{number:02d}.parquet" for number in numbers]
+    return decisions_of(0, iteration(wildcards))
+
+
+def decisions_about_seed(wildcards):
+    """Input: what a person decided about human pairs, if the seed training is to heed it."""
+    return decisions_of(0) if config["train_seed"]["use_decisions"] else []
+
+
+def decisions_of(*iterations):
+    """The tables of decisions about these iterations' pairs that there are; 0 stands for human ones."""
+    paths = [f"{RUN}/decisions/iter{number:02d}.parquet" for number in iterations]
     found = [path for path in paths if Path(path).is_file()]
     if found and STORAGE:
         raise WorkflowError(
             f"{found[0]} lies on this machine, and this profile keeps results in a bucket, where "
-            "mix_preferences would not see it. Move the folder away, or run where all machines share a "
+            "the jobs would not see it. Move the folder away, or run where all machines share a "
             "file system."
         )
     return found
@@ -138,3 +152,47 @@ def gate_before(wildcards):
     """The decision on the iteration before; under stop, judging again unmakes nothing made since."""
     path = f"{RUN}/{previous(wildcards)}/gate.json"
     return ancient(path) if ON_COLLAPSE == "stop" else path
+
+
+def online_policy(kind):
+    """Name of the policy that the block `online` calls base, seed or last."""
+    return {"base": "base", "seed": "iter00", "last": f"iter{LAST:02d}"}[kind]
+
+
+def online_inputs(wildcards):
+    """Input: what online training starts from, and the policy that judges, with its weights of timesteps."""
+    online = config["online"]
+    found = {"policy": policy(online_policy(online["initial"]))}
+    if online["judge"] == "self":
+        name = online_policy(online["judge_policy"])
+        found["judge"] = policy(name)
+        if HAS_JUDGE:
+            found["record"] = expand(JUDGES, policy=name)
+    return {key: path for key, path in found.items() if path}
+
+
+def online_settings():
+    """The block `online` as flags of the training, save who judges and where it starts."""
+    others = ("initial", "num_prompts")
+    kept = {
+        key: value
+        for key, value in config["online"].items()
+        if key not in others and not key.startswith("judge")
+    }
+    kept["dpo_beta"] = config["update_policy"]["dpo_beta"]
+    return flags(kept, "settings")
+
+
+def online_judge(wildcards, input):
+    """Param: who judges, as flags."""
+    online = config["online"]
+    values = {"name": online["judge"]}
+    if online["judge"] == "self":
+        values["policy"] = folder(input.judge)
+        values["num_draws"] = online["judge_draws"]
+        if HAS_JUDGE:
+            values["record"] = input.record[0]
+    else:
+        values["scale"] = online["judge_scale"]
+    options = options_of(online["judge"])
+    return f"{flags(values, 'judge')} {options.replace('--options', '--judge.options')}"

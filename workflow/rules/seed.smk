@@ -10,7 +10,7 @@ ASKED_FILES = PREFERENCES.pop("files", PREFERENCE_FILES)
 COLUMNS = PREFERENCES.pop("columns", {})
 EXCLUDED_FILES = [file for name in EXCLUDED_SETS for file in prompt_set_files(name)]
 # Only a tokenizer that lies here already: the import fetches nothing.
-TOKENIZER = Path(config["model"]["base"]) / "tokenizer"
+TOKENIZER = PLAN.tokenizer
 
 SEED = [
     f"{RUN}/seed/preferences_latents.parquet",
@@ -50,7 +50,7 @@ rule import_preferences:
                 **PREFERENCES,
                 **{f"columns.{role}": name for role, name in COLUMNS.items()},
                 "seed": config["seed"],
-                "tokenizer": TOKENIZER if TOKENIZER.is_dir() else None,
+                "tokenizer": TOKENIZER,
             }
         ),
     shell:
@@ -102,6 +102,7 @@ else:
         input:
             preferences=f"{RUN}/seed/preferences.parquet",
             latents=f"{RUN}/seed/preferences_latents.parquet",
+            decisions=decisions_about_seed,
             held_out=HELD_OUT_FILES,
         output:
             policy=f"{RUN}/iter00/policy/manifest.json",
@@ -118,12 +119,15 @@ else:
             **TRAINING_GPUS,
         params:
             **training("train_seed"),
+            decisions=lambda wildcards, input: flags(
+                {"decisions": input.decisions} if input.decisions else {}
+            ),
             folder=output_folder,
             work=f"{WORK}/iter00",
         shell:
             "launch {resources.gpu} stages.train_seed"
             " --preferences {input.preferences:q} --latents {input.latents:q}"
-            " {params.model} {params.lora} --seed {params.seed} {params.settings}"
+            " {params.decisions} {params.model} {params.lora} --seed {params.seed} {params.settings}"
             " {params.held_out} --output {params.folder:q} --training {output.training:q}"
             " --held-out-curve {output.held_out_curve:q} --work {params.work:q}"
             " {resources.execution} --threads {threads} 2>&1 | record {log:q}"

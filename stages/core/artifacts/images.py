@@ -200,32 +200,43 @@ def to_pixels(images: Batch) -> list[Pixels]:
     return list((images * 255).round().astype(np.uint8).transpose(0, 2, 3, 1))
 
 
-def geometry(image: Image.Image, size: int) -> list[int]:
+Size = int | tuple[int, int]
+"""The side of a square, or height and width, in pixels."""
+
+
+def geometry(image: Image.Image, size: Size) -> list[int]:
     """What SDXL is told of an image that `to_model_input` fits to `size`, in pixels.
 
     Original height and width, top and left of the crop in the resized image, target height and
     width. Follows SDXL's micro-conditioning (Podell et al., Sec. 2.2).
     """
     _width, _height, left, top = _fit(image, size)
-    return [image.height, image.width, top, left, size, size]
+    return [image.height, image.width, top, left, *_sides(size)]
 
 
-def to_model_input(images: Sequence[Image.Image], size: int) -> Batch:
-    """Images in [-1, 1] at `size` x `size`: the short side is resized, the middle is kept."""
+def to_model_input(images: Sequence[Image.Image], size: Size) -> Batch:
+    """Images in [-1, 1] of `size`: resized until the size is covered, then the middle is kept."""
     arrays = [np.asarray(_centre_crop(image, size), np.float32) for image in images]
     return np.stack(arrays).transpose(0, 3, 1, 2) / np.float32(127.5) - 1
 
 
-def _centre_crop(image: Image.Image, size: int) -> Image.Image:
-    if image.size == (size, size):
+def _sides(size: Size) -> tuple[int, int]:
+    """(height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _centre_crop(image: Image.Image, size: Size) -> Image.Image:
+    high, wide = _sides(size)
+    if image.size == (wide, high):
         return image
     width, height, left, top = _fit(image, size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return image.crop((left, top, left + size, top + size))
+    return image.crop((left, top, left + wide, top + high))
 
 
-def _fit(image: Image.Image, size: int) -> tuple[int, int, int, int]:
-    """(width, height) with a short side of `size`, and (left, top) of the middle square in it."""
-    factor = size / min(image.size)
-    width, height = (max(size, round(side * factor)) for side in image.size)
-    return width, height, (width - size) // 2, (height - size) // 2
+def _fit(image: Image.Image, size: Size) -> tuple[int, int, int, int]:
+    """(width, height) that just cover `size`, and (left, top) of the middle of that size in it."""
+    high, wide = _sides(size)
+    factor = max(wide / image.width, high / image.height)
+    width, height = max(wide, round(image.width * factor)), max(high, round(image.height * factor))
+    return width, height, (width - wide) // 2, (height - high) // 2

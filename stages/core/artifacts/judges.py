@@ -19,7 +19,7 @@ class JudgeRecord:
     policy: str
     """Digest of the policy that judges."""
     kind: str
-    """'inverse_snr' or 'calibrated'."""
+    """'inverse_snr', 'epsilon', 'elbo' or 'calibrated'."""
     weights: tuple[float, ...]
     """One for each bin of timesteps of equal width, from the cleanest; mean 1."""
     log_odds: float | None
@@ -28,6 +28,8 @@ class JudgeRecord:
     """Length of the noise schedule."""
     num_pairs: int
     """Held-out pairs."""
+    spreads: tuple[float, ...] = ()
+    """Root mean square of each bin's part of a margin, before weights; none in records of earlier versions."""
     spread_power: float | None = None
     """q of the weights' shape (core/method/calibration.py); 0 with step 0 is equal weights."""
     step: float | None = None
@@ -56,11 +58,16 @@ def read_judge(path: Path) -> JudgeRecord:
     """UserError names a file that is missing or is no record of a judge."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        values = {name: found[name] for name in JudgeRecord.__dataclass_fields__}
+        values = {"spreads": ()} | {
+            name: found[name]
+            for name in JudgeRecord.__dataclass_fields__
+            if name != "spreads" or name in found
+        }
         weights = tuple(float(weight) for weight in values["weights"])
         if not weights or not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights):
             raise ValueError(f"weights {weights} must be finite, none negative, and not all 0")
-        return JudgeRecord(**{**values, "weights": weights})
+        spreads = tuple(float(spread) for spread in values["spreads"])
+        return JudgeRecord(**{**values, "weights": weights, "spreads": spreads})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is no record of a judge ({error!r}); delete it and run snakemake again"

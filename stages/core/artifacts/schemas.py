@@ -131,7 +131,7 @@ PREFERENCES = Schema("preferences", 1, pa.schema(_PREFERENCE))
 
 HUMAN_LABELS = Schema(
     "human_labels",
-    1,
+    2,
     pa.schema(
         [
             *_PROMPT,
@@ -143,6 +143,43 @@ HUMAN_LABELS = Schema(
             column("is_common", pa.bool_(), "whether every labeller was asked about the pair"),
             column("image_a_name", pa.string(), "file or row that the left image was read from"),
             column("image_b_name", pa.string(), "file or row that the right image was read from"),
+            column(
+                "may_be_held_out", pa.bool_(), "whether chance alone chose to ask about the prompt"
+            ),
+        ]
+    ),
+)
+
+HUMAN_RANKINGS = Schema(
+    "human_rankings",
+    1,
+    pa.schema(
+        [
+            *_PROMPT,
+            column("images", pa.list_(IMAGE), "the images as they stood, from left to right"),
+            column("ranks", pa.list_(pa.int32()), "rank of each image: 1 is best, equal ones tie"),
+            column("labeller", pa.string(), "who said so, by the name they gave"),
+            column("labelled_at", pa.string(), "when, ISO 8601 in UTC"),
+            column("is_common", pa.bool_(), "whether every labeller was asked about the set"),
+            column("image_names", pa.list_(pa.string()), "file or row that each was read from"),
+            column(
+                "may_be_held_out", pa.bool_(), "whether chance alone chose to ask about the prompt"
+            ),
+        ]
+    ),
+)
+
+JUDGED_IMAGES = Schema(
+    "judged_images",
+    1,
+    pa.schema(
+        [
+            *_PROMPT,
+            column("image_name", pa.string(), "file or row that the image was read from"),
+            column("image_digest", pa.string(), "names the bytes of its file"),
+            column("reward", pa.float64(), "implicit reward of the policy that judges"),
+            column("standard_error", pa.float64(), "of the reward, over draws", nullable=True),
+            column("view", pa.list_(pa.float32()), "its cells from far away: (row, column, L a b)"),
         ]
     ),
 )
@@ -273,7 +310,7 @@ TRAINING = Schema(
 
 HELD_OUT_CURVE = Schema(
     "held_out_curve",
-    3,
+    4,
     pa.schema(
         [
             column("step", pa.int32(), "optimizer updates so far; 0 is before the first"),
@@ -286,6 +323,11 @@ HELD_OUT_CURVE = Schema(
             ),
             column("winner_error", pa.float32(), "policy minus reference error of the winners"),
             column("loser_error", pa.float32(), "policy minus reference error of the losers"),
+            column(
+                "pair_log_losses",
+                pa.list_(pa.float32()),
+                "log(1 + exp(-c logit)) of each held-out pair, with the c of log_loss",
+            ),
         ]
     ),
 )

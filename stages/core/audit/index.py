@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -197,6 +198,15 @@ class RunIndex:
     def has_holdout(self) -> bool:
         """Whether there are held-out pairs."""
         return (self.run / "seed/holdout.parquet").is_file()
+
+    @property
+    def seed_heeds_decisions(self) -> bool:
+        """Whether the run's config has the seed training follow decisions; no where there is none yet."""
+        try:
+            config = json.loads((self.run / "config.json").read_text(encoding="utf-8"))
+            return bool(config["train_seed"]["use_decisions"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def listing(self, view: View, iteration: int) -> Listing:
         """The items of a view; of a judge for held-out pairs."""

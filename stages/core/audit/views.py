@@ -168,6 +168,7 @@ class Reader:
             "position": found.position,
             "tally": ", ".join(f"{counts[kind]} {word}" for kind, word in STATES.items()),
             "decides": query.view != "holdout",
+            "is_human": query.view == "human", "seed_heeds": self.index.seed_heeds_decisions,
         }  # fmt: skip
         return context if item is None else context | {"item": self._item(item, query, exponent)}
 

@@ -187,6 +187,8 @@ def measure_rank_correlation(evidence: Evidence) -> Measured:
         np.stack([values[name] for name in names])
         for values in (evidence.rewards, evidence.candidate_scores)
     )
+    if rewards.shape[1] < 2:
+        return {}
     return {"rank_correlation": rank_correlation(rewards, scores)}
 
 
@@ -216,7 +218,10 @@ def measure_best(evidence: Evidence) -> Measured:
     gaps = [
         scores[p["prompt_id"]][p["winner_candidate"]] - scores[p["prompt_id"]][p["loser_candidate"]]
         for p in evidence.pairs
+        if p["winner_candidate"] is not None
     ]
+    if not gaps:  # people's images against the policy's own
+        return {}
     found = np.array(gaps)
     return {"best_beats_worst": float(np.mean((found > 0) + 0.5 * (found == 0)))}
 
@@ -241,9 +246,10 @@ BEST_BEATS_WORST = Guard(
 
 def measure_confidence(evidence: Evidence) -> Measured:
     """How many of the new pairs the judge is confident of."""
-    if not evidence.pairs:
+    known = [pair["probability"] for pair in evidence.pairs if pair["probability"] is not None]
+    if not known:
         return {}
-    sure = [pair["probability"] > CONFIDENT for pair in evidence.pairs]
+    sure = [probability > CONFIDENT for probability in known]
     return {"confident_share": float(np.mean(sure))}
 
 

@@ -83,7 +83,10 @@ def model_card(facts: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     `facts` are those its manifest lists; `metrics` are rows of an evaluation_summary.
     """
     base = plain(facts["base_model"])
-    use = _USE[facts["format"]].format(**facts, base=json.dumps(facts["base_model"]))
+    comfyui = _COMFYUI if facts["family"] in _READ_BY_COMFYUI else ""
+    use = _USE[facts["format"]].format(
+        **facts, base=json.dumps(facts["base_model"]), comfyui=comfyui
+    )
     findings = " ".join(facts.get("set_aside", ()))
     warned = f"**Set aside by the guards of its run.** {findings}\n\n" if findings else ""
     if warnings := " ".join(facts.get("warnings", ())):
@@ -156,6 +159,11 @@ def _scores(metrics: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+_READ_BY_COMFYUI = ("stable-diffusion-3", "flux")
+_COMFYUI = """
+ComfyUI knows the keys of this layout for models of this family: put the file into `models/loras`, node *Load LoRA*,
+strength 1. That was not tried.
+"""
 _USE = {
     "diffusers": """    from diffusers import {pipeline}
     pipe = {pipeline}.from_pretrained("THIS_FOLDER").to("cuda")
@@ -165,7 +173,7 @@ _USE = {
     pipe = {pipeline}.from_pretrained({base}).to("cuda")
     pipe.load_lora_weights("THIS_FOLDER")
     pipe("a cat").images[0]
-""",
+{comfyui}""",
     "lora-kohya": """ComfyUI: put `{file}` into `models/loras`, node *Load LoRA*, strength 1, after the base
 model. A1111 and Forge: into `models/Lora`, write `<lora:NAME:1>` into the prompt. diffusers:
 

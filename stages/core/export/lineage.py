@@ -25,7 +25,7 @@ def card_facts(policy: ExportedPolicy, kind: Format) -> dict[str, Any]:
         "format": kind,
         "policy": policy_digest(policy.folder),
         "pipeline": source.pipeline_class(),
-        "family": "stable-diffusion-xl" if policy.is_xl else "stable-diffusion",
+        "family": policy.model.family,
         "base_model": source.base if not source.is_local else Path(source.base).name,
         "license": base_license(source),
         "lineage": lineage(policy.folder),
@@ -35,10 +35,10 @@ def card_facts(policy: ExportedPolicy, kind: Format) -> dict[str, Any]:
 
 def base_license(source: Source) -> dict[str, str]:
     """The licence keys of the base's own card; empty where it states none."""
-    card = Path(source.base) / "README.md"
-    if not source.is_local:
+    card = Path(source.rest) / "README.md"
+    if not Path(source.rest).exists():
         try:
-            card = Path(hf_hub_download(source.base, "README.md"))
+            card = Path(hf_hub_download(source.rest, "README.md"))
         except (OSError, ValueError):  # no network, or no card
             return {}
     head = read_front_matter(card)

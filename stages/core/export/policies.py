@@ -54,7 +54,7 @@ class ExportedPolicy(Policy):
     @property
     def is_xl(self) -> bool:
         """Whether the base is of SDXL's family."""
-        return "text_encoder_2" in self.model.encoder_parts
+        return self.model.family == "stable-diffusion-xl"
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -76,6 +76,11 @@ def check_policy(policy: ExportedPolicy, kind: Format, *, is_same_base: bool) ->
             f"{policy.folder} was trained on {trained_on}, --model.base is {policy.model.base}. "
             "Name the base it was trained on; if this is the same model in another place, add "
             "--is-same-base."
+        )
+    if kind not in policy.model.exports:
+        raise UserError(
+            f"--format is {kind}, which is not there for models of {policy.model.family}: no published layout of "
+            f"that kind was compared with. Export it as {' or '.join(policy.model.exports)}."
         )
     if kind.startswith("lora-") and not policy.is_lora:
         raise UserError(
@@ -130,17 +135,15 @@ def read_lora(policy: ExportedPolicy) -> tuple[dict[str, Tensor], dict[str, Any]
 def write_diffusers(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -> None:
     """A whole pipeline in diffusers' layout. All that is as in the base or the policy is linked."""
     model, source = policy.model, policy.model.source
-    if source.is_file:
+    if source.is_file and not source.has_denoiser_only:
         _write_pipeline_of_file(source, folder)
     else:
-        base = (
-            Path(source.base)
-            if source.is_local
-            else Path(diffusers.DiffusionPipeline.download(source.base))
-        )
+        base = Path(source.rest)
+        if not base.exists():
+            base = Path(diffusers.DiffusionPipeline.download(source.rest))
         _link_base(base, folder, without=model.denoiser_part)
     if source.settings.vae is not None:
-        _replace_part(folder / "vae", source.read("vae", AutoencoderKL, torch.float32))
+        _replace_part(folder / "vae", source.read("vae", model.vae_class, torch.float32))
     target = folder / model.denoiser_part
     if policy.is_lora:
         _replace_part(target, policy.model.fused_network(policy).to(dtype))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stages.core.artifacts import schemas
+from stages.core.artifacts import online_tables, schemas
 from stages.core.artifacts.decisions import DECISIONS, NOTES
 from stages.core.artifacts.schemas import Schema
 from stages.core.evaluation.guards import GUARDS_TABLE
@@ -18,7 +18,14 @@ from stages.core.inspection.run_table import RUN_COMPARISON
 
 SCHEMAS: Mapping[str, Schema] = {
     schema.name: schema
-    for schema in [*vars(schemas).values(), DECISIONS, NOTES, GUARDS_TABLE, RUN_COMPARISON]
+    for schema in [
+        *vars(schemas).values(),
+        *vars(online_tables).values(),
+        DECISIONS,
+        NOTES,
+        GUARDS_TABLE,
+        RUN_COMPARISON,
+    ]
     if isinstance(schema, Schema)
 }
 """Every table that stages exchange, by the name in its metadata."""
@@ -33,7 +40,17 @@ LOG_ODDS = "log-odds"
 
 UNITS: Mapping[str, str] = {
     **dict.fromkeys(("item", "iteration", "source_row", "candidate"), NUMBER),
-    **dict.fromkeys(("winner_candidate", "loser_candidate"), NUMBER),
+    **dict.fromkeys(("winner_candidate", "loser_candidate", "next_candidate", "place"), NUMBER),
+    "round": "rounds, from 1",
+    "inference_step": "sampler steps, from 0",
+    "timestep": "diffusion timestep",
+    **dict.fromkeys(("scores", "mean_score"), "log-odds, or the judge's own unit"),
+    "advantage": "standard deviations",
+    "num_transitions": "transitions, or pairs of them",
+    "log_ratio": "nats a dimension",
+    **dict.fromkeys(("valid_share", "clipped_share"), SHARE),
+    "transitions_per_second": "transitions a second",
+    "sampling_seconds": "seconds",
     **dict.fromkeys(("seed", "winner_seed", "loser_seed", "draw_seed"), SEED),
     **dict.fromkeys(("winner_score", "loser_score"), "the ranker's own unit"),
     **dict.fromkeys(("score", "mean", "baseline_mean", "difference", "better_of_two"), SCORE),
@@ -52,7 +69,7 @@ UNITS: Mapping[str, str] = {
     "timesteps": "diffusion timestep",
     "num_timesteps": "diffusion timesteps",
     "step": "optimizer updates",
-    **dict.fromkeys(("loss", "log_loss"), NATS),
+    **dict.fromkeys(("loss", "log_loss", "pair_log_losses"), NATS),
     **dict.fromkeys(("logit", "held_out_logit"), LOG_ODDS),
     "gradient_norm": "norm",
     "learning_rate": "of the optimizer",
@@ -68,6 +85,8 @@ UNITS: Mapping[str, str] = {
     **dict.fromkeys(("num_prompts", "num_shared", "num_wins", "num_ties", "num_losses"), "prompts"),
     **dict.fromkeys(("num_pairs", "num_holdout_pairs"), "pairs"),
     **dict.fromkeys(("num_images", "num_blank"), "images"),
+    "ranks": "rank, from 1",
+    "view": "CIELAB",
     "effect_size": "standard deviations",
     "rank_correlation": "correlation, -1 to 1",
     **dict.fromkeys(("pixel_distance", "diversity", "moved_pixels"), "of the range of a pixel, 0 to 1"),
@@ -97,6 +116,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "evaluation_prompts": Layout(key=("prompt_id",)),
     "preferences": Layout(key=("pair_id",)),
     "human_labels": Layout(key=("labeller", "image_a_name", "image_b_name")),
+    "judged_images": Layout(key=("image_name",), group=("prompt_id",), ranked_by="reward"),
+    "human_rankings": Layout(key=("labeller", "prompt_id", "labelled_at")),
     "pair_latents": Layout(key=("pair_id",)),
     "training_pairs": Layout(key=("pair_id",)),
     "images": Layout(key=CANDIDATE, group=("prompt_id",)),
@@ -110,6 +131,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "decisions": Layout(key=("prompt_id", "winner_digest", "loser_digest")),
     "notes": Layout(key=("prompt_id", "winner_digest", "loser_digest")),
     "training": Layout(key=("step",)),
+    "online_training": Layout(key=("step",)),
+    "transitions": Layout(key=("round", "place", "candidate", "inference_step")),
     "held_out_curve": Layout(key=("step",)),
     "run_comparison": Layout(key=("prompt_set", *COMPARED)),
     "evaluation_summary": Layout(key=("prompt_set", *COMPARED)),

@@ -11,9 +11,12 @@ from datetime import UTC, datetime
 from threading import RLock
 
 from stages.core.artifacts.images import ImageError
-from stages.core.labelling.answers import Answer, Side, read_answers, seconds_per_pair
+from stages.core.labelling.answers import SKIP, Answer, Side, read_answers
+from stages.core.labelling.choosing import Chooser, is_turn_of_random
 from stages.core.labelling.gallery import Gallery, Picture
+from stages.core.labelling.measures import seconds_per_pair
 from stages.core.labelling.pairs import Pair, is_turn_of_common, order_of
+from stages.core.labelling.places import Place
 from stages.core.pages.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -27,8 +30,8 @@ class Shown:
     """A pair as a labeller sees it."""
 
     pair: Pair
-    left: Picture
-    right: Picture
+    pictures: tuple[Picture, ...]
+    """From left to right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +54,16 @@ class Desk:
     """Hands out pairs and takes answers; several threads may ask, one at a time is served."""
 
     def __init__(
-        self, gallery: Gallery, pairs: Sequence[Pair], journal: Journal, *, common_share: float
+        self,
+        gallery: Gallery,
+        pairs: Sequence[Pair],
+        journal: Journal,
+        *,
+        common_share: float,
+        chooser: Chooser | None = None,
     ) -> None:
         self.gallery, self.pairs, self._journal = gallery, list(pairs), journal
-        self._common_share = common_share
+        self._common_share, self._chooser = common_share, chooser
         self._answers = read_answers(journal.path, journal.entries())
         self._by_key = {pair.key: pair for pair in pairs}
         self._orders: dict[str, list[Pair]] = {}
@@ -73,6 +82,10 @@ class Desk:
     def labellers(self) -> list[str]:
         """Who has answered something."""
         return sorted({answer.labeller for answer in self.answers()})
+
+    def find(self, key: object) -> Pair | None:
+        """The pair of this name."""
+        return self._by_key.get(key) if isinstance(key, str) else None
 
     def current(self, labeller: str) -> Shown | None:
         """The pair before this labeller; None if none is left for them."""
@@ -97,22 +110,24 @@ class Desk:
             pair = self._choose(labeller, (key,), num_more=1)
             return None if pair is None else self._show(pair, labeller)
 
-    def answer(self, labeller: str, key: str, choice: str) -> bool:
+    def answer(self, labeller: str, key: str, choice: str, ranks: tuple[int, ...] = ()) -> bool:
         """Write down an answer; False if this pair is not before the labeller (any more)."""
         with self._turn:
             shown = self.current(labeller)
             if shown is None or shown.pair.key != key:
                 return False
-            left, right = shown.pair.sides(labeller)
+            sides = zip(shown.pair.sides(labeller), shown.pictures, strict=True)
             answer = Answer(
                 labeller=labeller,
                 pair=key,
                 prompt=shown.pair.prompt,
-                left=Side(left.name, shown.left.digest),
-                right=Side(right.name, shown.right.digest),
+                shown=tuple(Side(place.name, picture.digest) for place, picture in sides),
                 choice=choice,
                 at=datetime.now(UTC),
                 is_common=shown.pair.is_common,
+                is_ranking=shown.pair.is_ranked,
+                may_be_held_out=shown.pair.may_be_held_out,
+                ranks=ranks,
             )
             number = self._journal.append(answer.to_entry())
             self._answers[number] = answer
@@ -182,20 +197,44 @@ class Desk:
     ) -> Pair | None:
         """The next pair of who has answered so many more than the journal says."""
         left = self._left(labeller, excluded)
-        turn = is_turn_of_common(len(self._of(labeller)) + num_more, self._common_share)
-        return next((pair for pair in left if pair.is_common == turn), left[0] if left else None)
+        done = len(self._of(labeller)) + num_more
+        turn = is_turn_of_common(done, self._common_share)
+        fitting = [pair for pair in left if pair.is_common == turn] or left
+        if self._chooser is None or not fitting or fitting[0].is_common:
+            return fitting[0] if fitting else None
+        num_own = done - int(done * self._common_share + 1e-9)
+        at_random = is_turn_of_random(num_own)
+        some = [pair for pair in fitting if pair.may_be_held_out == at_random] or fitting
+        if some[0].may_be_held_out:
+            return some[0]
+        return self._chooser.choose(some, self._seen_images(excluded))
+
+    def _seen_images(self, more: Collection[str]) -> set[str]:
+        """The images of pairs that somebody has judged or has before them, and of some more pairs."""
+        judged = {
+            side.name for answer in self.answers() if answer.choice != SKIP for side in answer.shown
+        }
+        keys = {*more, *(key for key, _ in self._shown.values())}
+        pairs = [self._by_key[key] for key in keys if key in self._by_key]
+        return judged | {place.name for pair in pairs for place in pair.places}
 
     def _show(self, pair: Pair, labeller: str) -> Shown | None:
         """The pair with its pictures; None, and a note of it, if one cannot be shown."""
         try:
-            left, right = map(self.gallery.picture, pair.sides(labeller))
+            sides = pair.sides(labeller)
+            pictures = tuple(map(self.gallery.picture, sides))
         except ImageError as error:
             self._leave_out(pair, str(error))
             return None
-        if left.digest == right.digest:
-            self._leave_out(pair, f"{pair.first} and {pair.second} are the same image")
-            return None
-        return Shown(pair, left, right)
+        seen: dict[str, Place] = {}
+        for place, picture in sorted(
+            zip(sides, pictures, strict=True), key=lambda one: one[0].name
+        ):
+            if picture.digest in seen:
+                self._leave_out(pair, f"{seen[picture.digest]} and {place} are the same image")
+                return None
+            seen[picture.digest] = place
+        return Shown(pair, pictures)
 
     def _leave_out(self, pair: Pair, reason: str) -> None:
         self.unusable[pair.key] = reason
@@ -208,10 +247,10 @@ class Desk:
 def stale_numbers(gallery: Gallery, answers: Iterable[tuple[int, Answer]]) -> set[int]:
     """The answers about images that have changed since, or are no longer there."""
     numbered = dict(answers)
-    names = {side.name for answer in numbered.values() for side in (answer.left, answer.right)}
+    names = {side.name for answer in numbered.values() for side in answer.shown}
     digests = gallery.digests(names)
     return {
         number
         for number, answer in numbered.items()
-        if any(digests.get(side.name) != side.digest for side in (answer.left, answer.right))
+        if any(digests.get(side.name) != side.digest for side in answer.shown)
     }

@@ -14,9 +14,10 @@ from starlette.routing import BaseRoute, Route
 
 from stages.core.evaluation.wording import number, percent
 from stages.core.execution.runtime import in_time
-from stages.core.labelling.answers import CHOICES, agreement, left_share
+from stages.core.labelling.answers import CHOICES, RANKED, RANKING_CHOICES, check_ranks
 from stages.core.labelling.desk import Desk, Shown
 from stages.core.labelling.gallery import Picture
+from stages.core.labelling.measures import agreement, first_share
 from stages.core.pages.server import page_templates, show
 
 FOLDER = Path(__file__).parent
@@ -47,6 +48,7 @@ class LabellingPage:
 
     def __init__(self, desk: Desk, title: str) -> None:
         self.desk, self.title = desk, title
+        self.is_ranking = any(pair.is_ranked for pair in desk.pairs)
         self._templates = page_templates(FOLDER / "templates")
 
     def routes(self) -> list[BaseRoute]:
@@ -64,7 +66,8 @@ class LabellingPage:
         problem = None if name is None else check_name(name := name.strip())
         if name is None or problem:
             context = {"title": self.title, "problem": problem, "labellers": self.desk.labellers(),
-                       "name": name or "", "max_name": MAX_NAME, "num_pairs": len(self.desk.pairs)}  # fmt: skip
+                       "name": name or "", "max_name": MAX_NAME, "num_pairs": len(self.desk.pairs),
+                       "is_ranking": self.is_ranking}  # fmt: skip
             return show(self._templates, "name.html.jinja", context, 400 if problem else 200)
         return show(self._templates, "desk.html.jinja", self.view(name))
 
@@ -98,9 +101,13 @@ class LabellingPage:
 
     def _answer(self, name: str, asked: Row) -> str:
         choice, key = asked.get("answer"), asked.get("pair")
-        if choice not in CHOICES or not isinstance(key, str):
+        choices = RANKING_CHOICES if self.is_ranking else CHOICES
+        ranks: tuple[int, ...] | None = ()
+        if choice == RANKED and (pair := self.desk.find(key)):
+            ranks = check_ranks(asked.get("ranks"), len(pair.places))
+        if choice not in choices or not isinstance(key, str) or ranks is None:
             return "That is no answer; nothing was written down."
-        if not self.desk.answer(name, key, choice):
+        if not self.desk.answer(name, key, choice, ranks):
             return "That pair was answered in another window. This is the next one."
         return ""
 
@@ -118,9 +125,9 @@ class LabellingPage:
             "name": name,
             "note": note,
             "pair": _pair(shown) if shown else None,
-            "preload": [image.digest for image in (upcoming.left, upcoming.right)]
-            if upcoming
-            else [],
+            "preload": [image.digest for image in upcoming.pictures] if upcoming else [],
+            "what": "sets" if self.is_ranking else "pairs",
+            "is_ranking": self.is_ranking,
             "progress": progress,
             "percent_done": round(share),
             "pace": _pace(progress.pairs_per_minute),
@@ -135,7 +142,7 @@ class LabellingPage:
 
     def _measures(self, name: str) -> Row:
         answers = self.desk.answers()
-        own = left_share(answer for answer in answers if answer.labeller == name)
+        own = first_share(answer for answer in answers if answer.labeller == name)
         found = agreement(answers)
         return {
             "left": own
@@ -143,6 +150,7 @@ class LabellingPage:
                 "share": percent(own.share),
                 "low": percent(own.low),
                 "high": percent(own.high),
+                "expected": percent(own.expected),
                 "num_choices": own.num_choices,
                 "is_biased": own.is_biased,
             },
@@ -162,8 +170,7 @@ def _pair(shown: Shown) -> Row:
     return {
         "key": shown.pair.key,
         "prompt": shown.pair.prompt,
-        "left": _image(shown.left),
-        "right": _image(shown.right),
+        "images": [_image(picture) for picture in shown.pictures],
     }
 
 

@@ -1,8 +1,8 @@
-"""Which pairs of images people are asked about, in which order, and on which side each image stands."""
+"""Which images people are asked about together, in which order, and where each of them stands."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import combinations
@@ -13,52 +13,107 @@ from stages.core.labelling.places import Place, PromptImages
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two images of a prompt, in an order that nobody sees."""
+    """Two images of a prompt, or a set of several to be ranked, in an order that nobody sees."""
 
     key: str
-    """What names the pair: of the prompt and the names of both images."""
+    """What names the pair: of the prompt and the names of the images."""
     prompt: str
-    first: Place
-    second: Place
+    places: tuple[Place, ...]
     turn: int
     """How many pairs of the same prompt come before it."""
     is_common: bool
     """Whether every labeller is asked about it."""
+    is_ranked: bool = False
+    """Whether people put the images in an order, and do not only choose one."""
+    may_be_held_out: bool = True
+    """Whether chance alone decides when its prompt is asked about."""
 
-    def sides(self, labeller: str) -> tuple[Place, Place]:
-        """(left, right) for a labeller, by a hash of both: each image stands left as often as not."""
-        is_turned = digest_of("side", labeller, self.key) % 2
-        return (self.second, self.first) if is_turned else (self.first, self.second)
+    @property
+    def first(self) -> Place:
+        """The first image, which stands anywhere."""
+        return self.places[0]
+
+    @property
+    def second(self) -> Place:
+        """The second image."""
+        return self.places[1]
+
+    def sides(self, labeller: str) -> tuple[Place, ...]:
+        """The images from left to right for a labeller, by a hash of both.
+
+        Each image stands in each place as often.
+        """
+        if not self.is_ranked:
+            is_turned = digest_of("side", labeller, self.key) % 2
+            return self.places[::-1] if is_turned else self.places
+        return tuple(
+            sorted(
+                self.places, key=lambda place: digest_of("place", labeller, self.key, place.name)
+            )
+        )
 
 
-def pair_key(prompt_id: str, one: Place, other: Place) -> str:
-    """What names the pair of two images, whichever comes first."""
-    return f"{digest_of(prompt_id, *sorted((one.name, other.name))):016x}"
+def pair_key(prompt_id: str, *places: Place) -> str:
+    """What names some images of a prompt that are judged together, whichever comes first."""
+    return f"{digest_of(prompt_id, *sorted(place.name for place in places)):016x}"
 
 
 def choose_pairs(
-    prompts: Sequence[PromptImages], *, pairs_per_prompt: int, common_share: float, seed: int
+    prompts: Sequence[PromptImages],
+    *,
+    pairs_per_prompt: int,
+    common_share: float,
+    seed: int,
+    images_shown: int = 2,
+    are_chosen: bool = False,
 ) -> list[Pair]:
     """Pairs drawn at random of each prompt's images, in a random order, the common ones first.
 
-    Prompts take turns: all have had one pair before any has its second.
-    """
-    drawn: list[tuple[int, int, str, PromptImages, tuple[Place, Place]]] = []
+    With more than two images shown these are sets to be ranked, of so many images or as many as are left.
+    Prompts take turns: all have had one pair before any has its second. Where pairs will be chosen by a
+    judge (`are_chosen`), one prompt in three is kept for chance, by a hash that no seed changes.
+    """  # fmt: skip
+    drawn: list[tuple[int, int, str, PromptImages, tuple[Place, ...]]] = []
     for prompt in prompts:
-        keyed = (
-            (digest_of("pair", seed, key := pair_key(prompt.prompt_id, *pair)), key, pair)
-            for pair in combinations(prompt.places, 2)
+        found = (
+            _pairs_of(prompt, seed) if images_shown == 2 else _sets_of(prompt, seed, images_shown)
         )
-        for turn, (place, key, pair) in enumerate(
-            nsmallest(pairs_per_prompt, keyed, key=lambda one: one[0])
+        for turn, (place, key, images) in enumerate(
+            nsmallest(pairs_per_prompt, found, key=lambda one: one[0])
         ):
-            drawn.append((turn, place, key, prompt, pair))
+            drawn.append((turn, place, key, prompt, images))
     drawn.sort(key=lambda one: one[:2])
     num_common = round(common_share * len(drawn))
     return [
-        Pair(key, prompt.prompt, *pair, turn=turn, is_common=number < num_common)
-        for number, (turn, _, key, prompt, pair) in enumerate(drawn)
-    ]
+        Pair(
+            key, prompt.prompt, images, turn=turn, is_common=number < num_common,
+            is_ranked=images_shown > 2,
+            may_be_held_out=not are_chosen or digest_of("at random", prompt.prompt_id) % 3 == 0,
+        )
+        for number, (turn, _, key, prompt, images) in enumerate(drawn)
+    ]  # fmt: skip
+
+
+Drawn = tuple[int, str, tuple[Place, ...]]
+"""(place in the order, key, images)."""
+
+
+def _pairs_of(prompt: PromptImages, seed: int) -> Iterator[Drawn]:
+    """Every pair of a prompt's images."""
+    for images in combinations(prompt.places, 2):
+        key = pair_key(prompt.prompt_id, *images)
+        yield digest_of("pair", seed, key), key, images
+
+
+def _sets_of(prompt: PromptImages, seed: int, size: int) -> Iterator[Drawn]:
+    """Sets of a prompt's images, drawn at random, that share no image; the last may be smaller."""
+    order = sorted(
+        prompt.places, key=lambda place: digest_of("set", seed, prompt.prompt_id, place.name)
+    )
+    for start in range(0, len(order) - 1, size):
+        images = tuple(order[start : start + size])
+        key = pair_key(prompt.prompt_id, *images)
+        yield digest_of("pair", seed, key), key, images
 
 
 def order_of(pairs: Sequence[Pair], labeller: str) -> list[Pair]:

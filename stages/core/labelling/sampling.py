@@ -57,15 +57,17 @@ def sample(
         return
     # These bring torch, which nobody waits for whose images are there.
     from stages.core.models.families import load_model
-    from stages.core.policies.generation import SamplingSettings, generate_batches
+    from stages.core.policies.generation import SamplingSettings, encode_ahead, generate_batches
     from stages.core.policies.loading import load_denoiser
 
     model = load_model(sampling.model, device=choose_device(threads))
+    named = [(prompt_id(prompt), prompt) for prompt in prompts]
+    encode_ahead(model, named, prompts_per_batch)
     batches = partial(
         generate_batches,
         model,
         load_denoiser(model, sampling.policy),
-        [(prompt_id(prompt), prompt) for prompt in prompts],
+        named,
         SamplingSettings(
             sampler=sampling.sampler,
             num_inference_steps=sampling.num_inference_steps,

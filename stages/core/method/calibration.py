@@ -87,6 +87,13 @@ def snr_weights(signal_to_noise: Float[np.ndarray, " timestep"], power: float) -
     return BinWeights(weights / weights.mean())
 
 
+def middle_weights(per_timestep: Float[np.ndarray, " timestep"]) -> BinWeights:
+    """What the timestep in the middle of each bin counts."""
+    middles = ((np.arange(NUM_BINS) + 0.5) / NUM_BINS * len(per_timestep)).astype(int)
+    weights = per_timestep[middles]
+    return BinWeights(weights / weights.mean())
+
+
 def bin_features(
     gains: Float[np.ndarray, "pair draw"],
     timesteps: Int[np.ndarray, "pair draw"],

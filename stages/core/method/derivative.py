@@ -34,6 +34,11 @@ Weights = Mapping[str, Tensor]
 
 LARGEST_SHARE = 1 / 8
 """How large the scaled direction is beside the weights: far from float16's ends on either side."""
+NORMS = (
+    torch.nn.functional.group_norm,
+    torch.nn.functional.layer_norm,
+    torch.nn.functional.rms_norm,
+)
 PRODUCTS_AT_ONCE = 2**27
 """Of queries and keys: half a gigabyte in float32, some of which are kept at a time."""
 
@@ -72,10 +77,10 @@ class Derivative(Judge):
     def errors(
         self,
         model: DiffusionModel,
-        noised: Float[Tensor, "row channel height width"],
+        noised: Float[Tensor, "row ..."],
         timesteps: Int[Tensor, " row"],
         context: Conditioning,
-        target: Float[Tensor, "row channel height width"],
+        target: Float[Tensor, "row ..."],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(policy's errors, reference's errors, mean squared difference of predictions) of each row."""
 
@@ -105,10 +110,10 @@ class TwoPoints(Judge):
     def errors(
         self,
         model: DiffusionModel,
-        noised: Float[Tensor, "row channel height width"],
+        noised: Float[Tensor, "row ..."],
         timesteps: Int[Tensor, " row"],
         context: Conditioning,
-        target: Float[Tensor, "row channel height width"],
+        target: Float[Tensor, "row ..."],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(policy's errors, reference's errors, mean squared difference of predictions) of each row."""
         first, second = (
@@ -139,10 +144,12 @@ class Differentiable(TorchFunctionMode):
     ) -> Any:
         """The same function, taken otherwise."""
         named = kwargs or {}
-        if func in (torch.nn.functional.group_norm, torch.nn.functional.layer_norm):
+        if func in NORMS:
             return func(*map(_wide, args), **_wide(named)).to(args[0].dtype)
         if func is torch.nn.functional.scaled_dot_product_attention:
-            query, *rest = args
+            names = [name for name in ("query", "key", "value") if name in named]
+            query, *rest = (*args, *(named[name] for name in names))
+            named = {name: value for name, value in named.items() if name not in names}
             keys = rest[0].shape[-2]
             at_once = max(1, PRODUCTS_AT_ONCE // (math.prod(query.shape[:-2]) * keys))
             parts = query.split(at_once, dim=-2)

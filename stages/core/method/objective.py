@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-LossName = Literal["sigmoid", "ipo", "mapo"]
+LossName = Literal["sigmoid", "ipo", "mapo", "kto"]
 
 MAPO_SNR = 0.5
 """The constant in MaPO's odds (its published code)."""
@@ -39,6 +39,8 @@ class LossSettings:
     """Share of labels taken to be wrong (cDPO), of all pairs or of each; 0 trusts them all (paper)."""
     num_timesteps: int
     """Length of the noise schedule, which MaPO multiplies its margin by."""
+    mean_gain: float = 0.0
+    """Of all images of a batch (`mean_gain`), which KTO compares each one's with."""
 
 
 def denoising_error(
@@ -103,10 +105,32 @@ def mapo_loss(errors: PairErrors, settings: LossSettings) -> Float[Tensor, " pai
     return errors.policy_w - MAPO_WEIGHT * ratio
 
 
+def mean_gain(errors: PairErrors) -> Float[Tensor, ""]:
+    """How much smaller the policy's errors are than the reference's, on average over both images of the pairs."""
+    gain_w = errors.reference_w - errors.policy_w
+    gain_l = errors.reference_l - errors.policy_l
+    return (gain_w.mean() + gain_l.mean()) / 2
+
+
+def kto_loss(errors: PairErrors, settings: LossSettings) -> Float[Tensor, " pair"]:
+    """1 - sigmoid(+-dpo_beta (gain - base)), mean of winner (+) and loser (-); 1/2 where policy equals reference.
+
+    An image's gain is the reference's error minus the policy's; base is the batch's mean gain, 0 if that is
+    negative, and has no gradient. Each image counts by itself, as one that is liked or one that is not. Li et
+    al., "Aligning Diffusion Models by Optimizing Human Utility", Eq. 8, with the mean errors, the weights of 1
+    and the sigmoid of its published code. Differs from it: winners and losers are equally many.
+    """
+    base = max(0.0, settings.mean_gain)
+    liked = torch.sigmoid(settings.dpo_beta * (errors.reference_w - errors.policy_w - base))
+    disliked = torch.sigmoid(-settings.dpo_beta * (errors.reference_l - errors.policy_l - base))
+    return 1 - (liked + disliked) / 2
+
+
 LOSSES: dict[LossName, Callable[[PairErrors, LossSettings], Float[Tensor, " pair"]]] = {
     "sigmoid": dpo_loss,
     "ipo": ipo_loss,
     "mapo": mapo_loss,
+    "kto": kto_loss,
 }
 """The loss of each pair, by name."""
 
@@ -122,6 +146,9 @@ def wrong_shares(
         return label_smoothing
     return label_smoothing + (1 - 2 * label_smoothing) * (1 - probability)
 
+
+OF_A_WHOLE_BATCH: tuple[LossName, ...] = ("kto",)
+"""Losses that need the batch's mean gain before any image's loss."""
 
 WITHOUT_REFERENCE: tuple[LossName, ...] = ("mapo",)
 """Losses that never look at the reference."""

@@ -28,31 +28,28 @@ def sample_latents(
     sampler: str,
     num_inference_steps: int,
     guidance_scale: float,
-) -> Float[Tensor, "image channel height width"]:
+) -> Float[Tensor, "image ..."]:
     """Latents of one image per row of `text`, from `seeds`; the batch does not matter.
 
     Equal to diffusers' own pipeline for the same seed, scheduler and guidance: the generator that
     draws an image's first noise also draws its sampler's noise, if the sampler has any.
-    `unconditional` is one row, used where guidance_scale is not 1. ModelError for latents that are not
+    `unconditional` is one row, for families that are guided by it. ModelError for latents that are not
     finite.
     """
     scheduler = model.sampler(sampler)
     # The sampler's own arithmetic reads its timesteps as numbers: from a GPU, each would wait for it.
-    scheduler.set_timesteps(num_inference_steps)
+    model.set_steps(scheduler, num_inference_steps)
     timesteps = scheduler.timesteps.to(model.device)
     generators = [generator(seed) for seed in seeds]
     noise = torch.stack([torch.randn(model.latents_shape, generator=g) for g in generators])
-    latents = noise.to(model.device, model.dtype) * scheduler.init_noise_sigma
-    is_guided = guidance_scale != 1.0
-    context = unconditional.repeat(len(seeds)).join(text) if is_guided else text
+    latents = noise.to(model.device, model.sampling_dtype) * getattr(
+        scheduler, "init_noise_sigma", 1.0
+    )
+    unconditional = unconditional.repeat(len(seeds))
     extra = model.step_arguments(scheduler, generators)
     for number, timestep in enumerate(scheduler.timesteps):
-        rows = torch.cat([latents, latents]) if is_guided else latents
-        rows = scheduler.scale_model_input(rows, timestep)
-        prediction = model.predict(denoiser, rows, timesteps[number].expand(len(rows)), context)
-        if is_guided:
-            without, with_text = prediction.chunk(2)
-            prediction = without + guidance_scale * (with_text - without)
+        times = timesteps[number].expand(len(latents))
+        prediction = model.guided(denoiser, latents, times, text, unconditional, guidance_scale)
         latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
     return model.finite(
         latents,

@@ -33,10 +33,10 @@ class Judge(ABC):
     def errors(
         self,
         model: DiffusionModel,
-        noised: Float[Tensor, "row channel height width"],
+        noised: Float[Tensor, "row ..."],
         timesteps: Int[Tensor, " row"],
         context: Conditioning,
-        target: Float[Tensor, "row channel height width"],
+        target: Float[Tensor, "row ..."],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(policy's errors, reference's errors, mean squared difference of predictions) of each row."""
 
@@ -51,10 +51,10 @@ class Difference(Judge):
     def errors(
         self,
         model: DiffusionModel,
-        noised: Float[Tensor, "row channel height width"],
+        noised: Float[Tensor, "row ..."],
         timesteps: Int[Tensor, " row"],
         context: Conditioning,
-        target: Float[Tensor, "row channel height width"],
+        target: Float[Tensor, "row ..."],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(policy's errors, reference's errors, mean squared difference of predictions) of each row."""
         policy, reference = (
@@ -69,9 +69,9 @@ class Difference(Judge):
 
 
 def about_the_middle(
-    middle: Float[Tensor, "row channel height width"],
-    difference: Float[Tensor, "row channel height width"],
-    target: Float[Tensor, "row channel height width"],
+    middle: Float[Tensor, "row ..."],
+    difference: Float[Tensor, "row ..."],
+    target: Float[Tensor, "row ..."],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(policy's errors, reference's errors, mean squared difference of predictions) of each row.
 
@@ -88,7 +88,7 @@ def about_the_middle(
 def draw_errors(
     model: DiffusionModel,
     judge: Judge,
-    latents: Float[Tensor, "image channel height width"],
+    latents: Float[Tensor, "image ..."],
     text: Conditioning,
     draws: Draws,
     *,
@@ -102,7 +102,7 @@ def draw_errors(
     """
     num_images, num_draws = len(latents), len(draws.timesteps)
     timesteps = draws.timesteps.to(model.device).repeat(num_images)
-    noise = draws.noise.to(model.device).repeat(num_images, 1, 1, 1)
+    noise = torch.cat([draws.noise.to(model.device)] * num_images)
     rows = latents.to(model.device, noise.dtype).repeat_interleave(num_draws, dim=0)
     noised = model.add_noise(rows, noise, timesteps).to(model.dtype)  # noised in float32
     context = (text.repeat(num_images) if len(text) == 1 else text).repeat_each(num_draws)

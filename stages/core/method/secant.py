@@ -70,10 +70,10 @@ class Secant(Judge):
     def errors(
         self,
         model: DiffusionModel,
-        noised: Float[Tensor, "row channel height width"],
+        noised: Float[Tensor, "row ..."],
         timesteps: Int[Tensor, " row"],
         context: Conditioning,
-        target: Float[Tensor, "row channel height width"],
+        target: Float[Tensor, "row ..."],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(policy's errors, reference's errors, mean squared difference of predictions) of each row."""
         ahead, behind = (

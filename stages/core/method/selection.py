@@ -7,7 +7,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-Strategy = Literal["best_worst", "random"]
+Strategy = Literal["best_worst", "random", "listwise", "spin"]
+"""'listwise' keeps all candidates, for RankDPO's loss (listwise.py). 'spin' pairs a person's image with the policy's
+own sample of its caption (Yuan et al., "Self-Play Fine-Tuning of Diffusion Models", whose loss is `dpo_loss` with the
+policy before as reference and dpo_beta = 2 lambda)."""
 
 
 def best_worst(scores: Float[np.ndarray, " candidate"]) -> tuple[int, int]:

@@ -1,140 +1,33 @@
-"""What every model family offers to the stages, and the parts that no family changes."""
+"""A pretrained model: what no family changes, as policies, LoRA and what is kept in memory."""
 
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import safetensors
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser, LoraSettings
+from stages.core.models.interface import Geometry, ModelFamily
 from stages.core.models.loading import ModelError, Source
 from stages.core.models.lora_files import read_lora
 from stages.core.models.policy import Policy
 
-SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}
-
-Geometry = Int[Tensor, "row six"]
-"""Original height and width, top and left of the crop, target height and width, in pixels."""
+MATRICES = torch.nn.Linear | torch.nn.Conv2d | torch.nn.Conv3d
+"""Layers whose weights are held in the model's precision; norms stay in float32."""
 
 
-class DiffusionModel(ABC):
+class DiffusionModel(ModelFamily):
     """One pretrained model. Loads each part when it is first asked for."""
-
-    denoiser_part: str
-    """Folder of the denoiser in diffusers' layout."""
-    denoiser_class: Any
-    """Class of the denoiser."""
-    encoder_parts: tuple[str, ...]
-    """Parts that only encoding text needs."""
-    same_in_family: tuple[str, ...]
-    """Keys of the denoiser's config in which a policy must agree with its base."""
 
     def __init__(self, source: Source, *, device: torch.device) -> None:
         self.source, self.device, self.dtype = source, device, source.dtype
         self._parts: dict[str, Any] = {}
-
-    @property
-    def base(self) -> str:
-        """How the config names the model."""
-        return self.source.base
-
-    # What a family decides
-
-    @property
-    @abstractmethod
-    def num_timesteps(self) -> int:
-        """Length of the noise schedule."""
-
-    @property
-    @abstractmethod
-    def signal_to_noise(self) -> Float[Tensor, " timestep"]:
-        """How many times the signal's power is the noise's, at each timestep."""
-
-    @property
-    @abstractmethod
-    def latents_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of one image at the model's own size."""
-
-    @property
-    @abstractmethod
-    def image_size(self) -> int:
-        """Width and height in pixels of the images this model makes."""
-
-    @abstractmethod
-    def encode_text(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of each prompt, cut to the text encoder's length."""
-
-    @abstractmethod
-    def unconditional(self) -> Conditioning:
-        """One row: what guidance moves away from."""
-
-    @abstractmethod
-    def num_truncated(self, prompts: Sequence[str]) -> int:
-        """How many prompts are longer than the text encoder reads."""
-
-    @abstractmethod
-    def place(self, conditioning: Conditioning, geometry: Geometry) -> Conditioning:
-        """The conditioning with each row's image size and crop, where the family uses them."""
-
-    @abstractmethod
-    def encode_images(
-        self, images: Float[Tensor, "image rgb height width"]
-    ) -> Float[Tensor, "image channel latent_height latent_width"]:
-        """Scaled latents of images in [-1, 1]."""
-
-    @abstractmethod
-    def decode_latents(
-        self, latents: Float[Tensor, "image channel latent_height latent_width"]
-    ) -> Float[Tensor, "image rgb height width"]:
-        """Images in [0, 1], float32, on the CPU, of scaled latents."""
-
-    @abstractmethod
-    def add_noise(
-        self,
-        latents: Float[Tensor, "row channel height width"],
-        noise: Float[Tensor, "row channel height width"],
-        timesteps: Int[Tensor, " row"],
-    ) -> Float[Tensor, "row channel height width"]:
-        """The latents noised to their timesteps."""
-
-    @abstractmethod
-    def target(
-        self,
-        latents: Float[Tensor, "row channel height width"],
-        noise: Float[Tensor, "row channel height width"],
-        timesteps: Int[Tensor, " row"],
-    ) -> Float[Tensor, "row channel height width"]:
-        """What the denoiser should return for the noised latents."""
-
-    @abstractmethod
-    def predict(
-        self,
-        denoiser: Denoiser,
-        latents: Float[Tensor, "row channel height width"],
-        timesteps: Int[Tensor, " row"],
-        context: Conditioning,
-    ) -> Float[Tensor, "row channel height width"]:
-        """What the denoiser sees in the latents."""
-
-    @abstractmethod
-    def sampler(self, name: str) -> Any:
-        """A fresh sampler, on this model's noise schedule. ValueError for an unknown name."""
-
-    @abstractmethod
-    def step_arguments(self, scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
-        """What this sampler's step wants besides prediction, timestep and latents."""
-
-    # The same for all families
 
     def finite(self, values: Tensor, what: str, remedy: str) -> Tensor:
         """The values. ModelError if one of them is not a finite number."""
@@ -146,8 +39,8 @@ class DiffusionModel(ABC):
 
     def native_geometry(self, count: int) -> Geometry:
         """The geometry of images that the model itself makes: its own size, nothing cropped."""
-        size = self.image_size
-        return torch.tensor([[size, size, 0, 0, size, size]]).repeat(count, 1)
+        height, width = self.image_size
+        return torch.tensor([[height, width, 0, 0, height, width]]).repeat(count, 1)
 
     def load_denoiser(
         self, policy: Policy | None = None, dtype: torch.dtype | None = None
@@ -190,8 +83,10 @@ class DiffusionModel(ABC):
         Trained weights are float32. What is frozen is held in the model's dtype, save for the
         norms, so that under `autocast` both go through the same arithmetic. A LoRA's first matrices
         are drawn from `seed`, its second ones are 0: it starts as the base.
-        ModelError if `initial` is a full fine-tune and LoRA is asked for, or the other way round.
+        ModelError if `initial` is a full fine-tune and LoRA is asked for, or the other way round, and for a
+        model that cannot be trained.
         """
+        self.check_trainable()
         if initial is not None and initial.is_lora != (lora.rank > 0):
             found = "a LoRA" if initial.is_lora else "a full fine-tune"
             raise ModelError(
@@ -227,7 +122,7 @@ class DiffusionModel(ABC):
         network = self._full_network(policy, torch.float32)
         if is_frozen:
             for module in network.modules():
-                if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                if isinstance(module, MATRICES):
                     module.to(self.dtype)
         return network
 
@@ -235,10 +130,11 @@ class DiffusionModel(ABC):
         """The network seen through a fresh LoRA, the adapter "policy"."""
         from peft import LoraConfig
 
+        targets = lora.target_modules or self.lora_targets
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
-            target_modules=list(lora.target_modules),
+            target_modules=list(targets),
             init_lora_weights="gaussian",
         )
         with torch.random.fork_rng(devices=[]):
@@ -247,8 +143,7 @@ class DiffusionModel(ABC):
                 network.add_adapter(config, "policy")
             except ValueError as error:
                 raise ModelError(
-                    f"lora.target_modules {', '.join(lora.target_modules)} fit no layer of "
-                    f"{self.base}: {error}"
+                    f"lora.target_modules {', '.join(targets)} fit no layer of {self.base}: {error}"
                 ) from error
         return Denoiser(network, "policy")
 
@@ -263,7 +158,7 @@ class DiffusionModel(ABC):
         """Load a policy's LoRA as the adapter `name`. ModelError if it does not fit."""
         path = policy.lora_file
         try:
-            file = read_lora(path, network.config)
+            file = read_lora(path, network.config if "lora-kohya" in self.exports else None)
             alphas = {"network_alphas": file.alphas} if file.alphas else {}
             with warnings.catch_warnings():
                 # A second adapter, the reference's, is what we want.
@@ -331,6 +226,25 @@ class DiffusionModel(ABC):
                     f"{policy}/{self.denoiser_part} has {key} = {theirs}, the base {self.base} has "
                     f"{ours}; this policy belongs to another base model"
                 )
+
+    def _latents_size(
+        self, own: tuple[int, int], vae_factor: int, patch: int = 1
+    ) -> tuple[int, int]:
+        """Height and width of the latents: the model's own, or those of model.image_size.
+
+        ModelError unless the image is a whole number of the VAE's pixels and the denoiser's patches.
+        """
+        asked = self.source.settings.image_size
+        if asked is None:
+            return own
+        step = vae_factor * patch
+        if len(asked) != 2 or any(side < step or side % step for side in asked):
+            raise ModelError(
+                f"{self.base}: model.image_size is {list(asked)}; expected [height, width], both multiples of "
+                f"{step} pixels"
+            )
+        height, width = asked
+        return height // vae_factor, width // vae_factor
 
     def _frozen(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)

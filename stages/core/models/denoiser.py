@@ -27,8 +27,8 @@ class LoraSettings:
     """Rank of the update of each weight; 0 is a full fine-tune."""
     alpha: float = 16.0
     """The update is scaled by alpha / rank."""
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Ends of the names of the layers that are adapted."""
+    target_modules: tuple[str, ...] = ()
+    """Ends of the names of the layers that are adapted; none takes the family's own."""
 
 
 class Denoiser:

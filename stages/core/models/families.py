@@ -1,10 +1,12 @@
 """Diffusion models behind one small interface: encode, noise, predict, decode.
 
 Every line that knows one model family lives in its adapter; a new family is a new module here and a
-line in `ADAPTERS`.
+line in `ADAPTERS`. An adapter is imported when a model asks for it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -13,9 +15,31 @@ from stages.core.models.loading import ModelError, ModelSettings, Source
 from stages.core.models.stable_diffusion import StableDiffusion
 from stages.core.models.stable_diffusion_xl import StableDiffusionXL
 
-ADAPTERS: dict[str, type[DiffusionModel]] = {
-    "StableDiffusionPipeline": StableDiffusion,
-    "StableDiffusionXLPipeline": StableDiffusionXL,
+
+def _stable_diffusion_3() -> type[DiffusionModel]:
+    from stages.core.models.stable_diffusion_3 import StableDiffusion3
+
+    return StableDiffusion3
+
+
+def _flux() -> type[DiffusionModel]:
+    from stages.core.models.flux import Flux
+
+    return Flux
+
+
+def _sana() -> type[DiffusionModel]:
+    from stages.core.models.sana import Sana
+
+    return Sana
+
+
+ADAPTERS: dict[str, Callable[[], type[DiffusionModel]]] = {
+    "StableDiffusionPipeline": lambda: StableDiffusion,
+    "StableDiffusionXLPipeline": lambda: StableDiffusionXL,
+    "StableDiffusion3Pipeline": _stable_diffusion_3,
+    "FluxPipeline": _flux,
+    "SanaPipeline": _sana,
 }
 """The adapter of each pipeline class that a model's model_index.json can name."""
 
@@ -23,17 +47,23 @@ ADAPTERS: dict[str, type[DiffusionModel]] = {
 def load_model(settings: ModelSettings, *, device: torch.device) -> DiffusionModel:
     """The adapter for a model, in whose arithmetic this process goes on.
 
-    ModelError if it is of a family that has none.
+    ModelError if it is of a family that has none, or of another than the settings name.
     """
     use_arithmetic(settings)
     source = Source(settings)
-    family = source.pipeline_class()
-    if family not in ADAPTERS:
+    pipeline = source.pipeline_class()
+    if pipeline not in ADAPTERS:
         raise ModelError(
-            f"{settings.base} is a {family}; supported are {', '.join(ADAPTERS)}. A new family is "
+            f"{settings.base} is a {pipeline}; supported are {', '.join(ADAPTERS)}. A new family is "
             "one adapter in stages/core/models."
         )
-    return ADAPTERS[family](source, device=device)
+    adapter = ADAPTERS[pipeline]()
+    if settings.family not in (None, adapter.family):
+        raise ModelError(
+            f"model.family is {settings.family}, but {settings.base} is of {adapter.family} ({pipeline}); name "
+            "the other one, or leave it out"
+        )
+    return adapter(source, device=device)
 
 
 def use_arithmetic(settings: ModelSettings) -> None:

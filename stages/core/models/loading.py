@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 """Only SDXL's checkpoints have a second text encoder under this name."""
+TRANSFORMERS = {"joint_blocks.0.": "StableDiffusion3Pipeline", "double_blocks.0.": "FluxPipeline"}
+"""Parts of keys by which files are known whose transformer alone is read: the rest comes from model.config."""
+READERS = {
+    "StableDiffusion3Pipeline": ("tokenizer_3", 256),
+    "FluxPipeline": ("tokenizer_2", 512),
+    "SanaPipeline": ("tokenizer", 300),
+}
+"""(tokenizer, tokens) of the text encoder that reads most of a prompt, where it is not the first CLIP."""
 
 
 class ModelError(UserError):
@@ -43,9 +51,14 @@ class ModelSettings:
     vae: str | None = None
     """Another VAE instead of the model's own (a folder or hub id), as SDXL's fp16-fix."""
     config: str | None = None
-    """For a single-file checkpoint: folder or hub id with the configs of the same architecture."""
+    """For a single-file checkpoint: folder or hub id with the configs of the same architecture; of SD3 and FLUX,
+    with all parts but the transformer."""
     compile: bool = False
     """Let torch compile the network that samples and scores; changes results by rounding."""
+    family: str | None = None
+    """The family that the model is known to be of, as 'sd3'; None takes the one that it names itself."""
+    image_size: tuple[int, ...] | None = None
+    """Height and width of images in pixels; None is the model's own size."""
 
 
 class Source:
@@ -79,6 +92,17 @@ class Source:
                 "a hub id"
             )
         self._single: dict[str, Any] = {}
+        self.has_denoiser_only = self.is_file and self.pipeline_class() in TRANSFORMERS.values()
+        if self.has_denoiser_only and settings.config is None:
+            raise ModelError(
+                f"{self.base} is read as a transformer alone; name as model.config the folder or hub id of the "
+                "whole model that it belongs to, whose text encoders, VAE and scheduler are taken"
+            )
+
+    @property
+    def rest(self) -> str:
+        """The folder or hub id of all parts but the denoiser."""
+        return str(self.settings.config) if self.has_denoiser_only else self.base
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,8 +116,8 @@ class Source:
         if self.is_local and not (Path(self.base) / "model_index.json").is_file():
             raise ModelError(
                 f"{self.base} has no model_index.json (found: {_names(Path(self.base))}); expected "
-                "a model in diffusers' layout, with unet/, vae/, text_encoder/, tokenizer/ and "
-                "scheduler/"
+                "a model in diffusers' layout, with unet/ or transformer/, vae/, text_encoder/, tokenizer/ "
+                "and scheduler/"
             )
         name = self.index().get("_class_name")
         if not isinstance(name, str):
@@ -104,54 +128,80 @@ class Source:
         return name
 
     def index(self) -> Mapping[str, Any]:
-        """What model_index.json says; empty for a single-file checkpoint."""
-        if self.is_file:
+        """What model_index.json says; empty for a single-file checkpoint of a whole model."""
+        if self.is_file and not self.has_denoiser_only:
             return {}
         import diffusers
 
         _silence("diffusers")
         try:
-            index = diffusers.DiffusionPipeline.load_config(self.base, **self._options())
+            index = diffusers.DiffusionPipeline.load_config(self.rest, **self._options())
         except (OSError, ValueError) as error:
-            raise ModelError(f"{self.base}: model_index.json cannot be read: {error}") from error
+            raise ModelError(f"{self.rest}: model_index.json cannot be read: {error}") from error
         return dict(index)
 
     def tokenizer(self) -> Any:
-        """The tokenizer of the model's first text encoder. ModelError as for any part."""
-        from transformers import CLIPTokenizer
+        """The tokenizer of the text encoder that reads most of a prompt; its model_max_length says how much.
+
+        ModelError as for any part.
+        """
+        from transformers import AutoTokenizer, CLIPTokenizer
 
         _silence("transformers")
-        if self.is_file:
+        pipeline = self.pipeline_class()
+        if pipeline in READERS:
+            name, length = READERS[pipeline]
+            value = self.index().get(name)
+            if isinstance(value, list | tuple) and value[0] is not None:
+                found = _read(self.rest, name, AutoTokenizer, {})
+                found.model_max_length = length
+                return found
+        if self.is_file and not self.has_denoiser_only:
             return self._part_of_file("tokenizer")
-        return _read(self.base, "tokenizer", CLIPTokenizer, {})
+        return _read(self.rest, "tokenizer", CLIPTokenizer, {})
 
     def read(self, name: str, kind: Any, dtype: torch.dtype | None = None) -> Any:
         """One part of the model, a network in `dtype`. ModelError says which and what is wrong."""
         _silence("diffusers")
         _silence("transformers")
-        if self.is_file:
+        if self.has_denoiser_only and name == "transformer":
+            return self._transformer_of_file(kind, dtype or self.dtype)
+        if self.is_file and not self.has_denoiser_only:
             return self._read_from_file(name, kind, dtype or self.dtype)
         if name == "vae" and self.settings.vae is not None:
             return self._other_vae(kind, dtype or self.dtype)
-        return _read(self.base, name, kind, _options_of(kind, dtype or self.dtype))
+        return _read(self.rest, name, kind, _options_of(kind, dtype or self.dtype))
 
     def config_of(self, name: str, kind: Any) -> Mapping[str, Any]:
         """The configuration of one part, without its weights."""
         _silence("diffusers")
-        if self.is_file:
+        if self.is_file and not self.has_denoiser_only:
             said = _said_by_keys(Path(self.base)) if name == "scheduler" else {}
             config = {**self._part_of_file(name).config, **said}
             by_default = set(config.get("_use_default_values", ())) - said.keys()
             return {**config, "_use_default_values": sorted(by_default)}
-        if self.is_local:
-            _folder(self.base, name)
-        place = {"pretrained_model_name_or_path": self.base, "subfolder": name}
+        if Path(self.rest).exists():
+            _folder(self.rest, name)
+        place = {"pretrained_model_name_or_path": self.rest, "subfolder": name}
         if name == "vae" and self.settings.vae is not None:
             place = self._place_of_vae() or place
         try:
             return dict(kind.load_config(**place, **self._options()))
         except (OSError, ValueError) as error:
-            raise _unreadable(self.base, name, kind, error) from error
+            raise _unreadable(self.rest, name, kind, error) from error
+
+    def _transformer_of_file(self, kind: Any, dtype: torch.dtype) -> Any:
+        """The transformer of a single file, by the config in `rest`."""
+        try:
+            return kind.from_single_file(
+                self.base, config=self.rest, subfolder="transformer", torch_dtype=dtype,
+                local_files_only=Path(self.rest).exists(),
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ModelError(
+                f"{self.base} could not be read as the transformer of {self.rest}: "
+                f"{str(error).splitlines()[0][:400]}. Name the model that it belongs to as model.config"
+            ) from error
 
     def _other_vae(self, kind: Any, dtype: torch.dtype) -> Any:
         """The VAE that model.vae names: its folder, that of a model that has one, a hub id or a file."""
@@ -186,7 +236,7 @@ class Source:
             raise ModelError(f"model.vae {path} could not be read as a VAE: {error}") from error
 
     def _options(self) -> dict[str, Any]:
-        return {"local_files_only": True} if self.is_local else {}
+        return {"local_files_only": True} if Path(self.rest).exists() else {}
 
     def _read_from_file(self, name: str, kind: Any, dtype: torch.dtype) -> Any:
         """A part of a single-file checkpoint, a copy of its own for every caller."""
@@ -239,6 +289,9 @@ def _pipeline_of_checkpoint(path: Path) -> str:
             keys = set(file.keys())
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is no readable safetensors file: {error}") from error
+    for part, pipeline in TRANSFORMERS.items():
+        if any(key.removeprefix("model.diffusion_model.").startswith(part) for key in keys):
+            return pipeline
     if not any(key.startswith("model.diffusion_model.") for key in keys):
         some = ", ".join(sorted(keys)[:3])
         raise ModelError(
@@ -330,7 +383,7 @@ def _folder(base: str, name: str | None) -> Path:
     if not folder.is_dir():
         raise ModelError(
             f"{base} has no folder {name!r} (found: {_names(Path(base))}); expected a model in "
-            "diffusers' layout, with unet/, vae/, text_encoder/, tokenizer/ and scheduler/"
+            "diffusers' layout, with unet/ or transformer/, vae/, text_encoder/, tokenizer/ and scheduler/"
         )
     return folder
 

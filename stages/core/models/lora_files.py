@@ -29,8 +29,11 @@ class LoraFile:
     """Rank and alpha, where diffusers wrote them into the file's header."""
 
 
-def read_lora(path: Path, unet_config: Any) -> LoraFile:
-    """A LoRA's file. ValueError for one that also changes a text encoder."""
+def read_lora(path: Path, unet_config: Any | None) -> LoraFile:
+    """A LoRA's file. ValueError for one that also changes a text encoder.
+
+    With a UNet's config also one of kohya's scripts; without, ValueError for such a one too.
+    """
     weights = safetensors.torch.load_file(path)
     if of_text := sorted(key for key in weights if key.startswith(OF_TEXT)):
         raise ValueError(
@@ -42,6 +45,11 @@ def read_lora(path: Path, unet_config: Any) -> LoraFile:
         metadata = json.loads((file.metadata() or {}).get(LORA_METADATA, "null"))
     if not is_kohya(weights):
         return LoraFile(weights, None, metadata)
+    if unet_config is None:
+        raise ValueError(
+            "its keys are kohya's, which are read for Stable Diffusion and SDXL alone. Load it with diffusers "
+            "(load_lora_weights) and save it with save_lora_weights"
+        )
     from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
     named, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(

@@ -9,26 +9,23 @@ from typing import Any, cast
 
 import diffusers.schedulers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
-from jaxtyping import Float, Int
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from stages.core.models.adapter import SAMPLERS, DiffusionModel, Geometry
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
+from stages.core.models.interface import Geometry
+from stages.core.models.kl_vae import WithKlVae
 from stages.core.models.loading import ModelError, Source
-from stages.core.models.tokens import num_truncated
+from stages.core.models.tokens import OTHER_PRECISION, clip_tokens, num_truncated
 
 log = logging.getLogger(__name__)
 
+SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "trailing", "linspace")
-OTHER_VAE = (
-    "Set model.dtype to bfloat16 or float32, or name a VAE that does not overflow as model.vae (of "
-    "SDXL's: madebyollin/sdxl-vae-fp16-fix)."
-)
-OTHER_PRECISION = "Set model.dtype to bfloat16 or float32, or look whether the file is damaged."
 
 
 def schedule_of(source: Source) -> dict[str, Any]:
@@ -96,25 +93,15 @@ def _number(config: Mapping[str, Any], key: str, where: str, default: int) -> in
     return value
 
 
-def _normalisation(vae: AutoencoderKL) -> tuple[Tensor | float, Tensor | float]:
-    """(mean, standard deviation) of a VAE's latents by channel, where its config names them."""
-    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
-    if mean is None or std is None:
-        return 0.0, 1.0
-    like = {"dtype": vae.dtype, "device": vae.device}
-    return (
-        torch.tensor(mean, **like).reshape(1, -1, 1, 1),
-        torch.tensor(std, **like).reshape(1, -1, 1, 1),
-    )
-
-
-class StableDiffusion(DiffusionModel):
+class StableDiffusion(WithKlVae):
     """Stable Diffusion 1.x and 2.x."""
 
     denoiser_part = "unet"
     denoiser_class = UNet2DConditionModel
     encoder_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
     same_in_family: tuple[str, ...] = ("in_channels", "cross_attention_dim", "block_out_channels")
+    family = "stable-diffusion"
+    samplers = tuple(SAMPLERS)
 
     def __init__(self, source: Source, *, device: torch.device) -> None:
         """ModelError if the model predicts something that no formula here covers."""
@@ -157,7 +144,7 @@ class StableDiffusion(DiffusionModel):
                 "embedded in this model (LCM and its kind), which no formula here covers. Name the model "
                 "that it was distilled from"
             )
-        return channels, size, size
+        return channels, *self._latents_size((size, size), self.vae_factor)
 
     @property
     def num_timesteps(self) -> int:
@@ -172,26 +159,21 @@ class StableDiffusion(DiffusionModel):
 
     @property
     def latents_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of one image at the model's own size."""
+        """Channels, height and width of the latents of one image."""
         return self._latents_shape
 
     @property
-    def image_size(self) -> int:
-        """Width and height in pixels of the images this model makes."""
-        levels = self.source.config_of("vae", AutoencoderKL).get("block_out_channels", [64])
-        if not isinstance(levels, list | tuple) or not 1 <= len(levels) <= 10:
-            raise ModelError(
-                f"{self.base}: vae/config.json has block_out_channels {levels!r}; expected a list, one number "
-                "a level"
-            )
-        return int(self._latents_shape[-1] * 2 ** (len(levels) - 1))
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images this model makes."""
+        _, height, width = self._latents_shape
+        return height * self.vae_factor, width * self.vae_factor
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Conditioning:
         """Last hidden states of each prompt, cut to the text encoder's length."""
         tokenizer = self._load("tokenizer", CLIPTokenizer)
         encoder = self._load("text_encoder", CLIPTextModel)
-        tokens = self._tokens(tokenizer, encoder, prompts)
+        tokens = clip_tokens(self.base, tokenizer, encoder, prompts).to(self.device)
         text = self.finite(encoder(tokens)[0], "the text encoder's states", OTHER_PRECISION)
         return Conditioning({"text": text})
 
@@ -206,34 +188,6 @@ class StableDiffusion(DiffusionModel):
     def place(self, conditioning: Conditioning, geometry: Geometry) -> Conditioning:
         """The conditioning as it is: this family is told nothing of an image's size."""
         return conditioning
-
-    @torch.no_grad()
-    def encode_images(
-        self, images: Float[Tensor, "image rgb height width"]
-    ) -> Float[Tensor, "image channel latent_height latent_width"]:
-        """Scaled latents (the posterior's mode) of images in [-1, 1].
-
-        Differs from the paper: the Diffusion-DPO code samples the posterior; its mode makes an
-        encoding a function of the image alone, and the posterior is narrow.
-        """
-        vae = self._vae()
-        posterior = vae.encode(images.to(self.device, vae.dtype)).latent_dist
-        mean, std = _normalisation(vae)
-        normalised = (posterior.mode() - mean) / std * vae.config.scaling_factor
-        return self.finite(normalised.to(self.dtype), "the VAE's latents of an image", OTHER_VAE)
-
-    @torch.no_grad()
-    def decode_latents(
-        self, latents: Float[Tensor, "image channel latent_height latent_width"]
-    ) -> Float[Tensor, "image rgb height width"]:
-        """Images in [0, 1], float32, on the CPU, of scaled latents."""
-        vae = self._vae()
-        mean, std = _normalisation(vae)
-        scaled = latents.to(self.device, vae.dtype) * std / vae.config.scaling_factor + mean
-        decoded = self.finite(
-            vae.decode(scaled).sample, "the images that the VAE decodes", OTHER_VAE
-        )
-        return (decoded.float() / 2 + 0.5).clamp(0, 1).cpu()
 
     def add_noise(
         self,
@@ -259,22 +213,19 @@ class StableDiffusion(DiffusionModel):
             return noise
         return cast(Tensor, self._schedule.get_velocity(latents, noise, timesteps))
 
-    def predict(
+    def predict_at(
         self,
         denoiser: Denoiser,
         latents: Float[Tensor, "row channel height width"],
-        timesteps: Int[Tensor, " row"],
+        times: Num[Tensor, " row"],
         context: Conditioning,
     ) -> Float[Tensor, "row channel height width"]:
         """The noise, or the velocity, that the denoiser sees in the latents."""
-        return cast(
-            Tensor, denoiser(latents, timesteps, encoder_hidden_states=context["text"]).sample
-        )
+        return cast(Tensor, denoiser(latents, times, encoder_hidden_states=context["text"]).sample)
 
     def sampler(self, name: str) -> DDPMScheduler | DDIMScheduler:
-        """A fresh sampler, on this model's noise schedule. ValueError for an unknown name."""
-        if name not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, found {name!r}")
+        """A fresh sampler, on this model's noise schedule. ModelError for an unknown name."""
+        self.check_sampler(name)
         return SAMPLERS[name].from_config(self._own_schedule)
 
     def step_arguments(
@@ -284,26 +235,3 @@ class StableDiffusion(DiffusionModel):
         if isinstance(scheduler, DDIMScheduler):
             return {"eta": 0.0}
         return {"generator": generators}
-
-    def _vae(self) -> AutoencoderKL:
-        return self._load("vae", AutoencoderKL)
-
-    def _tokens(self, tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Tensor:
-        """Token ids, cut to the encoder's length. ModelError for a tokenizer of another model."""
-        tokens = tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        config = encoder.config
-        if len(tokenizer) > config.vocab_size or (
-            tokenizer.model_max_length > config.max_position_embeddings
-        ):
-            raise ModelError(
-                f"{self.base}: the tokenizer has {len(tokenizer)} words and reads "
-                f"{tokenizer.model_max_length} tokens, the text encoder knows {config.vocab_size} "
-                f"and {config.max_position_embeddings}; they belong to different models"
-            )
-        return cast(Tensor, tokens.to(self.device))

@@ -7,20 +7,22 @@ from typing import cast
 
 import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Float, Int
+from jaxtyping import Float, Num
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from stages.core.models.adapter import Geometry
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
-from stages.core.models.stable_diffusion import OTHER_PRECISION, StableDiffusion
+from stages.core.models.interface import Geometry
+from stages.core.models.stable_diffusion import StableDiffusion
+from stages.core.models.tokens import OTHER_PRECISION, clip_tokens
 
 
 class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL 1.0 and its fine-tunes."""
 
     encoder_parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    family = "stable-diffusion-xl"
     same_in_family = (
         *StableDiffusion.same_in_family,
         "addition_embed_type",
@@ -37,7 +39,7 @@ class StableDiffusionXL(StableDiffusion):
         for suffix, kind in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection)):
             tokenizer = self._load(f"tokenizer{suffix}", CLIPTokenizer)
             encoder = self._load(f"text_encoder{suffix}", kind)
-            tokens = self._tokens(tokenizer, encoder, prompts)
+            tokens = clip_tokens(self.base, tokenizer, encoder, prompts).to(self.device)
             output = encoder(tokens, output_hidden_states=True)
             states.append(output.hidden_states[-2])
         text = self.finite(torch.cat(states, dim=-1), "the text encoders' states", OTHER_PRECISION)
@@ -57,17 +59,17 @@ class StableDiffusionXL(StableDiffusion):
         sizes = geometry.to(conditioning["sizes"].device)
         return Conditioning({**conditioning.tensors, "sizes": sizes})
 
-    def predict(
+    def predict_at(
         self,
         denoiser: Denoiser,
         latents: Float[Tensor, "row channel height width"],
-        timesteps: Int[Tensor, " row"],
+        times: Num[Tensor, " row"],
         context: Conditioning,
     ) -> Float[Tensor, "row channel height width"]:
         """The noise, or the velocity, that the denoiser sees in the latents."""
         text = context["text"]
         added = {"text_embeds": context["pooled"], "time_ids": context["sizes"].to(text.dtype)}
-        output = denoiser(latents, timesteps, encoder_hidden_states=text, added_cond_kwargs=added)
+        output = denoiser(latents, times, encoder_hidden_states=text, added_cond_kwargs=added)
         return cast(Tensor, output.sample)
 
     def _vae(self) -> AutoencoderKL:

@@ -24,8 +24,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import BaseRoute, Mount
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+)
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -134,7 +140,7 @@ def build_app(routes: Sequence[BaseRoute], *, token: str, static: Path) -> Starl
     folders = {"/static/pages": FOLDER / "static", "/static/own": static}
     mounts = [Mount(place, StaticFiles(directory=folder)) for place, folder in folders.items()]
     return Starlette(
-        routes=[*mounts, *routes],
+        routes=[*mounts, Route("/favicon.ico", icon), *routes],
         middleware=[
             Middleware(SetHeaders),
             Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False),
@@ -142,6 +148,11 @@ def build_app(routes: Sequence[BaseRoute], *, token: str, static: Path) -> Starl
         ],
         exception_handlers={UserError: tell},
     )
+
+
+async def icon(request: Request) -> Response:
+    """The pages' icon, for a browser that shows what no page of ours names it in, as a picture alone."""
+    return FileResponse(FOLDER / "static" / "icon.svg")
 
 
 async def tell(request: Request, error: Exception) -> Response:

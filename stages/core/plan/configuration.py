@@ -17,9 +17,9 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from stages.core.errors import UserError
+from stages.core.plan.families import SCHEMA, mistakes
 from stages.core.plan.flags import word_problem
-
-SCHEMA = Path(__file__).resolve().parents[3] / "workflow" / "schemas" / "config.schema.yaml"
+from stages.core.plan.online import online_mistakes
 
 MAX_DEPTH = 20
 MAX_ENTRIES = 100_000
@@ -289,8 +289,16 @@ def _nearest(key: str, known: dict[str, Any]) -> str:
     return f"; known keys here are {', '.join(sorted(known)) or 'none'}"
 
 
+def needs_pool(config: Config) -> bool:
+    """Whether prompts are taken from the pool: by iterations, save of people's own captions, or by `online`."""
+    is_own = config["select_pairs"]["strategy"] == "spin"
+    return bool(config["iterations"] and not is_own) or config["online"]["method"] != "none"
+
+
 def _check_together(config: Config) -> Iterator[str]:
     """Mistakes that only show when two keys are read together."""
+    if (family := config["model"]["family"]) is not None:
+        yield from (f"{key!r}: {text}" for key, text in mistakes(config, family))
     sizes, iterations = config["prompts"]["per_iteration"], config["iterations"]
     if len(sizes) < iterations:
         yield (
@@ -305,7 +313,8 @@ def _check_together(config: Config) -> Iterator[str]:
     for key, is_given in owned.items():
         if "shapes" in config and is_given:
             yield f"{key!r} is given beside the block 'shapes', which makes its own; remove one"
-        if "shapes" not in config and not is_given and (key != "prompts.pool" or iterations):
+        is_wanted = key != "prompts.pool" or needs_pool(config)
+        if "shapes" not in config and not is_given and is_wanted:
             yield f"key {key!r} is missing (only the block 'shapes' makes its own)"
     gpus = config["execution"]["training_gpus"]
     for block in ("train_seed", "update_policy"):
@@ -364,8 +373,16 @@ def _check_together(config: Config) -> Iterator[str]:
             "'select_pairs.min_margin_in_standard_errors' is above 0 and 'score_candidates.num_draws' is 1: "
             "one draw has no standard error; set num_draws to 2 or more"
         )
+    if config["train_seed"].get("policy") and config["train_seed"].get("use_decisions"):
+        yield (
+            "'train_seed.policy' is given and 'train_seed.use_decisions' is true: no seed training heeds the "
+            "decisions, because the policy was trained elsewhere"
+        )
+    yield from _check_pair_makers(config)
+    yield from _check_draws(config)
     if config["train_seed"].get("policy") and not iterations:
         yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"
+    yield from online_mistakes(config)
     evaluation = config["evaluation"]
     own = evaluation.get("prompt_sets", {})
     sets = {"shapes": None} if "shapes" in config else own
@@ -378,3 +395,70 @@ def _check_together(config: Config) -> Iterator[str]:
             f"'evaluation.primary_metric' is {evaluation['primary_metric']!r}, which "
             f"'evaluation.metrics' does not list ({', '.join(evaluation['metrics'])})"
         )
+
+
+def _check_pair_makers(config: Config) -> Iterator[str]:
+    """What the strategy of select_pairs does not go with."""
+    pairs, update = config["select_pairs"], config["update_policy"]
+    strategy, number = pairs["strategy"], config["sample_candidates"]["candidates_per_prompt"]
+    if strategy != "spin" and number < 2:
+        yield (
+            f"'sample_candidates.candidates_per_prompt' is {number}: a pair needs 2 or more; 1 is for the strategy "
+            "'spin', whose winners are people's images"
+        )
+    if strategy == "listwise":
+        if number % 2:
+            yield (
+                f"'sample_candidates.candidates_per_prompt' is {number}: the strategy 'listwise' puts best and worst, "
+                "second and second to last together; use an even number"
+            )
+        for key, usual in (("loss", "sigmoid"), ("label_smoothing", 0), ("soft_labels", False)):
+            if update.get(key, usual) != usual:
+                yield (
+                    f"'update_policy.{key}' is {update[key]!r}, which the list's own loss of the strategy 'listwise' "
+                    "does not know; leave it out"
+                )
+    if strategy == "spin":
+        if pairs["ranker"] != "self":
+            yield (
+                f"'select_pairs.ranker' is {pairs['ranker']!r}: with the strategy 'spin' nothing is ranked; use 'self'"
+            )
+        asked = [
+            f"select_pairs.{key}"
+            for key in ("min_margin_in_standard_errors", "min_probability")
+            if pairs[key]
+        ] + ["update_policy.soft_labels"] * bool(update.get("soft_labels"))
+        for key in asked:
+            yield (
+                f"'{key}' is set, but with the strategy 'spin' nobody judges a person's image against the policy's; "
+                "leave it out"
+            )
+
+
+def _check_draws(config: Config) -> Iterator[str]:
+    """What fewer or other draws do not go with."""
+    scoring, pairs = config["score_candidates"], config["select_pairs"]
+    is_allocated = scoring["allocation"] == "importance"
+    if is_allocated and scoring["weights"] in ("uniform", "velocity"):
+        yield (
+            f"'score_candidates.allocation' is 'importance', but 'score_candidates.weights' is "
+            f"{scoring['weights']!r}: nothing says where the information is; use the weights 'calibrated'"
+        )
+    if is_allocated and scoring["draw_law"] != "uniform":
+        yield (
+            f"'score_candidates.allocation' is 'importance' and 'score_candidates.draw_law' is "
+            f"{scoring['draw_law']!r}: both say where the draws go; set one of them to 'uniform'"
+        )
+    if not scoring["adaptive_confidence"]:
+        return
+    if scoring["first_draws"] >= scoring["num_draws"]:
+        yield (
+            f"'score_candidates.first_draws' is {scoring['first_draws']} and 'score_candidates.num_draws' is "
+            f"{scoring['num_draws']}: no draw would be saved; lower the first"
+        )
+    for key, wanted in (("strategy", "best_worst"), ("ranker", "self")):
+        if pairs[key] != wanted:
+            yield (
+                f"'score_candidates.adaptive_confidence' is set and 'select_pairs.{key}' is {pairs[key]!r}: candidates "
+                f"with fewer draws are ranked for {wanted!r} alone; leave adaptive_confidence out"
+            )

@@ -87,13 +87,15 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
     if pairs is None:
         pairs = max(0, labelled_pairs - held_out)
     share = config["mix_preferences"]["seed_fraction"]
-    mixed = [size + min(pairs, round(size * share / (1 - share))) for size in plan.prompts_wanted]
+    per_prompt = plan.pairs_per_prompt
+    mixed = [per_prompt * size + min(pairs, round(size * share / (1 - share)))
+             for size in plan.prompts_wanted]  # fmt: skip
     seed_pairs = config["train_seed"]["passes"] * pairs if 0 in plan.trained else 0
     images = config["evaluation"]["images_per_prompt"]
     return Counts(
         human_pairs=pairs + held_out,
         candidates=prompts * config["sample_candidates"]["candidates_per_prompt"],
-        generated_pairs=prompts,
+        generated_pairs=per_prompt * prompts,
         evaluation_images=evaluation_prompts * images * len(plan.policies),
         training_pairs=math.ceil(seed_pairs + config["update_policy"]["passes"] * sum(mixed)),
         policies=len(plan.policies) - 1,

@@ -12,9 +12,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from stages.core.plan.families import families, family_of, mistakes
 from stages.core.plan.flags import word_problem
 
-NO_METRICS = (None, "self", "auto", "perceptual")
+NO_METRICS = (None, "self", "spm", "auto", "perceptual")
 """What stands for no metric where the config may name one."""
 
 
@@ -57,6 +58,11 @@ class RunPlan:
         return ["base", *(f"iter{number:02d}" for number in [0, *self.iterations])]
 
     @property
+    def is_online(self) -> bool:
+        """Whether an online method trains a policy beside the iterations'."""
+        return bool(self.config["online"]["method"] != "none")
+
+    @property
     def prompt_sets(self) -> list[str]:
         """Names of the evaluation's prompt sets; the first is the report's."""
         if self.is_world:
@@ -91,6 +97,8 @@ class RunPlan:
             (self.config["select_pairs"]["ranker"], "select_pairs.ranker"),
             (evaluation["diversity_features"], "evaluation.diversity_features"),
         ]
+        if self.is_online:
+            named.append((self.config["online"]["judge"], "online.judge"))
         found: dict[str, str] = {}
         for name, key in named:
             if name not in NO_METRICS:
@@ -109,8 +117,18 @@ class RunPlan:
         return is_gated and self.config["evaluation"]["images_per_prompt"] < 2
 
     @property
+    def pairs_per_prompt(self) -> int:
+        """Generated pairs of each prompt: a list's lie in half as many pairs as it has images."""
+        if self.config["select_pairs"]["strategy"] != "listwise":
+            return 1
+        number: int = self.config["sample_candidates"]["candidates_per_prompt"]
+        return number // 2
+
+    @property
     def pool(self) -> list[str]:
-        """Files, folders and patterns of the prompt pool; none for the embedded world."""
+        """Files, folders and patterns of the prompt pool; none where the run makes its own."""
+        if self.config["select_pairs"]["strategy"] == "spin":
+            return []
         names = self.config["prompts"].get("pool", [])
         return [names] if isinstance(names, str) else names
 
@@ -138,7 +156,7 @@ class RunPlan:
         """(key, file, folder or pattern) of everything on this disk that the config names."""
         for name in self.config["preferences"].get("files", []):
             yield "preferences.files", name
-        if self.iterations:
+        if self.iterations or self.is_online:
             yield from (("prompts.pool", name) for name in self.pool)
         for key, name in self.config["evaluation"].get("prompt_sets", {}).items():
             yield f"evaluation.prompt_sets.{key}", name
@@ -155,6 +173,29 @@ class RunPlan:
                 if problem := word_problem(file):
                     yield Problem(key=key, text=f"the file {file!r} cannot be used: {problem}")
 
+    @property
+    def family(self) -> str | None:
+        """The model's family, where the config or the model's folder says it."""
+        return family_of(self.config)
+
+    @property
+    def denoiser_part(self) -> str:
+        """Folder of a full policy's weights."""
+        return str(families()[self.family]["denoiser"]) if self.family else "unet"
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """Folder of the tokenizer by which captions are counted that are too long, where it is at hand."""
+        name = families()[self.family]["tokenizer"] if self.family else "tokenizer"
+        folder = Path(self.config["model"]["base"]) / name if name else None
+        return folder if folder is not None and folder.is_dir() else None
+
+    def family_problems(self) -> Iterator[Problem]:
+        """What the config asks for and the model's family lacks."""
+        if self.family:
+            for key, text in mistakes(self.config, self.family):
+                yield Problem(key=key, text=text)
+
     def metric_problems(
         self, known: Sequence[str], networks: Iterable[str], features: str
     ) -> Iterator[Problem]:
@@ -163,7 +204,8 @@ class RunPlan:
             if name not in known:
                 text = f"there is no metric {name!r}; expected one of {', '.join(known)}"
                 yield Problem(key=self.metric_keys[name], text=text)
-        for name in sorted({*self.metrics_in_use, features} & {*networks}):
+        judges = {"spm"} if self.is_online and self.config["online"]["judge"] == "spm" else set()
+        for name in sorted(({*self.metrics_in_use, features} & {*networks}) | judges):
             if "weights" not in self.config["metrics"].get(name, {}):
                 text = (
                     f"metric {name!r} needs its weights: set metrics.{name}.weights to a path or a "
@@ -174,10 +216,18 @@ class RunPlan:
     def pool_problems(self, num_free: int) -> Iterator[Problem]:
         """Whether a pool is too small that has so many prompts for the iterations."""
         wanted = self.prompts_wanted
-        if num_free >= sum(wanted):
-            return
+        is_own = self.config["select_pairs"]["strategy"] == "spin"  # the captions of human pairs
         source = "the pool of the embedded world" if self.is_world else "prompts.pool"
         remedy = "lower shapes.num_seed_captions" if self.is_world else "add files to prompts.pool"
+        online = self.config["online"]["num_prompts"]
+        if self.is_online and num_free < online:
+            yield Problem(
+                key="online.num_prompts",
+                text=f"{online:,} different prompts are wanted, but {source} has only {max(num_free, 0):,} that "
+                f"can be used and that no evaluation set holds: lower online.num_prompts, or {remedy}",
+            )
+        if is_own or num_free >= sum(wanted):
+            return
         yield Problem(
             key="prompts.per_iteration",
             text=f"{' + '.join(map(str, wanted))} = {sum(wanted):,} different prompts are wanted, but "

@@ -15,6 +15,7 @@ from torch import Tensor
 from stages.core.artifacts.images import decode_image, to_model_input
 from stages.core.artifacts.tensor_files import TensorFile
 from stages.core.errors import UserError
+from stages.core.method.listwise import Lists
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
 
@@ -28,8 +29,8 @@ IMAGES_PER_BATCH = 8
 class EncodedPairs:
     """Preference pairs ready for training: latents, and which caption each pair has."""
 
-    winner: Float[Tensor, "pair channel height width"]
-    loser: Float[Tensor, "pair channel height width"]
+    winner: Float[Tensor, "pair ..."]
+    loser: Float[Tensor, "pair ..."]
     caption: Int[Tensor, " pair"]
     """Row of `text`."""
     text: Conditioning
@@ -40,11 +41,18 @@ class EncodedPairs:
     """The loser's."""
     probability: Float[Tensor, " pair"] | None = None
     """That the winner is preferred, for soft labels; None takes every label as certain."""
+    lists: Lists | None = None
+    """Which pairs make one ranked list, for the listwise loss; None trains on each pair alone."""
     files: tuple[TensorFile, ...] = ()
     """Where latents and conditionings are mapped from, if they are not in memory."""
 
     def __len__(self) -> int:
         return len(self.winner)
+
+    @property
+    def num_items(self) -> int:
+        """What a training takes in turn: pairs, or lists of them."""
+        return len(self) if self.lists is None else len(self.lists.rows)
 
     def let_go(self) -> None:
         """Give back the memory of the rows read so far. ArtifactError if a file has been cut short."""
@@ -54,7 +62,7 @@ class EncodedPairs:
 
 def latents_tensor(
     column: pa.ChunkedArray, shape: tuple[int, ...], where: str
-) -> Float[Tensor, "row channel height width"]:
+) -> Float[Tensor, "row ..."]:
     """The latents in a column. UserError if they are not finite, or not of this model's shape."""
     parts = [np.asarray(chunk.flatten(), dtype=np.float32) for chunk in column.chunks]
     flat = np.concatenate(parts) if parts else np.zeros(0, np.float32)

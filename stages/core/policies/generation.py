@@ -28,11 +28,11 @@ class SamplingSettings:
     """Everything about sampling that changes an image."""
 
     sampler: str
-    """'ddpm' or 'ddim' (with eta 0)."""
+    """'ddpm' or 'ddim' (with eta 0); of flow matching 'euler', 'euler_stochastic', for Sana also 'dpm'."""
     num_inference_steps: int
     """Sampler steps."""
     guidance_scale: float
-    """Weight of classifier-free guidance; 1 is none."""
+    """Weight of classifier-free guidance, 1 is none; or what a guidance-distilled model is told."""
 
 
 def generate(
@@ -97,6 +97,19 @@ def generate_batches(
     yield from finished(
         (sampled(batch) for batch in progress(batches, "sampling", "images", per_batch)),
         threads_beside(model.device.type),
+    )
+
+
+def encode_ahead(
+    model: DiffusionModel, prompts: Sequence[tuple[str, str]], prompts_per_batch: int
+) -> None:
+    """Where text encoders are large: encode each batch of `generate_batches`, and forget the encoders.
+
+    To be called before the denoiser is loaded, which then has their memory.
+    """
+    starts = range(0, len(prompts), prompts_per_batch)
+    model.encode_ahead(
+        [prompt for _, prompt in prompts[start : start + prompts_per_batch]] for start in starts
     )
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.core.artifacts.decisions import turned
 from stages.core.artifacts.joins import refuse_other_pairs
 from stages.core.artifacts.provenance import digest
 from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES, TRAINING_PAIRS, Schema
@@ -28,6 +29,7 @@ from stages.core.artifacts.tensor_files import (
     map_tensors,
     writing_tensors,
 )
+from stages.core.method.listwise import Lists
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
 from stages.core.policies.encoding import (
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 
 SIDES = ("winner", "loser")
 GEOMETRIES = [f"{side}_geometry" for side in SIDES]
+SMALL_COLUMNS = ("prompt", "source", "probability", "prompt_id", "winner_score", "loser_score")
+"""Of a mix, besides geometries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,25 @@ class PairTables:
     """The table with the images, to encode them again instead of reading their latents."""
     probability: Float[Tensor, " pair"] | None = None
     """That the winner is preferred, for soft labels."""
+    lists: Lists | None = None
+    """Which pairs make one ranked list, for the listwise loss."""
+    rows: Sequence[int] | None = None
+    """Where the pairs stand in their tables, in rising order; None: they are all of them."""
+    flipped: frozenset[int] = frozenset()
+    """The rows of which winner and loser are exchanged."""
+
+    def decided(self, kept: Sequence[int], flipped: Iterable[int]) -> PairTables:
+        """The pairs at the kept rows alone, winner and loser of the flipped ones exchanged."""
+        swapped = torch.tensor([row in set(flipped) for row in kept])[:, None]
+        winner, loser = self.winner_geometry[list(kept)], self.loser_geometry[list(kept)]
+        return replace(
+            self,
+            prompts=[self.prompts[row] for row in kept],
+            winner_geometry=torch.where(swapped, loser, winner),
+            loser_geometry=torch.where(swapped, winner, loser),
+            rows=kept,
+            flipped=frozenset(flipped),
+        )
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -67,9 +90,11 @@ class PairTables:
         """Latents of winners and losers in float32, a few pairs at a time."""
         path, schema = self.images or self.latents
         names = list(SIDES) if self.images else [f"{side}_latents" for side in SIDES]
-        for batch in read_batches(
-            path, schema, names, size=IMAGES_PER_BATCH, rows=range(len(self))
-        ):
+        rows = range(len(self)) if self.rows is None else self.rows
+        start = 0
+        for read in read_batches(path, schema, names, size=IMAGES_PER_BATCH, rows=rows):
+            batch = turned(read, rows[start : start + len(read)], self.flipped)
+            start += len(read)
             yield {
                 side: encode_stored_images(model, batch.column(name))
                 if self.images
@@ -100,9 +125,10 @@ def mixed_pairs(
     *,
     is_live: bool = False,
     label: Callable[[pa.Table, Path], Float[Tensor, " pair"]] | None = None,
+    listed: Callable[[pa.Table, Path], Lists] | None = None,
 ) -> PairTables:
-    """The pairs of a mix, with soft labels where `label` makes some of its columns source and probability."""
-    table = read_table(path, TRAINING_PAIRS, ["prompt", "source", "probability", *GEOMETRIES])
+    """The pairs of a mix, with the soft labels and the lists that `label` and `listed` make of its small columns."""
+    table = read_table(path, TRAINING_PAIRS, [*SMALL_COLUMNS, *GEOMETRIES])
     winner, loser = (geometries(table.column(name)) for name in GEOMETRIES)
     return PairTables(
         prompts=table.column("prompt").to_pylist(),
@@ -111,6 +137,7 @@ def mixed_pairs(
         latents=(path, TRAINING_PAIRS),
         images=(path, TRAINING_PAIRS) if is_live else None,
         probability=label(table, path) if label else None,
+        lists=listed(table, path) if listed else None,
     )
 
 
@@ -187,6 +214,7 @@ class PairStore:
             winner_geometry=self.tables.winner_geometry,
             loser_geometry=self.tables.loser_geometry,
             probability=self.tables.probability,
+            lists=self.tables.lists,
             files=(captions, latents),
         )
 

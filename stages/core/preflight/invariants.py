@@ -21,10 +21,16 @@ from stages.core.preflight.findings import Findings
 from stages.core.preflight.judge import in_precision
 from stages.core.preflight.samples import PROMPTS, lora_settings, random_pairs
 from stages.core.training.pair_losses import pair_errors
+from stages.core.training.settings import TrainingSettings
 
 TOLERANCE = {"float32": 1e-4, "tf32": 0.01, "bfloat16": 0.05, "float16": 0.01}
 """How far an image's error may move with its batch, relatively: rounding of each precision."""
 DPO_BETA = 5000.0
+PLAIN = TrainingSettings(
+    dpo_beta=DPO_BETA, learning_rate=1.0, batch_pairs=2, passes=1.0, warmup_share=0.0, gradient_clip=1.0,
+    weight_decay=0.0, caption_dropout=0.0,
+)  # fmt: skip
+"""Nothing is trained by it: errors are not weighted."""
 EXCHANGED = 1e-5
 """How far a pair's exchange may move its errors in float32, relatively."""
 
@@ -65,8 +71,8 @@ def device_name(device: torch.device) -> str:
 
 def check_vae(model: DiffusionModel, findings: Findings) -> None:
     """Encode a picture of gradients and decode it again; fails where numbers are not finite."""
-    ramp = torch.linspace(-1, 1, model.image_size)
-    rows, columns = torch.meshgrid(ramp, ramp, indexing="ij")
+    sides = [torch.linspace(-1, 1, side) for side in model.image_size]
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     picture = torch.stack([rows, columns, -rows])[None]
     try:
         decoded = model.decode_latents(model.encode_images(picture))
@@ -120,4 +126,6 @@ def errors_of(
     )
     kept = torch.zeros(number, dtype=torch.bool)
     with torch.no_grad(), model.autocast():
-        return pair_errors(model, policy, reference, pairs, torch.arange(number), draws, kept)
+        return pair_errors(
+            model, policy, reference, pairs, torch.arange(number), draws, kept, PLAIN
+        )

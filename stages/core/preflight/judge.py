@@ -22,7 +22,7 @@ from stages.core.models.families import load_model, use_arithmetic
 from stages.core.policies.loading import RewardsBy, load_judge
 from stages.core.policies.saving import save_policy
 from stages.core.preflight.findings import Findings
-from stages.core.preflight.samples import PROMPTS, lora_settings, random_pairs
+from stages.core.preflight.samples import PROMPTS, encode_samples, lora_settings, random_pairs
 from stages.core.training.pair_losses import batch_loss
 from stages.core.training.settings import TrainingSettings
 
@@ -71,14 +71,20 @@ def check_judge(model: DiffusionModel, config: Mapping[str, Any], findings: Find
 def in_precision(model: DiffusionModel, dtype: Any) -> Iterator[DiffusionModel]:
     """The same model in another precision; after it torch multiplies as the first one asks."""
     try:
-        yield load_model(replace(model.source.settings, dtype=dtype), device=model.device)
+        other = load_model(replace(model.source.settings, dtype=dtype), device=model.device)
+        encode_samples(other)
+        yield other
     finally:
         use_arithmetic(model.source.settings)
 
 
 def move_a_little(model: DiffusionModel, config: Mapping[str, Any], folder: Path) -> Path:
     """A policy folder: the base after the seed training's distance in the direction of one gradient."""
-    block = {k: v for k, v in config["train_seed"].items() if k not in ("reference", "policy")}
+    block = {
+        k: v
+        for k, v in config["train_seed"].items()
+        if k not in ("reference", "policy", "use_decisions")
+    }
     settings = TrainingSettings(**block)
     policy, reference = model.load_for_training(None, None, lora_settings(config), seed=0)
     parameters = policy.trainable()
@@ -133,9 +139,12 @@ def rewards(
         draws = reward_draws(
             number, num_draws=config["score_candidates"]["num_draws"],
             num_timesteps=model.num_timesteps, latents_shape=model.latents_shape,
+            law=config["score_candidates"]["draw_law"],
         )  # fmt: skip
+        text = model.encode_text([prompt])
+        text = model.tell_guidance(text, config["score_candidates"]["embedded_guidance"])
         errors = draw_errors(
-            model, judge, latents[number], model.encode_text([prompt]), draws,
+            model, judge, latents[number], text, draws,
             rows_per_batch=config["execution"]["score_rows_per_batch"],
         )  # fmt: skip
         found.append(

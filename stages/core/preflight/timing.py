@@ -18,6 +18,7 @@ from stages.core.method.scoring import draw_errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.plan.costs import Rates
+from stages.core.plan.run import RunPlan
 from stages.core.policies.loading import load_judge
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.judge import in_precision
@@ -80,7 +81,7 @@ def time_inference(
     memory(model, "scoring", findings)
     pixels = to_pixels(decoded.numpy())[0]
     kept = ImageFiles(**config["sample_candidates"]["files"])
-    images = torch.zeros((1, 3, model.image_size, model.image_size))
+    images = torch.zeros((1, 3, *model.image_size))
     encoding = seconds(model, lambda: model.encode_images(images))
     return (
         sampled + decoding,
@@ -95,7 +96,7 @@ def time_scoring(model: DiffusionModel, latents: torch.Tensor, config: Mapping[s
     settings = config["score_candidates"]
     draws = reward_draws(
         1, num_draws=settings["num_draws"],
-        num_timesteps=model.num_timesteps, latents_shape=model.latents_shape,
+        num_timesteps=model.num_timesteps, latents_shape=model.latents_shape, law=settings["draw_law"],
     )  # fmt: skip
     with in_precision(model, settings["dtype"]) as judging:
         judge = load_judge(judging, BASE, BASE, settings["rewards_by"])
@@ -119,6 +120,8 @@ def time_training(
     policy, reference = model.load_for_training(None, None, lora, seed=0)
     batch = settings.batch_pairs
     number = min(batch, execution["micro_batch_pairs"] or batch)
+    per_prompt = RunPlan(config=config).pairs_per_prompt  # a batch may be of lists
+    batch, number = per_prompt * batch, per_prompt * number
     pairs = random_pairs(model, number)
     model.release(*model.encoder_parts)
     parameters = policy.trainable()

@@ -14,6 +14,8 @@ METRICS: Mapping[str, str] = {
     "cosine",
     "colourfulness": "how colourful the picture is, from its pixels; 0 is grey, above 80 is highly colourful",
     "sharpness": "how much fine detail the picture has, from its pixels; a logarithm",
+    "compressibility": "how small the picture's JPEG file is: minus its kilobytes at quality 95",
+    "incompressibility": "how large the picture's JPEG file is: its kilobytes at quality 95",
     "total": "what the embedded world's people like, from 0 to 5: caption match times what they like beyond it",
     "caption_match": "how far the drawing is what its caption says, from 0 to 1",
     "appeal": "how far what the caption leaves open is as people like it, from 0 to 1",

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.method.calibration import softened_log_loss
+from stages.core.method.calibration import log_losses, softened_log_loss
 from stages.core.method.noising import Draws, training_draws
 from stages.core.method.objective import PairErrors, preference_logit
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.policies.encoding import EncodedPairs
 from stages.core.policies.pair_files import PairTables, human_pairs
-from stages.core.training.early_stopping import Score, best_score
+from stages.core.training.early_stopping import Score, kept_score
 from stages.core.training.pair_losses import pair_errors
 from stages.core.training.settings import TrainingSettings
 
@@ -58,6 +60,13 @@ class Progress:
     log_loss: float
     winner_error: float
     loser_error: float
+    pair_log_losses: Sequence[float]
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What a tracker shows: all but the step and the single pairs."""
+        others = ("step", "pair_log_losses")
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
 
 @dataclass(frozen=True)
@@ -77,11 +86,12 @@ class HeldOut:
     so that it need not be asked again."""
 
     @classmethod
-    def of(cls, files: HeldOutFiles, pairs: EncodedPairs, seed: int) -> HeldOut:
-        """The pairs of these files with draws of their own."""
+    def of(cls, files: HeldOutFiles, pairs: EncodedPairs | None, seed: int) -> HeldOut | None:
+        """The pairs of these files with draws of their own; None where there are none."""
+        if pairs is None:
+            return None
         return cls(pairs=pairs, num_draws=files.num_draws, every_steps=files.every_steps, seed=seed)
 
-    @torch.no_grad()
     def score(
         self,
         model: DiffusionModel,
@@ -95,13 +105,38 @@ class HeldOut:
 
         The logit of a pair is its mean over the draws; an undecided pair counts half.
         """
-        count = len(self.pairs)
-        rows = torch.arange(count).repeat(self.num_draws)
+        errors = self.errors(model, policy, reference, settings)
+        logit = preference_logit(errors, settings.dpo_beta)
+        logit = logit.reshape(self.num_draws, len(self.pairs)).mean(dim=0)
+        log_loss, softening = softened_log_loss(logit.double().cpu().numpy())
+        pair_log_losses = log_losses(softening * logit.double().cpu().numpy())
+        decided = (logit > 0).float() + 0.5 * (logit == 0).float()
+        return Progress(
+            step=step,
+            accuracy=float(decided.mean()),
+            logit=float(logit.mean()),
+            log_loss=log_loss,
+            winner_error=float((errors.policy_w - errors.reference_w).mean()),
+            loser_error=float((errors.policy_l - errors.reference_l).mean()),
+            pair_log_losses=pair_log_losses.tolist(),
+        )
+
+    @torch.no_grad()
+    def errors(
+        self,
+        model: DiffusionModel,
+        policy: Denoiser,
+        reference: Denoiser | None,
+        settings: TrainingSettings,
+    ) -> PairErrors:
+        """Errors of draw 0 of each pair, then of draw 1, and so on."""
+        rows = torch.arange(len(self.pairs)).repeat(self.num_draws)
         draws = training_draws(
             self.seed,
             num_pairs=len(rows),
             num_timesteps=model.num_timesteps,
             latents_shape=tuple(self.pairs.winner.shape[1:]),
+            law=settings.draw_law,
         )
         known = {} if reference is None else self.known.setdefault(reference, {})
         found: list[PairErrors] = []
@@ -111,29 +146,21 @@ class HeldOut:
             with model.autocast():
                 errors = pair_errors(
                     model, policy, reference, self.pairs, rows[part], some,
-                    torch.zeros(len(rows[part]), dtype=torch.bool), known.get(start),
+                    torch.zeros(len(rows[part]), dtype=torch.bool), settings, known.get(start),
                 )  # fmt: skip
             known[start] = torch.cat([errors.reference_w, errors.reference_l])
             found.append(errors)
         self.pairs.let_go()
-        logit = torch.cat([preference_logit(e, settings.dpo_beta) for e in found])
-        logit = logit.reshape(self.num_draws, count).mean(dim=0)
-        decided = (logit > 0).float() + 0.5 * (logit == 0).float()
-        return Progress(
-            step=step,
-            accuracy=float(decided.mean()),
-            logit=float(logit.mean()),
-            log_loss=softened_log_loss(logit.double().cpu().numpy())[0],
-            winner_error=float(torch.cat([e.policy_w - e.reference_w for e in found]).mean()),
-            loser_error=float(torch.cat([e.policy_l - e.reference_l for e in found]).mean()),
+        return PairErrors(
+            *(torch.cat([getattr(e, part.name) for e in found]) for part in fields(PairErrors))
         )
 
 
-def best_step(curve: list[Progress]) -> int:
-    """The step with the best held-out score, whose weights early stopping keeps."""
-    return curve[best_score(scores_of(curve))].step
+def kept_step(curve: list[Progress]) -> int:
+    """The step whose weights early stopping keeps."""
+    return curve[kept_score(scores_of(curve))].step
 
 
 def scores_of(curve: list[Progress]) -> list[Score]:
     """What early stopping compares."""
-    return [-point.log_loss for point in curve]
+    return [np.array(point.pair_log_losses) for point in curve]

@@ -21,14 +21,15 @@ from stages.core.errors import UserError
 from stages.core.execution.runtime import progress
 from stages.core.execution.stopping import STOP, Stopped
 from stages.core.method.noising import Draws, training_draws
+from stages.core.method.objective import OF_A_WHOLE_BATCH, mean_gain
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.policies.encoding import EncodedPairs
-from stages.core.training.early_stopping import BestWeights
-from stages.core.training.held_out import HeldOut, Progress, best_step, scores_of
+from stages.core.training.early_stopping import KeptWeights
+from stages.core.training.held_out import HeldOut, Progress, kept_step, scores_of
 from stages.core.training.optimizers import make_optimizer
-from stages.core.training.pair_losses import batch_loss
+from stages.core.training.pair_losses import batch_loss, pair_errors
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings, num_steps
 from stages.core.training.state import TrainingState
@@ -101,16 +102,16 @@ class Training:
         self.scaler = torch.amp.GradScaler(
             model.device.type, init_scale=FIRST_SCALE, enabled=model.dtype == torch.float16
         )
-        self.best = BestWeights(self.parameters, settings.stop_after_no_gain)
+        self.kept = KeptWeights(self.parameters, settings.stop_after_no_gain)
         self.state = TrainingState(
-            work, identity, policy, self.optimizer, self.scaler, self.average, self.best
+            work, identity, policy, self.optimizer, self.scaler, self.average, self.kept
         )
         records = self.state.restore()
         self.steps = [Step(**step) for step in records["steps"]]
         self.curve = [Progress(**point) for point in records["curve"]]
-        self.total = num_steps(len(pairs), settings)
+        self.total = num_steps(pairs.num_items, settings)
         self.saved_at = time.monotonic()
-        self.order = _order(len(pairs), self.total * settings.batch_pairs, seed)
+        self.order = _order(pairs.num_items, self.total * settings.batch_pairs, seed)
 
     def run(self) -> tuple[list[Step], list[Progress]]:
         """Train the policy in place; one record per step, and the held-out curve.
@@ -140,7 +141,7 @@ class Training:
             if self.held_out is not None and self._is_scored_at(self.held_out, number):
                 self._score(self.held_out, number)
                 if self._has_stopped_gaining():
-                    log.info("no gain since step %d; stopping", best_step(self.curve))
+                    log.info("judged worse since step %d; stopping", kept_step(self.curve))
                     return
             if number == self.total:
                 return
@@ -150,10 +151,10 @@ class Training:
                 self._save()
 
     def _put_final_weights(self) -> None:
-        """Give the policy the average of its weights, or the best ones, where asked for."""
+        """Give the policy the average of its weights, or the kept ones, where asked for."""
         if self.average is not None:
             self.average.copy_to(self.parameters)
-        self.best.put_back()
+        self.kept.put_back()
 
     def _take_step(self, number: int) -> tuple[bool, bool]:
         """One optimizer step; whether SIGTERM has come to any of the processes, and whether to save the state."""
@@ -201,6 +202,9 @@ class Training:
         rows, draws, dropped = self._share(rows, step_seed)
         size = self.execution.micro_batch_pairs or len(rows)
         parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        gain = 0.0
+        if self.settings.loss in OF_A_WHOLE_BATCH:
+            gain = self._mean_gain(rows, draws, dropped, parts)
         sums: dict[str, Tensor] = {}
         for part in parts:
             if STOP.is_asked and self.processes.count == 1:
@@ -212,13 +216,32 @@ class Training:
                     measures = batch_loss(
                         self.model, self.policy, self.reference, self.pairs, rows[part],
                         Draws(draws.timesteps[part], draws.noise[part]),
-                        self.settings, dropped[part],
+                        self.settings, dropped[part], gain,
                     )  # fmt: skip
                 loss = measures["loss"] * weight
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             for name, value in measures.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * weight
         return sums
+
+    @torch.no_grad()
+    def _mean_gain(
+        self,
+        rows: Int[Tensor, " share"],
+        draws: Draws,
+        dropped: Bool[Tensor, " share"],
+        parts: list[slice],
+    ) -> float:
+        """The whole batch's mean gain, by a pass of its own: no micro-batch knows it, nor does a process."""
+        found = torch.zeros((), device=self.processes.device)
+        for part in parts:
+            with self.model.autocast():
+                errors = pair_errors(
+                    self.model, self.policy, self.reference, self.pairs, rows[part],
+                    Draws(draws.timesteps[part], draws.noise[part]), dropped[part], self.settings,
+                )  # fmt: skip
+            found += mean_gain(errors).to(found) * (len(rows[part]) / len(rows))
+        return self.processes.mean({"gain": found})["gain"]
 
     def _share(
         self, rows: Int[Tensor, " batch"], step_seed: int
@@ -234,6 +257,7 @@ class Training:
             num_pairs=len(rows),
             num_timesteps=self.model.num_timesteps,
             latents_shape=tuple(self.pairs.winner.shape[1:]),
+            law=self.settings.draw_law,
         )
         dropped = _dropped(len(rows), self.settings.caption_dropout, step_seed)
         return rows[mine], Draws(draws.timesteps[mine], draws.noise[mine]), dropped[mine]
@@ -242,18 +266,18 @@ class Training:
         return number % held_out.every_steps == 0 or number == self.total
 
     def _score(self, held_out: HeldOut, number: int) -> None:
-        """Add a point to the held-out curve, and keep the weights if it is the best."""
+        """Add a point to the held-out curve, and keep the weights if they judge no worse."""
         point = held_out.score(self.model, self.policy, self.reference, self.settings, step=number)
         self.curve.append(point)
         if number:
-            measures = {f"held_out/{name}": value for name, value in asdict(point).items()}
+            measures = {f"held_out/{name}": value for name, value in point.measures.items()}
             self.processes.track(measures, number)
-        self.best.note(scores_of(self.curve))
+        self.kept.note(scores_of(self.curve))
 
     def _has_stopped_gaining(self) -> bool:
         warmup = _warmup_steps(self.total, self.settings)  # a rate that still rises shows no end
         num_early = sum(point.step <= warmup for point in self.curve)
-        is_over = float(self.best.is_over(scores_of(self.curve), num_early))
+        is_over = float(self.kept.is_over(scores_of(self.curve), num_early))
         found = self.processes.mean(
             {"is_over": torch.tensor(is_over, device=self.processes.device)}
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stages.core.models.adapter import DiffusionModel
@@ -16,31 +16,29 @@ POLL_SECONDS = 0.5
 
 def encode(
     model: DiffusionModel,
-    trained: PairTables,
-    held_out: PairTables | None,
+    tables: Mapping[str, PairTables | None],
     folder: Path,
     identity: str,
     processes: Processes,
-) -> tuple[EncodedPairs, EncodedPairs | None]:
-    """The pairs to train on and those that are scored on the way, in files below `folder`.
+) -> dict[str, EncodedPairs]:
+    """The pairs of each table that is there, by its name, in files below `folder`.
 
     Neither VAE nor text encoder is kept. Files that an interrupted training of the same identity has left are
     used again.
     """
-    stores = [
-        PairStore.of(model, tables, folder / name, identity)
-        for name, tables in (("trained", trained), ("held_out", held_out))
-        if tables is not None
-    ]
+    stores = {
+        name: PairStore.of(model, table, folder / name, identity)
+        for name, table in tables.items()
+        if table is not None
+    }
     if processes.is_main:
-        for store in stores:
+        for store in stores.values():
             store.fill(model)
     else:
-        _await(stores)
+        _await(list(stores.values()))
     processes.wait()
     model.release("vae", *model.encoder_parts)
-    found = [store.open() for store in stores]
-    return found[0], found[1] if held_out is not None else None
+    return {name: store.open() for name, store in stores.items()}
 
 
 def _await(stores: Sequence[PairStore]) -> None:

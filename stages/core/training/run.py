@@ -22,7 +22,7 @@ from stages.core.models.denoiser import LoraSettings
 from stages.core.policies.loading import finished
 from stages.core.policies.pair_files import PairTables
 from stages.core.policies.saving import save_policy
-from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress, best_step
+from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress, kept_step
 from stages.core.training.loop import Step, Training
 from stages.core.training.pair_data import encode
 from stages.core.training.processes import Processes
@@ -87,6 +87,7 @@ def train_policy(
     Nothing is written under the policy's folder before the training has ended; the manifest comes
     last. Of several processes only the main one writes.
     """
+    model.check_loss(settings.loss)
     if len(tables) < 2:
         raise UserError(f"training needs at least 2 preference pairs, found {len(tables)}")
     inputs = [*task.inputs, *sorted({*policy_files(task.initial), *policy_files(task.reference)})]
@@ -94,8 +95,12 @@ def train_policy(
     with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
         processes.wait()  # for the main one, which may have to wait for another training
         identity = _identity(task, inputs)
-        pairs, judged = encode(
-            model, tables, task.held_out.tables(), outputs.work / "pairs", identity, processes
+        encoded = encode(
+            model,
+            {"trained": tables, "held_out": task.held_out.tables()},
+            outputs.work / "pairs",
+            identity,
+            processes,
         )
         policy, reference = model.load_for_training(
             finished(task.initial), finished(task.reference), task.lora, task.seed
@@ -108,28 +113,26 @@ def train_policy(
                 model,
                 policy,
                 reference if needs_reference(settings) else None,
-                pairs,
+                encoded["trained"],
                 settings,
                 seed=task.seed,
                 work=outputs.work,
                 identity=identity,
                 processes=processes,
                 execution=execution,
-                held_out=None
-                if judged is None
-                else HeldOut.of(task.held_out, judged, task.held_out_seed),
+                held_out=HeldOut.of(task.held_out, encoded.get("held_out"), task.held_out_seed),
             ).run()
             processes.end_trackers()
-            if settings.stop_after_no_gain and best_step(curve) == 0:
+            if settings.stop_after_no_gain and kept_step(curve) == 0:
                 refuse_untouched(task, curve)
             if processes.is_main:
                 facts = {
                     "base": model.base,
                     "kind": "lora" if task.lora.rank else "full",
-                    "num_pairs": len(pairs),
+                    "num_pairs": len(tables),
                     "num_steps": len(steps),
                     "last_loss": steps[-1].loss,
-                    **({"best_step": best_step(curve)} if settings.stop_after_no_gain else {}),
+                    **({"kept_step": kept_step(curve)} if settings.stop_after_no_gain else {}),
                 }
                 _write_tables(steps, curve, task, outputs, inputs)
                 save_policy(policy, outputs.policy, model.denoiser_part)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
+from stages.core.method.noising import DrawLaw
 from stages.core.method.objective import WITHOUT_REFERENCE, LossName
 from stages.core.training.optimizers import OptimizerName
+
+ErrorWeights = Literal["uniform", "velocity", "epsilon", "elbo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class TrainingSettings:
     caption_dropout: float
     """Share of pairs that are trained on with an empty caption, the same for both images."""
     loss: LossName = "sigmoid"
-    """'sigmoid' (paper), 'ipo', or 'mapo' (no reference; Table 1's baseline)."""
+    """'sigmoid' (paper), 'ipo', 'mapo' (no reference; Table 1's baseline), or 'kto' (each image by itself)."""
     label_smoothing: float = 0.0
     """Share of labels taken to be wrong (cDPO, with the sigmoid loss); 0 trusts them all (paper)."""
     optimizer: OptimizerName = "adamw"
@@ -38,8 +42,15 @@ class TrainingSettings:
     ema_decay: float = 0.0
     """Decay of the average of the weights that becomes the policy; 0 takes the last ones (paper)."""
     stop_after_no_gain: int = 0
-    """Held-out scores in a row without a gain that end the training, with the best-scored weights;
-    0 trains to the end and keeps the last (paper)."""
+    """Held-out scores in a row that are worse than the best by more than a standard error, which end the
+    training with the latest weights that are not; 0 trains to the end and keeps the last (paper)."""
+    draw_law: DrawLaw = "uniform"
+    """How timesteps are drawn: 'uniform' (paper) or 'logit_normal'."""
+    weights: ErrorWeights = "uniform"
+    """What an error counts at its timestep: 'uniform' (paper); of flow matching also 'velocity', which is the
+    same, 'epsilon' and 'elbo'."""
+    embedded_guidance: float = 1.0
+    """The guidance that a guidance-distilled model is told while it is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

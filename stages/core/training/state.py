@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 
 from stages.core.artifacts.files import replacing
 from stages.core.models.denoiser import Denoiser
-from stages.core.training.early_stopping import BestWeights
+from stages.core.training.early_stopping import KeptWeights
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ Records = list[dict[str, Any]]
 
 
 class TrainingState:
-    """Weights, optimizer, scaler, average and best weights of a training, saved and restored under an identity.
+    """Weights, optimizer, scaler, average and kept weights of a training, saved and restored under an identity.
 
     Order, timesteps and noise follow from the step's number alone, so that no generator's state is
     needed besides. The record names the file of the weights and is written last.
@@ -35,11 +35,11 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         average: EMAModel | None,
-        best: BestWeights,
+        kept: KeptWeights,
     ) -> None:
         self.folder, self.identity = folder, identity
         self.policy, self.optimizer = policy, optimizer
-        self.scaler, self.average, self.best = scaler, average, best
+        self.scaler, self.average, self.kept = scaler, average, kept
         self.saved_step = 0
 
     def restore(self) -> dict[str, Records]:
@@ -58,7 +58,7 @@ class TrainingState:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
             self.average.to(next(self.policy.parameters()).device)
-        self.best.saved = state["best"]
+        self.kept.saved = state["kept"]
         self.saved_step = len(saved["steps"])
         log.info("continuing from step %d (%s)", self.saved_step, self.folder)
         return {"steps": saved["steps"], "curve": saved["curve"]}
@@ -71,7 +71,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
-            "best": self.best.saved,
+            "kept": self.kept.saved,
         }
         with replacing(self.folder / name) as part, part.open("wb") as file:
             torch.save(state, file)  # to an open file: a full disk is named as such

@@ -14,6 +14,8 @@ GROUPS = (
     "annotator_id", "user_hash", "user_id", "worker_id", "rater", "rater_id", "labeller", "labeler",
 )  # fmt: skip
 """Columns that say which images of a prompt were judged together, and by whom."""
+HELD_OUT = ("may_be_held_out",)
+"""A column that says no where somebody chose which pairs were asked about: they measure no judge."""
 SIDES = (
     ("image_a", "image_b"), ("image_1", "image_2"), ("image1", "image2"), ("image_0", "image_1"),
     ("image0", "image1"), ("image_left", "image_right"), ("left_image", "right_image"),

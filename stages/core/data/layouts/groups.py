@@ -15,11 +15,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from stages.core.data.layouts.columns import find_column, group_columns, need, prompt_column
+from stages.core.data.layouts.columns import (
+    HELD_OUT,
+    find_column,
+    group_columns,
+    need,
+    prompt_column,
+)
 from stages.core.data.layouts.labels import Cell, Key, Label, Ledger, check_prompt, digest_of
 from stages.core.data.layouts.rows import RowLayout
 from stages.core.data.layouts.sources import columns_of, read_rows
-from stages.core.data.layouts.verdicts import NO, YES, Bad, is_missing, like, number
+from stages.core.data.layouts.verdicts import NO, YES, Bad, is_missing, is_no, like, number
 from stages.core.data.prompts import normalise
 from stages.core.data.text_files import PROBLEM, Record, kind_of
 from stages.core.errors import UserError
@@ -64,7 +70,8 @@ class Grouped(RowLayout):
         self, file: Path, prompt: str, images: str, judgement: Judgement | None, ledger: Ledger
     ) -> Iterator[Label]:
         """The pairs of each row that holds a list of images; without a judgement their order ranks them."""
-        needs = [judgement.column] if judgement else []
+        held_out = find_column(columns_of(file), HELD_OUT)
+        needs = [*([judgement.column] if judgement else []), *([held_out] if held_out else [])]
         for row, values in read_rows(file, [prompt, images, *needs], with_images=True):
             ledger.counts["rows_read"] += 1
             try:
@@ -79,7 +86,8 @@ class Grouped(RowLayout):
             if judged is None:
                 ledger.counts["unlabelled_dropped"] += 1
                 continue
-            yield from _pairs(values[prompt], judged, ledger)
+            may_be_held_out = held_out is None or not is_no(values.get(held_out))
+            yield from _pairs(values[prompt], judged, ledger, may_be_held_out=may_be_held_out)
 
     def _expand_groups(
         self, columns_by_file: Mapping[Path, tuple[str, str, Judgement]], ledger: Ledger
@@ -235,7 +243,9 @@ def not_ranked(images: str, names: Sequence[str]) -> str:
     )
 
 
-def _pairs(prompt: str, judged: Sequence[Judged], ledger: Ledger) -> Iterator[Label]:
+def _pairs(
+    prompt: str, judged: Sequence[Judged], ledger: Ledger, *, may_be_held_out: bool = True
+) -> Iterator[Label]:
     for one, other in combinations(judged, 2):
         if one.digest == other.digest:
             ledger.counts["same_image_dropped"] += 1
@@ -247,8 +257,9 @@ def _pairs(prompt: str, judged: Sequence[Judged], ledger: Ledger) -> Iterator[La
         images = winner.digest, loser.digest
         key = Key(True, 0, digest_of(*images))
         yield Label(
-            winner.file, winner.cell.row, prompt, winner.cell, loser.cell, key, images, loser.file
-        )
+            winner.file, winner.cell.row, prompt, winner.cell, loser.cell, key, images, loser.file,
+            may_be_held_out,
+        )  # fmt: skip
 
 
 def _ranked(

@@ -53,6 +53,8 @@ class Label:
     """What the winner and the loser are, in 64 bits each: by these two votes on one pair are told."""
     loser_file: Path | None = None
     """Where the loser stands; None is `file`, where the winner does."""
+    may_be_held_out: bool = True
+    """Whether chance alone chose to ask about its prompt, as far as the file says."""
 
     @property
     def name(self) -> str:

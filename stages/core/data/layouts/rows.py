@@ -14,7 +14,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from stages.core.data.layouts.columns import find_column, find_sides, need, prompt_column
+from stages.core.data.layouts.columns import HELD_OUT, find_column, find_sides, need, prompt_column
 from stages.core.data.layouts.labels import (
     Cell,
     FoundImage,
@@ -87,12 +87,16 @@ class TwoSided(RowLayout):
         for file in self.files:
             names = columns_of(file)
             self.columns.check(file, names)
-            yield from self._labels_of(file, self.compared(file, names), ledger)
+            held_out = find_column(names, HELD_OUT)
+            yield from self._labels_of(file, self.compared(file, names), held_out, ledger)
 
-    def _labels_of(self, file: Path, how: Compared, ledger: Ledger) -> Iterator[Label]:
+    def _labels_of(
+        self, file: Path, how: Compared, held_out: str | None, ledger: Ledger
+    ) -> Iterator[Label]:
         is_read = how.identity is not None and how.identity != how.sides
         identity = how.identity or ()
-        columns = dict.fromkeys([how.prompt, *how.needs, *identity, *how.key])
+        marks = [held_out] if held_out else []
+        columns = dict.fromkeys([how.prompt, *how.needs, *identity, *how.key, *marks])
         for row, values in read_rows(file, list(columns), with_images=not is_read):
             ledger.counts["rows_read"] += 1
             try:
@@ -120,6 +124,7 @@ class TwoSided(RowLayout):
                 Cell(row, how.sides[1 - better]),
                 key,
                 _images(values, how.identity, better, key),
+                may_be_held_out=held_out is None or not is_no(values.get(held_out)),
             )
 
 

@@ -1,4 +1,5 @@
 // One key, one answer: sends it, waits until the server has it on disk, and shows the pair that it sends back.
+// Where several images are ranked, rank.js makes one answer of several keys.
 "use strict";
 
 const desk = document.getElementById("desk");
@@ -16,6 +17,7 @@ let isReady = false; // no answer is taken before both images are seen
 async function settle() {
   const images = [...desk.querySelectorAll(".pair img")];
   await Promise.allSettled(images.map((image) => image.decode()));
+  startRanking();
   isReady = true;
   desk.dataset.ready = desk.querySelector(".pair")?.dataset.pair ?? "none";
   const next = desk.querySelector(".pair")?.dataset.preload ?? "";
@@ -52,10 +54,25 @@ function answer(choice) {
   if (pair) ask("/answer", { pair: pair.dataset.pair, answer: choice });
 }
 
+// Whether the key was the one that opens and closes the numbers.
+function showNumbers(key) {
+  const numbers = document.getElementById("numbers");
+  if (key !== "n" || !numbers) return false;
+  numbers.open = !numbers.open;
+  return true;
+}
+
+function undo() {
+  if (!takeBackPlace()) ask("/undo", {});
+}
+
 desk.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
-  if ("undo" in button.dataset) ask("/undo", {});
+  if ("undo" in button.dataset) undo();
+  else if ("place" in button.dataset) place(Number(button.dataset.place));
+  else if ("equal" in button.dataset) join();
+  else if ("rest" in button.dataset) endRanking();
   else answer(button.dataset.answer);
 });
 
@@ -63,11 +80,11 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
   if (event.target.closest("input, textarea, select")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const numbers = document.getElementById("numbers");
-  if (key in KEYS) answer(KEYS[key]);
-  else if (UNDO.includes(key)) ask("/undo", {});
-  else if (key === "n" && numbers) numbers.open = !numbers.open;
-  else return;
+  if (UNDO.includes(key)) undo();
+  else if (isRanking()) {
+    if (!takeRankingKey(key, event.target) && !showNumbers(key)) return;
+  } else if (key in KEYS) answer(KEYS[key]);
+  else if (!showNumbers(key)) return;
   event.preventDefault();
 });
 

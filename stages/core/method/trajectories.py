@@ -1,0 +1,225 @@
+"""One step of a sampler whose noise is Gaussian, and how probable a step is under a policy.
+
+Diffusion as a chain of decisions: Black et al., "Training Diffusion Models with Reinforcement Learning"
+(DDPO), Eq. 4. The sampler is DDIM with eta = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import DDIMScheduler
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.core.method.noising import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stages.core.models.adapter import DiffusionModel
+    from stages.core.models.conditioning import Conditioning
+    from stages.core.models.denoiser import Denoiser
+
+Latents = Float[Tensor, "row channel height width"]
+PerRow = Float[Tensor, " row"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a chain, from noise to an image."""
+
+    timesteps: Int[Tensor, " step"]
+    """Falling: what the denoiser is told at each step."""
+    signal: Float[Tensor, " step"]
+    """Share of the image's variance that is kept before each step (abar_t), from 0 to 1."""
+    signal_after: Float[Tensor, " step"]
+    """The same after it."""
+    prediction_type: str
+    """What the denoiser returns: 'epsilon' or 'v_prediction'."""
+    clip: float | None
+    """Bound of the clean latents; None for most models."""
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The Gaussian that a denoiser's prediction makes of the latents after a step, row by row."""
+
+    mean: Latents
+    sigma: PerRow
+    """Its standard deviation in every dimension; above 0 at every step."""
+    clean: Latents
+    """What the denoiser takes the clean latents for (x0-hat)."""
+
+
+def ddim_schedule(model: DiffusionModel, num_inference_steps: int) -> Schedule:
+    """The steps of DDIM on a model's own noise schedule, on the CPU, in float64.
+
+    After the last step the latents are as clean as those of timestep 0, and not entirely: the last step is
+    Gaussian like the others. ValueError for a model whose sampler has no such steps.
+    Differs from diffusers: its last step has no noise where the config has set_alpha_to_one. The published
+    code of DDPO and SPO does as this.
+    """
+    scheduler = model.sampler("ddim")
+    if not isinstance(scheduler, DDIMScheduler) or scheduler.config.thresholding:
+        raise ValueError(
+            f"{model.base}: its steps are not those of DDIM without thresholding; an ODE's steps have no "
+            "probability"
+        )
+    scheduler.set_timesteps(num_inference_steps)
+    kept = scheduler.alphas_cumprod.double()
+    timesteps = scheduler.timesteps.long()
+    after = timesteps - model.num_timesteps // num_inference_steps
+    return Schedule(
+        timesteps=timesteps,
+        signal=kept[timesteps],
+        signal_after=kept[after.clamp(min=0)],
+        prediction_type=str(scheduler.config.prediction_type),
+        clip=float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else None,
+    )
+
+
+def gaussian_step(
+    schedule: Schedule, numbers: Int[Tensor, " row"], prediction: Latents, latents: Latents
+) -> Step:
+    """What each row's latents become by its step, numbered from 0, where the denoiser predicts this.
+
+    mean = sqrt(a') x0 + sqrt(1 - a' - sigma^2) eps and sigma^2 = (1 - a')/(1 - a) (1 - a/a'), with a and a' the
+    signal before and after. In float32 at least. Song et al., "Denoising Diffusion Implicit Models", Eq. 12
+    and 16 with eta = 1.
+    """
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    kept, after = (
+        values[numbers.cpu()].to(latents.device).reshape(-1, 1, 1, 1)
+        for values in (schedule.signal, schedule.signal_after)
+    )
+    sigma = ((1 - after) / (1 - kept) * (1 - kept / after)).sqrt()
+    along = (1 - after - sigma.square()).clamp(min=0).sqrt()
+    root, rest = kept.sqrt().to(dtype), (1 - kept).sqrt().to(dtype)
+    noisy, predicted = latents.to(dtype), prediction.to(dtype)
+    if schedule.prediction_type == "epsilon":
+        clean, noise = (noisy - rest * predicted) / root, predicted
+    else:
+        clean, noise = root * noisy - rest * predicted, root * predicted + rest * noisy
+    if schedule.clip is not None:
+        clean = clean.clamp(-schedule.clip, schedule.clip)
+    mean = after.sqrt().to(dtype) * clean + along.to(dtype) * noise
+    return Step(mean, sigma.flatten().to(dtype), clean)
+
+
+def log_probability(sample: Latents, step: Step) -> PerRow:
+    """Mean over channel and space of the log-density of what came out of a step; nats a dimension.
+
+    Differs from DDPO's Eq. 4: it sums. Its code takes this mean, which its clip range belongs to.
+    """
+    scaled = (sample - step.mean) / step.sigma.reshape(-1, 1, 1, 1)
+    density = -0.5 * scaled.square().flatten(start_dim=1).mean(dim=1)
+    return density - step.sigma.log() - 0.5 * math.log(2 * math.pi)
+
+
+def log_ratio(sample: Latents, policy: Step, reference: Step) -> PerRow:
+    """How much likelier the policy makes what came out of a step (log p_policy - log p_reference).
+
+    In the units of `log_probability`. Exactly 0 where the two are equal: the difference of the squares is
+    taken apart before it is rounded.
+    """
+    product = (policy.mean - reference.mean) * (2 * sample - policy.mean - reference.mean)
+    return product.flatten(start_dim=1).mean(dim=1) / (2 * policy.sigma.square())
+
+
+def guided_prediction(
+    model: DiffusionModel,
+    denoiser: Denoiser,
+    latents: Latents,
+    timesteps: Int[Tensor, " row"],
+    text: Conditioning,
+    unconditional: Conditioning,
+    guidance_scale: float,
+) -> Latents:
+    """What a denoiser predicts with classifier-free guidance; `unconditional` is one row, 1.0 is no guidance."""
+    if guidance_scale == 1.0:
+        return model.predict(denoiser, latents, timesteps, text)
+    both = unconditional.repeat(len(latents)).join(text)
+    prediction = model.predict(
+        denoiser, torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both
+    )
+    without, with_text = prediction.chunk(2)
+    return without + guidance_scale * (with_text - without)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chains:
+    """Whose steps are taken: a denoiser with guidance on a schedule."""
+
+    model: DiffusionModel
+    denoiser: Denoiser
+    schedule: Schedule
+    unconditional: Conditioning
+    """One row."""
+    guidance_scale: float
+
+    def step(self, latents: Latents, numbers: Int[Tensor, " row"], text: Conditioning) -> Step:
+        """What each row's step, numbered from 0, makes of its latents; `text` has a row for each."""
+        timesteps = self.schedule.timesteps[numbers.cpu()].to(latents.device)
+        with self.model.autocast():
+            prediction = guided_prediction(
+                self.model, self.denoiser, latents, timesteps, text,
+                self.unconditional, self.guidance_scale,
+            )  # fmt: skip
+        return gaussian_step(self.schedule, numbers, prediction, latents)
+
+    def of(self, denoiser: Denoiser) -> Chains:
+        """The same chains of another denoiser."""
+        return Chains(
+            model=self.model, denoiser=denoiser, schedule=self.schedule,
+            unconditional=self.unconditional, guidance_scale=self.guidance_scale,
+        )  # fmt: skip
+
+
+def first_noise(
+    model: DiffusionModel, generators: Sequence[torch.Generator]
+) -> Float[Tensor, "chain channel height width"]:
+    """What chains begin with, float32, one generator of the CPU for each."""
+    noise = [torch.randn(model.latents_shape, generator=rng) for rng in generators]
+    return torch.stack(noise).to(model.device)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Whole chains, on the CPU in float32."""
+
+    latents: Float[Tensor, "chain moment channel height width"]
+    """Before every step, and after the last."""
+    log_probability: Float[Tensor, "chain step"]
+    """Of each step under the policy that took it."""
+
+
+@torch.no_grad()
+def sample_trajectories(
+    chains: Chains, text: Conditioning, seeds: Sequence[tuple[int, int]]
+) -> Trajectories:
+    """Chains of (seed of the first noise, seed of the steps' noise), one for each row of `text`.
+
+    Where both seeds of a chain are equal, one generator draws its first noise and then that of its steps, as
+    diffusers' pipeline does.
+    """
+    model = chains.model
+    starts = [generator(first) for first, _ in seeds]
+    walks = [
+        start if first == then else generator(then)
+        for start, (first, then) in zip(starts, seeds, strict=True)
+    ]
+    latents = first_noise(model, starts)
+    moments, probabilities = [latents.cpu()], []
+    for number in range(len(chains.schedule)):
+        step = chains.step(latents, torch.full((len(latents),), number), text)
+        latents = step.mean + step.sigma.reshape(-1, 1, 1, 1) * first_noise(model, walks)
+        probabilities.append(log_probability(latents, step).cpu())
+        moments.append(latents.cpu())
+    return Trajectories(torch.stack(moments, dim=1), torch.stack(probabilities, dim=1))
