@@ -74,11 +74,11 @@ def main(args: Args) -> None:
         base = build(Path(folder), args.latents_channels, args.caption_width)
         found = [measure(base, Path(folder) / str(n), n, args) for n in args.num_pairs]
     first = found[0]
+    command = shlex.join(["python", "-m", "benchmarks.memory", *sys.argv[1:]])
     lines = [
-        f"Made by `python -m benchmarks.memory {shlex.join(sys.argv[1:])}`".rstrip()
-        + ": `train_seed` on a tiny random "
-        f"Stable Diffusion with latents of {args.latents_channels} x 8 x 8 and captions of 77 x "
-        f"{args.caption_width}, a caption for each pair, one pass. Peaks of memory are of the whole process; ratios are to the first row.\n",
+        f"Made by `{command}`: `train_seed` on a tiny random Stable Diffusion with latents of {args.latents_channels} x 8 x 8 and captions of 77 x "
+        f"{args.caption_width}, a caption for each pair, one pass. Peaks of memory are of the whole process; "
+        "ratios are to the first row.\n",
         "| pairs | latents and captions, MB | anonymous, MB | ratio | RSS, MB | ratio | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
