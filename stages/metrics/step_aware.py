@@ -57,7 +57,8 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, timesteps: Int[Tensor, " image"]) -> Rows:
         """The embedding of each timestep."""
-        found: Rows = self.mlp(sinusoids(timesteps).to(self.mlp[0].weight.dtype))
+        first: nn.Linear = self.mlp[0]  # type: ignore[assignment]
+        found: Rows = self.mlp(sinusoids(timesteps).to(first.weight.dtype))
         return found
 
 
