@@ -23,16 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tyro
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stages.core.artifacts.files import write_text
 from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
-from stages.core.artifacts.tables import write_rows
+from stages.core.artifacts.tables import writing_table
 
 MB = 2**20
 POLL_SECONDS = 0.05
+ROWS = 256
+"""Pairs that are written at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,31 +184,32 @@ def write_pairs(folder: Path, num_pairs: int, num_values: int) -> None:
     """Pairs of random latents, a caption for each; their images are empty, for nobody reads them."""
     random = np.random.default_rng(0)
     made_by: dict[str, Any] = {"stage": "import_preferences", "arguments": {}}
+    with (
+        writing_table(folder / "preferences.parquet", PREFERENCES, **made_by) as preferences,
+        writing_table(folder / "latents.parquet", PAIR_LATENTS, **made_by) as latents,
+    ):
+        for start in range(0, num_pairs, ROWS):
+            numbers = range(start, min(start + ROWS, num_pairs))
+            preferences.write([human_pair(number) for number in numbers])
+            columns: dict[str, pa.Array] = {"pair_id": pa.array([f"pair{n}" for n in numbers])}
+            sizes = [[512, 512, 0, 0, 512, 512]] * len(numbers)
+            for side in ("winner", "loser"):
+                values = random.standard_normal(len(numbers) * num_values, np.float32)
+                ends = pa.array(np.arange(len(numbers) + 1, dtype=np.int32) * num_values)
+                columns[f"{side}_latents"] = pa.ListArray.from_arrays(ends, pa.array(values))
+                kind = PAIR_LATENTS.arrow.field(f"{side}_geometry").type
+                columns[f"{side}_geometry"] = pa.array(sizes, kind)
+            latents.write(pa.table(columns))
+
+
+def human_pair(number: int) -> dict[str, Any]:
+    """A row of preferences."""
     image = {"bytes": b"", "path": None}
-    write_rows(
-        folder / "preferences.parquet",
-        ({**{field.name: None for field in PREFERENCES.arrow}, **required(n), "winner": image, "loser": image}
-         for n in range(num_pairs)),
-        PREFERENCES, **made_by,
-    )  # fmt: skip
-    size = [512, 512, 0, 0, 512, 512]
-    write_rows(
-        folder / "latents.parquet",
-        ({"pair_id": f"pair{n}", "winner_geometry": size, "loser_geometry": size,
-          **{f"{side}_latents": random.standard_normal(num_values, np.float32) for side in ("winner", "loser")}}
-         for n in range(num_pairs)),
-        PAIR_LATENTS, **made_by,
-    )  # fmt: skip
-
-
-def required(number: int) -> dict[str, object]:
-    """The columns of a human pair that must not be empty."""
-    words = {
-        "pair_id": f"pair{number}",
-        "prompt_id": f"prompt{number}",
-        "prompt": f"picture {number}",
-    }
-    return {**words, "source": "human", "iteration": 0}
+    return {
+        **{field.name: None for field in PREFERENCES.arrow},
+        "pair_id": f"pair{number}", "prompt_id": f"prompt{number}", "prompt": f"picture {number}",
+        "winner": image, "loser": image, "source": "human", "iteration": 0,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

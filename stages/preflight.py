@@ -23,6 +23,7 @@ from stages.core.plan.costs import count
 from stages.core.plan.run import RunPlan
 from stages.core.preflight.data import check_evaluation, check_prompts, labelled_pairs
 from stages.core.preflight.findings import Findings
+from stages.core.preflight.host import check_host_memory
 from stages.core.preflight.invariants import check_invariants
 from stages.core.preflight.judge import check_judge
 from stages.core.preflight.samples import encode_samples, model_settings
@@ -72,6 +73,7 @@ def main(args: Args) -> None:
                 "execution.micro_batch_pairs, score_rows_per_batch or candidate_prompts_per_batch, set "
                 "execution.gradient_checkpointing, or use config/overlays/lora.yaml."
             ) from error
+        check_host_memory(counts, rates, config, findings, devices=args.devices)
         show(
             counts,
             rates,

@@ -11,6 +11,9 @@ import pytest
 import yaml
 
 from stages.core.plan.costs import Rates, clock_hours, count, disk_bytes, hours
+from stages.core.preflight import host
+from stages.core.preflight.findings import Findings
+from stages.core.preflight.host import check_host_memory, held_bytes, memory_limit
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = Rates(
@@ -75,6 +78,60 @@ def test_hours_and_bytes_of_hand_numbers(sd15: dict[str, Any]) -> None:
     assert smaller["pairs and mixes"] == 9 * (2 * 2 * 400) + math.ceil(9 * 0.33 * 2 * 1100)
     assert sizes["policies"] == 2 * 10_000
     assert sizes["training state"] == 30_000
+
+
+def test_a_trainings_files_are_those_of_the_largest_one(sd15: dict[str, Any]) -> None:
+    sd15 |= {"iterations": 2, "held_out_curve": {"num_pairs": 64}}
+    sd15["prompts"]["per_iteration"] = [9, 15]
+    sd15["preferences"] |= {"num_pairs": 6, "num_holdout": 2}
+    counts = count(sd15, 0, 0)
+    assert counts.candidates_of_an_iteration == 15 * 8
+    # 15 generated pairs, a quarter of the mix human: 5; and both held-out pairs
+    assert counts.pairs_of_a_training == 15 + 5 + 2
+    sizes = disk_bytes(counts, replace(RATES, caption_bytes=7))
+    assert sizes["a training's encoded pairs"] == 22 * (2 * 100 + 7)
+    sd15["preferences"]["num_pairs"] = 100  # more than any mix
+    assert count(sd15, 0, 0).pairs_of_a_training == 102
+    sd15["train_seed"]["policy"] = "elsewhere"
+    assert count(sd15, 0, 0).pairs_of_a_training == 15 + 5 + 2
+
+
+def test_memory_of_the_machine_by_hand(sd15: dict[str, Any]) -> None:
+    sd15["prompts"]["per_iteration"] = [100]
+    sd15["sample_candidates"]["shards"] = 3
+    sd15["iterations"] = 1
+    sd15["execution"] = {"training_gpus": 4, "jobs_per_gpu": 2}
+    counts = count(sd15, 0, 0)
+    held = held_bytes(counts, RATES, sd15, 5_000, devices=8)
+    # every process of a training may read the whole state
+    assert held["training"] == 4 * (5_000 + 30_000)
+    # 800 images in three shards, the largest of 267
+    assert held["scoring"] == 8 * 2 * (5_000 + 267 * 100)
+    sd15["score_candidates"]["reencode"] = True  # then it holds image files
+    assert held_bytes(counts, RATES, sd15, 5_000, devices=1)["scoring"] == 2 * (5_000 + 267 * 1000)
+
+
+def test_memory_is_limited_by_the_group_of_the_process(tmp_path: Path) -> None:
+    limit, none = tmp_path / "memory.max", tmp_path / "none"
+    limit.write_text("max\n")
+    machine = memory_limit((str(limit), str(none)))
+    assert machine > 2**28
+    limit.write_text(f"{2**28}\n")
+    assert memory_limit((str(limit), str(none))) == 2**28
+    limit.write_text(f"{2 * machine}\n")
+    assert memory_limit((str(limit), str(none))) == machine
+
+
+def test_a_machine_without_the_memory_fails(
+    sd15: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sd15["execution"] = {"training_gpus": 1, "jobs_per_gpu": 1}
+    findings = Findings()
+    check_host_memory(count(sd15, 0, 0), RATES, sd15, findings, devices=1)
+    assert findings.failed == []
+    monkeypatch.setattr(host, "memory_limit", lambda: 1000)
+    check_host_memory(count(sd15, 0, 0), RATES, sd15, findings, devices=1)
+    assert findings.failed == ["host memory, training", "host memory, scoring"]
 
 
 def test_exports_are_counted_by_what_they_write(sd15: dict[str, Any]) -> None:

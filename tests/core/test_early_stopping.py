@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from stages.core.errors import UserError
 from stages.core.method.calibration import softened_log_loss
 from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import LoraSettings
 from stages.core.policies.encoding import EncodedPairs
 from stages.core.training.early_stopping import KeptWeights, Score, kept_score, standard_error
 from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress, kept_step, scores_of
@@ -21,7 +23,7 @@ from stages.core.training.loop import Step, Training
 from stages.core.training.processes import Processes
 from stages.core.training.run import Task, refuse_untouched
 from stages.core.training.settings import Execution, TrainingSettings
-from tests.builders import CAPTIONS, FULL
+from tests.builders import CAPTIONS, FULL, LORA
 from tests.failing_model import Interrupted, failing
 
 CPU = torch.device("cpu")
@@ -210,7 +212,42 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_training_ends_when_there_is_no_gain_with_the_weights_of_its_kept_step(
+@pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "LoRA"])
+def test_the_reference_is_asked_about_held_out_pairs_once_and_the_curve_is_the_same_to_the_bit(
+    model: DiffusionModel, held_out: HeldOut, lora: LoraSettings
+) -> None:
+    policy, reference = model.load_for_training(None, None, lora, seed=0)
+    network, asked = reference.forward, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        asked.append(len(args[0]))
+        return network(*args, **kwargs)
+
+    reference.forward = counted
+    kept = replace(held_out, rows_per_batch=3)  # eight pairs, both images of each: 6, 6 and 4 rows
+    for step in range(3):
+        with torch.no_grad():
+            for weight in policy.trainable():
+                weight += 1e-3 * torch.randn(weight.shape, generator=generator(step))
+        found = kept.score(model, policy, reference, SETTINGS, step=step)
+        assert asked == [6, 6, 4]
+        reference.forward = network
+        again = replace(kept).score(model, policy, reference, SETTINGS, step=step)
+        reference.forward = counted
+        assert found == again
+        assert found.winner_error != 0
+
+
+def test_another_reference_is_asked_itself(model: DiffusionModel, held_out: HeldOut) -> None:
+    policy, one, other = (model.load_denoiser() for _ in range(3))
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    kept = replace(held_out)
+    assert kept.score(model, policy, one, SETTINGS, step=0).winner_error == 0
+    assert kept.score(model, policy, other, SETTINGS, step=0).winner_error != 0
+
+
+def test_a_training_ends_when_it_judges_worse_with_the_weights_of_the_kept_step(
     model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
 ) -> None:
     steps, curve, weights = train(model, pairs, held_out, tmp_path / "stopped")

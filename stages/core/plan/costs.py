@@ -38,6 +38,10 @@ class Counts:
     """Exports that hold a LoRA of their own."""
     exported_pairs: int = 0
     """Pairs that are exported, once for each layout."""
+    pairs_of_a_training: int = 0
+    """Pairs of the largest training, and those that are scored on the way."""
+    candidates_of_an_iteration: int = 0
+    """Images of the iteration that samples most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ class Rates:
     """A whole denoiser in the export's precision."""
     others_bytes: int = 0
     """The pipeline's other parts, likewise."""
+    caption_bytes: int = 0
+    """A caption's conditioning."""
 
 
 def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Counts:
@@ -94,6 +100,10 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
         training_pairs=math.ceil(seed_pairs + config["update_policy"]["passes"] * sum(mixed)),
         policies=len(plan.policies) - 1,
         reward_draws=config["score_candidates"]["num_draws"],
+        pairs_of_a_training=max([pairs if 0 in plan.trained else 0, *mixed])
+        + min(held_out, config.get("held_out_curve", {}).get("num_pairs", 0)),
+        candidates_of_an_iteration=max([0, *plan.prompts_wanted])
+        * config["sample_candidates"]["candidates_per_prompt"],
         **count_exports(config, sum(mixed)),
     )
 
@@ -150,4 +160,7 @@ def disk_bytes(counts: Counts, rates: Rates) -> dict[str, int]:
         + counts.lora_exports * rates.policy_bytes
         + counts.exported_pairs * 2 * max(rates.image_bytes, rates.candidate_bytes),
         "training state": rates.trained_bytes,
+        # For as long as it trains; with a caption for each pair, which is the most there can be.
+        "a training's encoded pairs": counts.pairs_of_a_training
+        * (2 * rates.latents_bytes + rates.caption_bytes),
     }

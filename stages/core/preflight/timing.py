@@ -37,7 +37,7 @@ def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings
     others = precision * model.num_parameters()
     denoiser = precision * sum(weight.numel() for weight in model.load_denoiser().parameters())
     model.release("vae")
-    training, weights, state = time_training(model, config, findings)
+    training, weights, state, caption = time_training(model, config, findings)
     return Rates(
         sample_image=sampled,
         score_draw=scored,
@@ -50,6 +50,7 @@ def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings
         trained_bytes=state,
         denoiser_bytes=denoiser,
         others_bytes=others,
+        caption_bytes=caption,
     )
 
 
@@ -108,8 +109,8 @@ def time_scoring(model: DiffusionModel, latents: torch.Tensor, config: Mapping[s
 
 def time_training(
     model: DiffusionModel, config: Mapping[str, Any], findings: Findings
-) -> tuple[float, int, int]:
-    """(seconds a pair, bytes of a policy, bytes of a training state), from one optimizer step."""
+) -> tuple[float, int, int, int]:
+    """(seconds a pair, bytes of a policy, of a training state, of a caption's conditioning), from one step."""
     block = {
         k: v for k, v in config["update_policy"].items() if k not in ("reference", "soft_labels")
     }
@@ -151,7 +152,8 @@ def time_training(
         for state in optimizer.state.values() for value in state.values()
         if isinstance(value, torch.Tensor)
     )  # fmt: skip
-    return pair, weights, weights + moments
+    caption = sum(value[0].numel() * value.element_size() for value in pairs.text.tensors.values())
+    return pair, weights, weights + moments, caption
 
 
 def seconds(model: DiffusionModel, work: Callable[[], object]) -> float:

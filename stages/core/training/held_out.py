@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stages.core.method.calibration import log_losses, softened_log_loss
 from stages.core.method.noising import Draws, training_draws
@@ -77,6 +79,11 @@ class HeldOut:
     seed: int
     rows_per_batch: int = 32
     """Pairs at once; fewer if the training's micro-batches are smaller."""
+    known: WeakKeyDictionary[Denoiser, dict[int, Tensor]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
+    """Errors of each reference, by the first row of a batch: it is frozen and the draws are the same at every step,
+    so that it need not be asked again."""
 
     @classmethod
     def of(cls, files: HeldOutFiles, pairs: EncodedPairs | None, seed: int) -> HeldOut | None:
@@ -131,17 +138,18 @@ class HeldOut:
             latents_shape=tuple(self.pairs.winner.shape[1:]),
             law=settings.draw_law,
         )
+        known = {} if reference is None else self.known.setdefault(reference, {})
         found: list[PairErrors] = []
         for start in range(0, len(rows), self.rows_per_batch):
             part = slice(start, start + self.rows_per_batch)
             some = Draws(draws.timesteps[part], draws.noise[part])
             with model.autocast():
-                found.append(
-                    pair_errors(
-                        model, policy, reference, self.pairs, rows[part], some,
-                        torch.zeros(len(rows[part]), dtype=torch.bool), settings,
-                    )
+                errors = pair_errors(
+                    model, policy, reference, self.pairs, rows[part], some,
+                    torch.zeros(len(rows[part]), dtype=torch.bool), settings, known.get(start),
                 )  # fmt: skip
+            known[start] = torch.cat([errors.reference_w, errors.reference_l])
+            found.append(errors)
         self.pairs.let_go()
         return PairErrors(
             *(torch.cat([getattr(e, part.name) for e in found]) for part in fields(PairErrors))

@@ -111,8 +111,12 @@ def pair_errors(
     draws: Draws,
     dropped: Bool[Tensor, " chosen"],
     settings: TrainingSettings,
+    known: Float[Tensor, " both"] | None = None,
 ) -> PairErrors:
-    """Weighted errors of policy and reference on both images of some pairs; a missing reference's are 0."""
+    """Weighted errors of policy and reference on both images of some pairs; a missing reference's are 0.
+
+    `known` are the reference's weighted ones on all winners, then all losers, where the same draws were asked about before.
+    """
     device, dtype = model.device, pairs.winner.dtype
     captions = torch.where(dropped, len(pairs.text) - 1, pairs.caption[rows])
     geometry = torch.cat([pairs.winner_geometry[rows], pairs.loser_geometry[rows]])
@@ -123,7 +127,9 @@ def pair_errors(
     latents = torch.cat([pairs.winner[rows], pairs.loser[rows]]).to(device, dtype)
     noised = model.add_noise(latents, noise, timesteps)
     target = model.target(latents, noise, timesteps)
-    if reference is None:
+    if known is not None:
+        reference_error = known
+    elif reference is None:
         reference_error = torch.zeros(len(noised), device=device)
     else:
         with torch.no_grad():
@@ -132,5 +138,6 @@ def pair_errors(
     policy_error = denoising_error(model.predict(policy, noised, timesteps, context), target)
     if settings.weights != "uniform":
         weights = model.error_weights(settings.weights).to(device)[timesteps]
-        policy_error, reference_error = policy_error * weights, reference_error * weights
+        policy_error = policy_error * weights
+        reference_error = reference_error if known is not None else reference_error * weights
     return PairErrors(*policy_error.chunk(2), *reference_error.chunk(2))
