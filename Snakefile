@@ -3,6 +3,7 @@
 #   snakemake --cores all                        the embedded world, on any machine
 #   snakemake --cores all --resources gpu=8      on eight GPUs
 #   snakemake --cores all seed|datasets|evaluate|report|export     only so far
+#   snakemake --cores all lab                    the laboratory: many runs, over seeds (docs/laboratory.md)
 from snakemake.utils import min_version
 
 min_version("9.20")
@@ -81,3 +82,15 @@ rule report:
 rule export:
     input:
         EXPORT,
+
+
+# A workflow of its own, which calls this one for every run.
+rule lab:
+    localrule: True
+    threads: workflow.cores
+    params:
+        python=sys.executable,
+        snakefile=f"{workflow.basedir}/workflow/lab/Snakefile",
+    shell:
+        "{params.python} -m snakemake --snakefile {params.snakefile:q} --cores {threads}"
+        " --rerun-incomplete --keep-going --rerun-triggers mtime params input"

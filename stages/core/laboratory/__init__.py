@@ -1,0 +1,1 @@
+"""Experiments of many runs: which runs they take, what was measured, and what follows for their claims."""
