@@ -29,6 +29,21 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/export.smk"
 
 
+# A workflow of its own, which calls this one for every run.
+rule lab:
+    log:
+        "logs/lab/lab.log",
+    localrule: True
+    threads: workflow.cores or 1
+    params:
+        python=sys.executable,
+        snakefile=f"{workflow.basedir}/workflow/lab/Snakefile",
+    shell:
+        "{params.python} -m snakemake --snakefile {params.snakefile:q} --cores {threads}"
+        " --rerun-incomplete --keep-going --rerun-triggers mtime params input"
+        " 2>&1 | tee {log:q}"
+
+
 # What has no environment of its own has the stages'.
 for work in workflow.rules:
     if work.shellcmd and not work.conda_env:
@@ -82,15 +97,3 @@ rule report:
 rule export:
     input:
         EXPORT,
-
-
-# A workflow of its own, which calls this one for every run.
-rule lab:
-    localrule: True
-    threads: workflow.cores
-    params:
-        python=sys.executable,
-        snakefile=f"{workflow.basedir}/workflow/lab/Snakefile",
-    shell:
-        "{params.python} -m snakemake --snakefile {params.snakefile:q} --cores {threads}"
-        " --rerun-incomplete --keep-going --rerun-triggers mtime params input"
