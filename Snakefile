@@ -3,6 +3,7 @@
 #   snakemake --cores all                        the embedded world, on any machine
 #   snakemake --cores all --resources gpu=8      on eight GPUs
 #   snakemake --cores all seed|datasets|evaluate|report|export     only so far
+#   snakemake --cores all lab                    the laboratory: many runs, over seeds (docs/laboratory.md)
 from snakemake.utils import min_version
 
 min_version("9.20")
@@ -27,6 +28,21 @@ include: "workflow/rules/online.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/export.smk"
+
+
+# A workflow of its own, which calls this one for every run.
+rule lab:
+    log:
+        "logs/lab/lab.log",
+    localrule: True
+    threads: workflow.cores or 1
+    params:
+        python=sys.executable,
+        snakefile=f"{workflow.basedir}/workflow/lab/Snakefile",
+    shell:
+        "{params.python} -m snakemake --snakefile {params.snakefile:q} --cores {threads}"
+        " --rerun-incomplete --keep-going --rerun-triggers mtime params input"
+        " 2>&1 | tee {log:q}"
 
 
 # What has no environment of its own has the stages'.

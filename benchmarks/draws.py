@@ -152,7 +152,8 @@ def main(args: Args) -> None:
 
 HEAD = """# Which draws can be saved
 
-    snakemake --cores 2 --configfile config/config.yaml benchmarks/tuning.yaml weights.yaml   # weights: calibrated
+    snakemake --cores 2 --configfile config/config.yaml benchmarks/tuning.yaml \\
+        --config "score_candidates={{weights: calibrated}}"
     python -m benchmarks.draws --run {run} --output {output}
 
 One run of the embedded world (tuning fold, seed 101), ten draws a candidate. Draws: mean number a candidate. Same best,

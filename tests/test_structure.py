@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"artifacts", "execution", "method", "models", "policies"},
     "report": {"artifacts", "evaluation"},
     "pages": {"execution"},
+    "laboratory": {"artifacts", "evaluation", "plan"},
     "audit": {"artifacts", "evaluation", "pages"},
     "export": {"artifacts", "execution", "models"},
     "labelling": {

@@ -291,6 +291,40 @@ def test_label_smoothing_is_for_the_loss_that_knows_it(config: Config) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"method": "spo", "candidates_per_prompt": 1}, "is 1, but spo compares candidates"),
+        ({"method": "d3po", "candidates_per_prompt": 1}, "is 1, but d3po compares candidates"),
+        ({"method": "spo", "divert_step": 20}, "there would be no pool of candidates"),
+        (
+            {"method": "ddpo", "batch_transitions": 30},
+            "no multiple of 'online.num_inference_steps'",
+        ),
+        ({"method": "ddpo", "batch_transitions": 40, "prompt_buffer": 8}, "never have so many"),
+        ({"method": "sail"}, "'online.method' is 'sail'; expected one of none, spo, ddpo, d3po"),
+    ],
+)
+def test_an_online_method_that_cannot_work_is_told(
+    config: Config, changed: dict[str, Any], words: str
+) -> None:
+    config["online"] = changed
+    assert words in complaint(config)
+
+
+def test_what_is_wrong_with_an_online_method_that_is_off_does_not_matter(config: Config) -> None:
+    config["online"] = {"candidates_per_prompt": 1, "divert_step": 20}
+    assert check_config(config)["online"]["method"] == "none"
+
+
+def test_an_online_methods_prompts_are_shared_equally(config: Config) -> None:
+    config["online"] = {"method": "spo", "prompts_per_update": 3}
+    config["execution"] |= {"training_gpus": 2}
+    assert "'online.prompts_per_update' is 3, no multiple of 'execution.training_gpus' = 2" in (
+        complaint(config)
+    )
+
+
 def test_one_draw_has_no_standard_error_to_ask_for(config: Config) -> None:
     change(config, "select_pairs.min_margin_in_standard_errors", 1.0)
     check_config(config)

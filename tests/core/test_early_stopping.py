@@ -247,7 +247,7 @@ def test_another_reference_is_asked_itself(model: DiffusionModel, held_out: Held
     assert kept.score(model, policy, other, SETTINGS, step=0).winner_error != 0
 
 
-def test_a_training_ends_when_there_is_no_gain_with_the_weights_of_its_kept_step(
+def test_a_training_ends_when_it_judges_worse_with_the_weights_of_the_kept_step(
     model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
 ) -> None:
     steps, curve, weights = train(model, pairs, held_out, tmp_path / "stopped")

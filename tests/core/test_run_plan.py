@@ -58,6 +58,23 @@ def test_the_worlds_names() -> None:
     assert list(plan.data_files()) == list(plan.file_problems()) == []
 
 
+def test_an_online_method_names_its_judge_and_wants_prompts() -> None:
+    assert not world().is_online
+    plan = world(online={"method": "spo", "judge": "sharpness", "num_prompts": 421})
+    assert plan.is_online
+    assert plan.metric_keys["sharpness"] == "online.judge"
+    [problem] = plan.pool_problems(420)
+    assert (problem.key, "421 different prompts are wanted" in problem.text) == (
+        "online.num_prompts", True,
+    )  # fmt: skip
+    assert list(plan.pool_problems(421)) == []
+    plan = world(online={"method": "spo", "judge": "spm", "num_prompts": 4})
+    [problem] = plan.metric_problems(["total", "caption_match", "appeal"], [], "perceptual")
+    assert problem.key == "metrics.spm.weights"
+    own_judge = world(online={"method": "spo", "judge": "self", "num_prompts": 4})
+    assert "self" not in own_judge.metrics_in_use
+
+
 def test_a_run_that_its_guards_have_ended_has_fewer_iterations() -> None:
     plan = RunPlan(config=world().config, last=1)
     assert (plan.policies, plan.prompts_wanted) == (["base", "iter00", "iter01"], [140])

@@ -161,7 +161,7 @@ def test_first_step_from_the_reference_has_loss_ln_2_and_moves_only_the_policy(
 def test_ktos_mean_gain_is_of_the_whole_batch_whatever_goes_through_the_network_at_once(
     model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
 ) -> None:
-    settings = replace(SETTINGS, loss="kto", batch_pairs=6, passes=3.0, learning_rate=1e-3)
+    settings = replace(SETTINGS, loss="kto", batch_pairs=6, passes=6.0, dpo_beta=1000.0)
     found = []
     for size in (None, 1, 4):
         steps, _ = Training(
@@ -171,9 +171,9 @@ def test_ktos_mean_gain_is_of_the_whole_batch_whatever_goes_through_the_network_
         ).run()  # fmt: skip
         found.append([step.loss for step in steps])
     assert found[0][0] == pytest.approx(0.5, abs=1e-6)
-    assert found[0][-1] < 0.49
+    assert found[0][-1] < 0.5 - 1e-3, found
     for other in found[1:]:
-        assert other == pytest.approx(found[0], abs=1e-4)
+        assert other == pytest.approx(found[0], abs=1e-3)
 
 
 def test_training_on_few_pairs_for_long_makes_it_prefer_the_winners(

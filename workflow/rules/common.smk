@@ -173,9 +173,7 @@ JUDGES = f"{RUN}/evaluation/judges/{{policy}}.json"
 JUDGED_HOLDOUT = (
     f"{RUN}/evaluation/{'judged' if HAS_JUDGE else 'holdout'}/{{policy}}.parquet"
 )
-REWARDS_BY = flags(
-    {"rewards_by": config["score_candidates"]["rewards_by"], **DRAWING}
-)
+REWARDS_BY = flags({"rewards_by": config["score_candidates"]["rewards_by"], **DRAWING})
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")
 CANDIDATE_FILES = flags(

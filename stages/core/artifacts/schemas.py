@@ -457,3 +457,24 @@ DIVERSITY = Schema(
         ]
     ),
 )
+
+LAB_RESULTS = Schema(
+    "lab_results",
+    1,
+    pa.schema(
+        [
+            column("run", pa.string(), "name of the run in results/"),
+            column("experiment", pa.string(), "the experiment that looks at it"),
+            column("arm", pa.string(), "its arm there"),
+            column("seed", pa.int64(), "run seed, which pairs the arms"),
+            column("status", pa.string(), "'finished', 'not finished' or 'not begun'"),
+            column("policy", pa.string(), "'base', 'iter00', 'iter01' ...", nullable=True),
+            column("measure", pa.string(), "a metric's mean, or a guard", nullable=True),
+            column("value", pa.float64(), "in the measure's own unit", nullable=True),
+            column("command", pa.string(), "by which the run was made", nullable=True),
+            column("commit", pa.string(), "of the code when it ended", nullable=True),
+            column("machine", pa.string(), "kind of machine", nullable=True),
+            column("run_seconds", pa.float64(), "of its last call", nullable=True),
+        ]
+    ),
+)

@@ -141,5 +141,6 @@ LAYOUTS: Mapping[str, Layout] = {
     "reliability": Layout(key=("iteration", "mean_probability")),
     "diversity": Layout(key=("prompt_id",)),
     "guards": Layout(key=("iteration",)),
+    "lab_results": Layout(key=("experiment", "arm", "seed", "policy", "measure")),
 }
 """By the schema's name."""

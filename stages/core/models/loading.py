@@ -15,28 +15,27 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from stages.core.errors import UserError
+from stages.core.models.checkpoints import (
+    TRANSFORMERS,
+    pipeline_of_checkpoint,
+    said_by_keys,
+)
+from stages.core.models.checkpoints import (
+    ModelError as ModelError,  # here is where it is looked for
+)
 
 if TYPE_CHECKING:
     import torch
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
-"""Only SDXL's checkpoints have a second text encoder under this name."""
-TRANSFORMERS = {"joint_blocks.0.": "StableDiffusion3Pipeline", "double_blocks.0.": "FluxPipeline"}
-"""Parts of keys by which files are known whose transformer alone is read: the rest comes from model.config."""
 READERS = {
     "StableDiffusion3Pipeline": ("tokenizer_3", 256),
     "FluxPipeline": ("tokenizer_2", 512),
     "SanaPipeline": ("tokenizer", 300),
 }
 """(tokenizer, tokens) of the text encoder that reads most of a prompt, where it is not the first CLIP."""
-
-
-class ModelError(UserError):
-    """A model that cannot be used; the message names the place, the part and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +111,7 @@ class Source:
     def pipeline_class(self) -> str:
         """Name of diffusers' pipeline class for this model."""
         if self.is_file:
-            return _pipeline_of_checkpoint(Path(self.base))
+            return pipeline_of_checkpoint(Path(self.base))
         if self.is_local and not (Path(self.base) / "model_index.json").is_file():
             raise ModelError(
                 f"{self.base} has no model_index.json (found: {_names(Path(self.base))}); expected "
@@ -176,7 +175,7 @@ class Source:
         """The configuration of one part, without its weights."""
         _silence("diffusers")
         if self.is_file and not self.has_denoiser_only:
-            said = _said_by_keys(Path(self.base)) if name == "scheduler" else {}
+            said = said_by_keys(Path(self.base)) if name == "scheduler" else {}
             config = {**self._part_of_file(name).config, **said}
             by_default = set(config.get("_use_default_values", ())) - said.keys()
             return {**config, "_use_default_values": sorted(by_default)}
@@ -281,39 +280,6 @@ class Source:
                 ) from error
             self._single = dict(loaded.components)
         return self._single[name]
-
-
-def _pipeline_of_checkpoint(path: Path) -> str:
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no readable safetensors file: {error}") from error
-    for part, pipeline in TRANSFORMERS.items():
-        if any(key.removeprefix("model.diffusion_model.").startswith(part) for key in keys):
-            return pipeline
-    if not any(key.startswith("model.diffusion_model.") for key in keys):
-        some = ", ".join(sorted(keys)[:3])
-        raise ModelError(
-            f"{path} is no whole checkpoint: it has no key model.diffusion_model.* (found: {some} "
-            "...). A LoRA or a bare UNet cannot be a base model."
-        )
-    return "StableDiffusionXLPipeline" if SDXL_KEY in keys else "StableDiffusionPipeline"
-
-
-def _said_by_keys(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of its schedule by keys without a value. ModelError for EDM's."""
-    with safe_open(path, framework="pt") as file:
-        keys = set(file.keys())
-    edm = sorted(key for key in keys if key.startswith("edm_"))
-    if edm:
-        raise ModelError(
-            f"{path} holds {', '.join(edm)}: it was trained on EDM's schedule, which no formula here covers"
-        )
-    said: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in keys else {}
-    if "ztsnr" in keys:
-        said |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return said
 
 
 def is_hub_id(name: str) -> bool:

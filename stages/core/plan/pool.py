@@ -28,7 +28,7 @@ def small_pool_problems(plan: RunPlan) -> Iterator[Problem]:
     Reads its files, and those of the evaluation sets that are kept out of it.
     """
     files = [Path(name) for name in files_of(plan.pool)]
-    if not plan.iterations or not is_small(files):
+    if not (plan.iterations or plan.is_online) or not is_small(files):
         return
     try:
         pool = read_pool(*files)

@@ -115,7 +115,7 @@ def pair_errors(
 ) -> PairErrors:
     """Weighted errors of policy and reference on both images of some pairs; a missing reference's are 0.
 
-    `known` are the reference's on all winners, then all losers, where the same draws were asked about before.
+    `known` are the reference's weighted ones on all winners, then all losers, where the same draws were asked about before.
     """
     device, dtype = model.device, pairs.winner.dtype
     captions = torch.where(dropped, len(pairs.text) - 1, pairs.caption[rows])

@@ -1,0 +1,72 @@
+r"""Runs of experiments in; one table of all that they measured, and a page with a verdict for each claim, out.
+
+Example:
+    python -m stages.summarise_laboratory --experiments config/lab/table6.yaml --base config/config.yaml \\
+        --lab results/lab --results results --output results/lab/results.parquet --csv results/lab/results.csv \\
+        --page docs/laboratory.md
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.csv
+import tyro
+
+from stages.core.artifacts.files import replacing, write_text
+from stages.core.artifacts.schemas import LAB_RESULTS
+from stages.core.artifacts.tables import write_table
+from stages.core.execution.runtime import log, run_stage, stage
+from stages.core.laboratory.experiments import chosen, plan_runs, read_base, read_experiment
+from stages.core.laboratory.page import page
+from stages.core.laboratory.results import rows_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Runs of experiments in, one table of all that they measured and a page with verdicts out."""
+
+    experiments: tuple[Path, ...]
+    """Files of config/lab/."""
+    base: tuple[Path, ...]
+    """The config that arms lie over, and others over it."""
+    seeds: tuple[int, ...] = ()
+    """Only these seeds; without, those of the experiments."""
+    lab: Path
+    """Folder of the records (runs/) and of the marks of runs that began (begun/)."""
+    results: Path
+    """Where runs lie."""
+    output: Path
+    """Where the table goes (schema lab_results)."""
+    csv: Path
+    """The same as CSV."""
+    page: Path
+    """Where the page goes (Markdown)."""
+
+
+def main(args: Args) -> None:
+    """Collect every run that was planned, finished or not, and judge the claims."""
+    with stage("summarise_laboratory") as run:
+        experiments = chosen([read_experiment(path) for path in args.experiments], args.seeds)
+        runs = plan_runs(experiments, read_base(args.base))
+        rows = [
+            row
+            for each in runs
+            for row in rows_of(each, args.results, args.lab / "runs", args.lab / "begun")
+        ]
+        records = [args.lab / "runs" / f"{each.name}.json" for each in runs]
+        table = write_table(
+            args.output, rows, LAB_RESULTS, stage="summarise_laboratory", arguments=args,
+            inputs=[*args.experiments, *args.base, *filter(Path.is_file, records)],
+        )  # fmt: skip
+        with replacing(args.csv) as part:
+            pyarrow.csv.write_csv(table, part)
+        write_text(args.page, page(experiments, rows))
+        finished = len({row["run"] for row in rows if row["status"] == "finished"})
+        log.info("summarise_laboratory: %d of %d runs have finished", finished, len(runs))
+        run.rows_in, run.rows_out = len(runs), len(rows)
+
+
+if __name__ == "__main__":
+    run_stage(main, tyro.cli(Args, description=__doc__))
