@@ -212,10 +212,19 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize(
+    ("lora", "weights"), [(FULL, "uniform"), (LORA, "uniform"), (LORA, "elbo")]
+)
 def test_the_reference_is_asked_about_held_out_pairs_once_and_the_curve_is_the_same_to_the_bit(
-    model: DiffusionModel, held_out: HeldOut, lora: LoraSettings
+    model: DiffusionModel,
+    held_out: HeldOut,
+    monkeypatch: pytest.MonkeyPatch,
+    lora: LoraSettings,
+    weights: Any,
 ) -> None:
+    settings = replace(SETTINGS, weights=weights)
+    if weights != "uniform":  # of flow matching; any will do
+        monkeypatch.setattr(model, "error_weights", lambda name: torch.linspace(0.5, 2, 1000))
     policy, reference = model.load_for_training(None, None, lora, seed=0)
     network, asked = reference.forward, []
 
@@ -229,10 +238,10 @@ def test_the_reference_is_asked_about_held_out_pairs_once_and_the_curve_is_the_s
         with torch.no_grad():
             for weight in policy.trainable():
                 weight += 1e-3 * torch.randn(weight.shape, generator=generator(step))
-        found = kept.score(model, policy, reference, SETTINGS, step=step)
+        found = kept.score(model, policy, reference, settings, step=step)
         assert asked == [6, 6, 4]
         reference.forward = network
-        again = replace(kept).score(model, policy, reference, SETTINGS, step=step)
+        again = replace(kept).score(model, policy, reference, settings, step=step)
         reference.forward = counted
         assert found == again
         assert found.winner_error != 0
