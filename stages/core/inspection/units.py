@@ -69,6 +69,8 @@ UNITS: Mapping[str, str] = {
     **dict.fromkeys(("num_pairs", "num_holdout_pairs"), "pairs"),
     **dict.fromkeys(("num_images", "num_blank"), "images"),
     "effect_size": "standard deviations",
+    "value": "the measure's own unit",
+    "run_seconds": "seconds",
     "rank_correlation": "correlation, -1 to 1",
     **dict.fromkeys(("pixel_distance", "diversity", "moved_pixels"), "of the range of a pixel, 0 to 1"),
     **dict.fromkeys(
