@@ -25,14 +25,19 @@ from stages.core.errors import UserError
 from stages.core.execution.runtime import log, progress, run_stage, stage
 from stages.core.method.allocation import completed, density_of, importance_weights
 from stages.core.method.calibration import BinWeights
-from stages.core.method.listwise import folded, win_probabilities
 from stages.core.method.rewards import (
     implicit_reward,
     margin_standard_error,
     preference_probability,
 )
 from stages.core.method.seeding import seed_of
-from stages.core.method.selection import Strategy, best_worst, random_pair
+from stages.core.method.selection import (
+    Strategy,
+    best_worst,
+    folded,
+    random_pair,
+    win_probabilities,
+)
 
 Row = dict[str, Any]
 

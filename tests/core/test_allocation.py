@@ -8,14 +8,13 @@ import torch
 
 from stages.core.method.allocation import (
     FLOOR,
-    allocated_timesteps,
     cannot_win_or_lose,
     completed,
     density_of,
     importance_weights,
     spread_order,
 )
-from stages.core.method.noising import generator, stratified_timesteps
+from stages.core.method.noising import allocated_timesteps, generator, stratified_timesteps
 
 
 def test_density_is_neymans_with_a_floor_and_even_where_nothing_is_known() -> None:

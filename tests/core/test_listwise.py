@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from stages.core.method.listwise import (
-    folded,
     lists_of,
     listwise_loss,
     rank_weights,
-    win_probabilities,
 )
 from stages.core.method.objective import LossSettings, PairErrors, dpo_loss
+from stages.core.method.selection import folded, win_probabilities
 
 
 def published(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,14 @@ from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
 from stages.core.training.online.batches import batches
 from stages.core.training.online.judges import ImageJudge, SelfJudge, StepJudge
+from stages.core.training.online.loop import OnlineTraining
 from stages.core.training.online.losses import Learner
 from stages.core.training.online.rollouts import Prompt, Sampler
+from stages.core.training.online.rounds import Asked
 from stages.core.training.online.settings import JudgeSettings, OnlineSettings, check_settings
 from stages.core.training.online.transitions import Rollout, joined
+from stages.core.training.processes import Processes
+from stages.core.training.settings import Execution
 from stages.metrics import load_scorer
 from tests.builders import CAPTIONS
 
@@ -356,3 +361,24 @@ def test_gaussian_steps_of_the_pool_are_those_of_the_schedule(
             spo.chains.schedule, found.number, torch.zeros_like(step.mean), found.before[:, side]
         )
         assert torch.equal(again.sigma, step.sigma)
+
+
+@pytest.mark.slow
+def test_ddpo_raises_a_reward_that_is_easy_to_raise(model: DiffusionModel, tmp_path: Path) -> None:
+    """The mean of the finished latents, by 12 updates of 32 images each."""
+    settings = replace(
+        SETTINGS, method="ddpo", rounds=12, prompts_per_update=1, candidates_per_prompt=32,
+        num_inference_steps=4, guidance_scale=1.0, batch_transitions=128, ratio_clip=1e-4,
+        prompt_buffer=0,
+    )  # fmt: skip
+    asked = Asked(
+        prompts=[("p", CAPTIONS[0])], text=model.encode_text(CAPTIONS[:1]),
+        unconditional=model.unconditional(),
+    )  # fmt: skip
+    steps, _ = OnlineTraining(
+        model, model.load_denoiser(), model.load_denoiser(), Brightness(), asked, settings,
+        seed=1, work=tmp_path, identity="one", processes=Processes(torch.device("cpu")),
+        execution=Execution(save_every=100), prompts_per_batch=1,
+    ).run()  # fmt: skip
+    scores = [step.mean_score for step in steps]
+    assert np.mean(scores[-3:]) > np.mean(scores[:3]) + 0.02

@@ -23,7 +23,8 @@ from stages import (
 from stages.core.artifacts.schemas import TRAINING_PAIRS
 from stages.core.artifacts.tables import write_table
 from stages.core.errors import UserError
-from stages.core.method.listwise import rank_weights, win_probabilities
+from stages.core.method.listwise import rank_weights
+from stages.core.method.selection import win_probabilities
 from stages.core.training.settings import Execution
 from tests.builders import read_rows
 

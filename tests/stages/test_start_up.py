@@ -19,8 +19,8 @@ PROGRAMS = sorted(
 WITHOUT_TORCH = (
     "check_collapse", "check_leakage", "compare", "doctor", "export_preferences", "import_preferences",
     "inspect", "status", "measure_diversity", "mix_preferences", "write_report", "score_metric", "select_evaluation_prompts",
-    "select_pairs", "select_prompts", "start_iteration", "summarise_evaluation",
-    "summarise_guards", "write_model_cards", "label",
+    "record_experiment", "select_pairs", "select_prompts", "start_iteration", "summarise_evaluation",
+    "summarise_guards", "summarise_laboratory", "write_model_cards", "label",
 )  # fmt: skip
 
 AT_EXIT = """

@@ -88,6 +88,8 @@ UNITS: Mapping[str, str] = {
     "ranks": "rank, from 1",
     "view": "CIELAB",
     "effect_size": "standard deviations",
+    "value": "the measure's own unit",
+    "run_seconds": "seconds",
     "rank_correlation": "correlation, -1 to 1",
     **dict.fromkeys(("pixel_distance", "diversity", "moved_pixels"), "of the range of a pixel, 0 to 1"),
     **dict.fromkeys(

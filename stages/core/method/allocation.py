@@ -6,10 +6,8 @@ Both change what a reward costs, and are unbiased about what it is. Differs from
 from __future__ import annotations
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
-from torch import Tensor
+from scipy import special
 
 FLOOR = 0.1
 """Share of the draws that are spread evenly, so that no draw counts more than 1 / FLOOR times."""
@@ -27,23 +25,6 @@ def density_of(
     total = float(wanted.mean())
     shares = wanted / total if total > 0 else np.ones_like(wanted)
     return FLOOR + (1 - FLOOR) * shares
-
-
-def allocated_timesteps(
-    num_draws: int,
-    num_timesteps: int,
-    density: Float[np.ndarray, " bin"],
-    rng: torch.Generator,
-) -> Int[Tensor, " draw"]:
-    """Timesteps of that density over bins of equal width, one of each of `num_draws` equal shares, in rising order."""
-    jitter = torch.rand(num_draws, generator=rng, dtype=torch.float64).numpy()
-    share = (np.arange(num_draws) + jitter) / num_draws
-    ends = np.concatenate([[0.0], np.cumsum(density) / density.sum()])
-    ends[-1] = 1.0
-    position = np.interp(share, ends, np.linspace(0.0, 1.0, len(ends)))
-    return torch.from_numpy((position * num_timesteps).astype(np.int64)).clamp(
-        max=num_timesteps - 1
-    )
 
 
 def importance_weights(
@@ -71,7 +52,7 @@ def cannot_win_or_lose(
     """
     num_draws = parts.shape[1]
     means = parts.mean(axis=1)
-    limit = stats.t.ppf(confidence, num_draws - 1)
+    limit = special.stdtrit(num_draws - 1, confidence)
 
     def is_above(high: np.ndarray, low: np.ndarray) -> np.ndarray:
         gaps = high - low

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy import special
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,27 +34,6 @@ class Lists:
         chosen = [self.rows[number] for number in lists.tolist()]
         sizes = torch.tensor([len(rows) for rows in chosen])
         return torch.cat(chosen), torch.arange(len(chosen)).repeat_interleave(sizes)
-
-
-def folded(scores: Float[np.ndarray, " candidate"]) -> list[tuple[int, int]]:
-    """(better, worse) of the best and the worst score, the second best and the second worst, and so on.
-
-    With an odd number of scores the middle one is left out. Of equal scores the first ranks higher.
-    """
-    order = [int(place) for place in np.argsort(-scores, kind="stable")]
-    return [(order[place], order[-1 - place]) for place in range(len(order) // 2)]
-
-
-def win_probabilities(
-    scores: Float[np.ndarray, " candidate"], log_odds: float
-) -> Float[np.ndarray, " candidate"]:
-    """The mean probability that an image is preferred to another of its list, in [0, 1].
-
-    `log_odds` is for each unit of score; infinite says that the higher score is always preferred.
-    """
-    gaps = scores[:, None] - scores[None, :]
-    wins = 0.5 * (1 + np.sign(gaps)) if np.isinf(log_odds) else special.expit(log_odds * gaps)
-    return (wins.sum(axis=1) - 0.5) / (len(scores) - 1)
 
 
 def rank_weights(preference: Float[Tensor, " image"]) -> Float[Tensor, "image image"]:

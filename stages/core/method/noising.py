@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.core.method.allocation import allocated_timesteps
-
 
 def generator(seed: int) -> torch.Generator:
     """A CPU generator: noise is drawn on the CPU, so that every device gets the same."""
@@ -54,6 +52,23 @@ def stratified_timesteps(
     jitter = torch.rand(num_draws, generator=rng, dtype=torch.float64)
     position = (torch.arange(num_draws, dtype=torch.float64) + jitter) / num_draws
     return timesteps_at(position, num_timesteps, law)
+
+
+def allocated_timesteps(
+    num_draws: int,
+    num_timesteps: int,
+    density: Float[np.ndarray, " bin"],
+    rng: torch.Generator,
+) -> Int[Tensor, " draw"]:
+    """Timesteps of that density over bins of equal width, one of each of `num_draws` equal shares, in rising order."""
+    jitter = torch.rand(num_draws, generator=rng, dtype=torch.float64).numpy()
+    share = (np.arange(num_draws) + jitter) / num_draws
+    ends = np.concatenate([[0.0], np.cumsum(density) / density.sum()])
+    ends[-1] = 1.0
+    position = np.interp(share, ends, np.linspace(0.0, 1.0, len(ends)))
+    return torch.from_numpy((position * num_timesteps).astype(np.int64)).clamp(
+        max=num_timesteps - 1
+    )
 
 
 def reward_draws(

@@ -33,6 +33,31 @@ def random_pair(
     return (first, second) if scores[first] >= scores[second] else (second, first)
 
 
+def folded(scores: Float[np.ndarray, " candidate"]) -> list[tuple[int, int]]:
+    """(better, worse) of the best and the worst score, the second best and the second worst, and so on.
+
+    With an odd number of scores the middle one is left out. Of equal scores the first ranks higher.
+    """
+    order = [int(place) for place in np.argsort(-scores, kind="stable")]
+    return [(order[place], order[-1 - place]) for place in range(len(order) // 2)]
+
+
+def win_probabilities(
+    scores: Float[np.ndarray, " candidate"], log_odds: float
+) -> Float[np.ndarray, " candidate"]:
+    """The mean probability that an image is preferred to another of its list, in [0, 1].
+
+    `log_odds` is for each unit of score; infinite says that the higher score is always preferred.
+    """
+    gaps = scores[:, None] - scores[None, :]
+    wins = (
+        0.5 * (1 + np.sign(gaps))
+        if np.isinf(log_odds)
+        else np.exp(-np.logaddexp(0.0, -log_odds * gaps))
+    )
+    return (wins.sum(axis=1) - 0.5) / (len(scores) - 1)
+
+
 def _check(scores: Float[np.ndarray, " candidate"]) -> None:
     if len(scores) < 2:
         raise ValueError(f"a pair needs at least 2 candidates, found {len(scores)}")
