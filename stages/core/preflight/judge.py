@@ -142,7 +142,7 @@ def rewards(
             law=config["score_candidates"]["draw_law"],
         )  # fmt: skip
         text = model.encode_text([prompt])
-        text = model.tell_guidance(text, config["score_candidates"]["embedded_guidance"])
+        text = model.tell_guidance(text, float(config["score_candidates"]["embedded_guidance"]))
         errors = draw_errors(
             model, judge, latents[number], text, draws,
             rows_per_batch=config["execution"]["score_rows_per_batch"],

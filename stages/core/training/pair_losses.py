@@ -121,7 +121,7 @@ def pair_errors(
     captions = torch.where(dropped, len(pairs.text) - 1, pairs.caption[rows])
     geometry = torch.cat([pairs.winner_geometry[rows], pairs.loser_geometry[rows]])
     context = model.place(pairs.text.rows(captions).to(device).repeat(2), geometry.to(device))
-    context = model.tell_guidance(context, settings.embedded_guidance)
+    context = model.tell_guidance(context, float(settings.embedded_guidance))
     noise = torch.cat([draws.noise.to(device, dtype)] * 2)
     timesteps = draws.timesteps.to(device).repeat(2)
     latents = torch.cat([pairs.winner[rows], pairs.loser[rows]]).to(device, dtype)
