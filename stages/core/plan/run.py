@@ -59,7 +59,7 @@ class RunPlan:
     @property
     def is_online(self) -> bool:
         """Whether an online method trains a policy beside the iterations'."""
-        return bool(self.config["online"]["method"] != "none")
+        return bool(self.config.get("online", {}).get("method", "none") != "none")
 
     @property
     def prompt_sets(self) -> list[str]:
@@ -184,7 +184,7 @@ class RunPlan:
         wanted = self.prompts_wanted
         source = "the pool of the embedded world" if self.is_world else "prompts.pool"
         remedy = "lower shapes.num_seed_captions" if self.is_world else "add files to prompts.pool"
-        online = self.config["online"]["num_prompts"]
+        online = self.config["online"]["num_prompts"] if self.is_online else 0
         if self.is_online and num_free < online:
             yield Problem(
                 key="online.num_prompts",
