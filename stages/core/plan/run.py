@@ -60,7 +60,7 @@ class RunPlan:
     @property
     def is_online(self) -> bool:
         """Whether an online method trains a policy beside the iterations'."""
-        return bool(self.config["online"]["method"] != "none")
+        return bool(self.config.get("online", {}).get("method", "none") != "none")
 
     @property
     def prompt_sets(self) -> list[str]:
@@ -219,7 +219,7 @@ class RunPlan:
         is_own = self.config["select_pairs"]["strategy"] == "spin"  # the captions of human pairs
         source = "the pool of the embedded world" if self.is_world else "prompts.pool"
         remedy = "lower shapes.num_seed_captions" if self.is_world else "add files to prompts.pool"
-        online = self.config["online"]["num_prompts"]
+        online = self.config["online"]["num_prompts"] if self.is_online else 0
         if self.is_online and num_free < online:
             yield Problem(
                 key="online.num_prompts",
