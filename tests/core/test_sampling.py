@@ -13,6 +13,7 @@ from stages.core.method.noising import generator
 from stages.core.method.sampling import sample_latents
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
+from stages.core.models.loading import ModelError
 from tests.builders import CAPTIONS
 
 PROMPTS = CAPTIONS[:3]
@@ -103,5 +104,7 @@ def test_seed_prompt_and_guidance_each_change_the_image(
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones(model: DiffusionModel) -> None:
-    with pytest.raises(ValueError, match="ddpm, ddim, found 'euler'"):
+    with pytest.raises(
+        ModelError, match="sampler is 'euler'; models of stable-diffusion have ddpm, ddim"
+    ):
         model.sampler("euler")
