@@ -77,6 +77,8 @@ class Args:
     """Seeds of the trainings."""
     threads: int = 1
     """CPU threads."""
+    read_only: bool = False
+    """Report the arms that are there and train none."""
     work: Path = Path("work/stopping")
     """Where each arm's scores go; an arm that is there is not trained again."""
     output: Path = Path("benchmarks/stopping.md")
@@ -169,6 +171,8 @@ def main(args: Args) -> None:
     curves = []
     for arm in arms:
         path = args.work / f"{arm.name}.parquet"
+        if args.read_only and not path.is_file():
+            continue
         if not path.is_file():
             print(arm.name, flush=True)
             table = pa.Table.from_pylist(train(args, arm, pictures))
