@@ -91,6 +91,7 @@ def main(args: Args) -> None:
             folder=args.training.parent / "trackers",
         )
         model = load_model(args.model, device=processes.device)
+        model.check_online_method(args.settings.method)
         asked = read_prompts(model, args)
         run.rows_in = len(asked.prompts)
         run.rows_out = train_online_policy(

@@ -22,12 +22,14 @@ from stages.core.artifacts.provenance import ArtifactError, policy_digest
 from stages.core.errors import UserError
 from stages.core.execution.stopping import STOP, Stopped
 from stages.core.models.adapter import DiffusionModel
+from stages.core.models.loading import ModelError
 from stages.core.models.policy import Policy
 from stages.core.training.held_out import HeldOutFiles
 from stages.core.training.loop import TrainingError
 from stages.core.training.online.judges import ImageJudge
 from stages.core.training.online.settings import JudgeSettings, OnlineSettings
 from stages.core.training.settings import Execution
+from tests import flow_models
 from tests.builders import FULL, LORA, read_rows, settings
 from tests.failing_model import Interrupted
 from tests.stages.test_processes import words
@@ -321,6 +323,17 @@ def test_bad_input_is_refused_with_what_to_do(
     with pytest.raises(UserError, match=message):
         train_online.main(args)
     assert not args.output.exists()
+
+
+def test_a_model_of_flow_matching_is_refused_before_anything_is_encoded(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_online, "read_prompts", None)
+    args = make("flow", model=settings(flow_models.sana(tmp_path / "sana")))
+    with pytest.raises(
+        ModelError, match="online.method is 'spo', which is not there for models of sana"
+    ):
+        train_online.main(args)
 
 
 def test_a_judge_that_prefers_nothing_clearly_trains_nothing_and_says_so(make: Make) -> None:
