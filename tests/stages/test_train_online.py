@@ -24,7 +24,7 @@ from stages.core.execution.stopping import STOP, Stopped
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.loading import ModelError
 from stages.core.models.policy import Policy
-from stages.core.training.held_out import HeldOutFiles
+from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress
 from stages.core.training.loop import TrainingError
 from stages.core.training.online.judges import ImageJudge
 from stages.core.training.online.settings import JudgeSettings, OnlineSettings
@@ -253,6 +253,22 @@ def test_micro_batches_and_checkpointing_change_only_the_rounding(make: Make) ->
     ):
         for name, value in other.items():
             assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+
+
+def test_held_out_pairs_are_scored_in_batches_no_larger_than_a_micro_batch(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, score = [], HeldOut.score
+
+    def seen(held_out: HeldOut, *words: Any, **more: Any) -> Progress:
+        sizes.append(held_out.rows_per_batch)
+        return score(held_out, *words, **more)
+
+    monkeypatch.setattr(HeldOut, "score", seen)
+    train_online.main(
+        make("small", replace(SPO, rounds=1), execution=Execution(micro_batch_pairs=1))
+    )
+    assert sizes == [1, 1]
 
 
 def start(args: train_online.Args, processes: int) -> subprocess.Popen[str]:

@@ -20,7 +20,7 @@ from stages.core.method.trajectories import Chains, ddim_schedule
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.training.early_stopping import KeptWeights
-from stages.core.training.held_out import HeldOut, Progress
+from stages.core.training.held_out import HeldOut, Progress, within
 from stages.core.training.loop import FIRST_SCALE, TrainingError
 from stages.core.training.online.batches import batches
 from stages.core.training.online.judges import StepJudge
@@ -84,7 +84,8 @@ class OnlineTraining:
         """Where a saved state of the same identity stands, else before the first round."""
         self.model, self.policy, self.reference = model, policy, reference
         self.asked, self.settings, self.seed = asked, settings, seed
-        self.processes, self.execution, self.held_out = processes, execution, held_out
+        self.processes, self.execution = processes, execution
+        self.held_out = within(held_out, execution.micro_batch_pairs)
         self.sampled = Rounds(
             judge, asked, settings,
             seed=seed, folder=work / "rounds", processes=processes,
