@@ -277,6 +277,7 @@ class OnlineTraining:
                 [asdict(step) for step in self.steps], [asdict(point) for point in self.curve]
             )
         self.processes.wait()
+        self.state.saved_step = len(self.steps)  # in all: each asks when the next state is due
         self.saved_at = time.monotonic()
 
     def _is_due(self) -> bool:
