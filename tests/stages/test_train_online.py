@@ -28,6 +28,7 @@ from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress
 from stages.core.training.loop import TrainingError
 from stages.core.training.online.judges import ImageJudge
 from stages.core.training.online.settings import JudgeSettings, OnlineSettings
+from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution
 from tests import flow_models
 from tests.builders import FULL, LORA, read_rows, settings
@@ -269,6 +270,17 @@ def test_held_out_pairs_are_scored_in_batches_no_larger_than_a_micro_batch(
         make("small", replace(SPO, rounds=1), execution=Execution(micro_batch_pairs=1))
     )
     assert sizes == [1, 1]
+
+
+def test_trackers_are_sent_numbers_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, float]] = []
+    monkeypatch.setattr(Processes, "track", lambda self, values, step: sent.append(values))
+    train_online.main(make("tracked", replace(SPO, rounds=1)))
+    curve = [values for values in sent if "held_out/accuracy" in values]
+    assert [sorted(values) for values in curve] == [
+        [f"held_out/{n}" for n in ("accuracy", "log_loss", "logit", "loser_error", "winner_error")]
+    ]
+    assert all(isinstance(value, int | float) for values in sent for value in values.values())
 
 
 def start(args: train_online.Args, processes: int) -> subprocess.Popen[str]:

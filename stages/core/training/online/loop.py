@@ -266,7 +266,7 @@ class OnlineTraining:
         )
         self.curve.append(point)
         if number:
-            measures = {f"held_out/{name}": value for name, value in asdict(point).items()}
+            measures = {f"held_out/{name}": value for name, value in point.measures.items()}
             self.processes.track(measures, number)
 
     # What is kept on disk
