@@ -364,6 +364,25 @@ def test_a_model_of_flow_matching_is_refused_before_anything_is_encoded(
         train_online.main(args)
 
 
+def test_the_final_policy_is_scored_also_after_a_last_round_without_a_clear_comparison(
+    make: Make, monkeypatch: pytest.MonkeyPatch, held_out: HeldOutFiles
+) -> None:
+    args = make("late", replace(SPO, rounds=2), held_out=replace(held_out, every_steps=100))
+    call, calls = ImageJudge.__call__, []
+
+    def judged(judge: ImageJudge, *words: Any, **more: Any) -> Any:
+        calls.append(1)
+        scores = call(judge, *words, **more)
+        return scores if len(calls) <= 2 else np.zeros_like(scores)  # two comparisons a round
+
+    monkeypatch.setattr(ImageJudge, "__call__", judged)
+    train_online.main(args)
+    steps = read_rows(args.training)
+    assert {row["round"] for row in steps} == {1}
+    assert {row["round"] for row in read_rows(args.transitions)} == {1, 2}
+    assert [row["step"] for row in read_rows(args.held_out_curve)] == [0, len(steps)]
+
+
 def test_a_judge_that_prefers_nothing_clearly_trains_nothing_and_says_so(make: Make) -> None:
     args = make("flat", replace(SPO, min_preference_gap=0.999999, rounds=1))
     args = replace(args, judge=JudgeSettings(name="sharpness", scale=1e-3))

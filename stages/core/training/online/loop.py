@@ -154,7 +154,7 @@ class OnlineTraining:
             self.done = number
             if not len(shown.transitions):
                 log.warning("round %d: no comparison was clear, nothing was trained", number)
-            if self.held_out is not None and len(self.steps) > before:
+            if self.held_out is not None:
                 self._score_if_due(self.held_out, before, is_last=number == self.settings.rounds)
             if number == self.settings.rounds:
                 return
@@ -255,7 +255,8 @@ class OnlineTraining:
 
     def _score_if_due(self, held_out: HeldOut, before: int, *, is_last: bool) -> None:
         every = held_out.every_steps
-        if is_last or len(self.steps) // every > before // every:
+        is_scored = self.curve[-1].step == len(self.steps)
+        if not is_scored and (is_last or len(self.steps) // every > before // every):
             self._score(held_out)
 
     def _score(self, held_out: HeldOut) -> None:
