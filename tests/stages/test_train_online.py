@@ -244,6 +244,18 @@ def test_a_training_that_is_asked_to_stop_saves_its_last_whole_round(
     ]
 
 
+def test_a_training_that_is_stopped_before_its_first_step_does_not_claim_a_state(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = make("early", prompts_per_batch=1)
+    monkeypatch.setattr(STOP, "is_asked", False)
+    monkeypatch.setattr(ImageJudge, "__call__", Counted(1, STOP.ask).patched())
+    with pytest.raises(Stopped, match="nothing had been trained, so nothing is saved"):
+        train_online.main(args)
+    monkeypatch.setattr(STOP, "is_asked", False)
+    assert not (args.work / "state.json").exists()
+
+
 def test_micro_batches_and_checkpointing_change_only_the_rounding(make: Make) -> None:
     plain = make("plain")
     small = make("small", execution=Execution(micro_batch_pairs=1, gradient_checkpointing=True))

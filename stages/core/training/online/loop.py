@@ -295,8 +295,11 @@ class OnlineTraining:
 
     def _stop(self) -> NoReturn:
         """Between rounds, or while one is sampled: the weights are those of the last whole round."""
-        if self.steps:
-            self._save()
+        if not self.steps:
+            raise Stopped(
+                "nothing had been trained, so nothing is saved: started again, it begins anew"
+            )
+        self._save()
         raise Stopped(
             f"the training's state of step {len(self.steps)} is saved in {self.state.folder}"
         )
