@@ -155,6 +155,29 @@ def test_metrics_that_are_not_there_and_networks_without_weights() -> None:
     assert keys(plan.metric_problems(known, networks, "clip")) == ["select_pairs.ranker"]
 
 
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        ("evaluation.metrics", "spm"),
+        ("evaluation.metrics", "self"),
+        ("evaluation.candidate_metric", "self"),
+        ("evaluation.candidate_metric", "auto"),
+        ("select_pairs.ranker", "spm"),
+        ("select_pairs.ranker", "perceptual"),
+        ("online.judge", "perceptual"),
+        ("online.judge", "auto"),
+    ],
+)
+def test_what_stands_for_no_metric_does_so_at_its_own_key_alone(key: str, word: str) -> None:
+    plan = world(online={"method": "spo", "judge": "self", "num_prompts": 4})
+    known = ["total", "caption_match", "appeal"]
+    assert list(plan.metric_problems(known, [], "perceptual")) == []
+    block, name = key.split(".")
+    plan.config[block][name] = ["total", word] if name == "metrics" else word
+    [problem] = plan.metric_problems(known, [], "perceptual")
+    assert str(problem).startswith(f"{key}: there is no metric '{word}'")
+
+
 def test_the_worlds_captions_are_counted_without_files() -> None:
     plan = world()
     assert list(plan.pool_problems(576)) == []

@@ -15,8 +15,14 @@ from typing import Any
 from stages.core.plan.families import families, family_of, mistakes
 from stages.core.plan.flags import word_problem
 
-NO_METRICS = (None, "self", "spm", "auto", "perceptual")
-"""What stands for no metric where the config may name one."""
+NO_METRICS: Mapping[str, tuple[str | None, ...]] = {
+    "evaluation.metrics": (),
+    "evaluation.candidate_metric": (None,),
+    "select_pairs.ranker": ("self",),
+    "evaluation.diversity_features": ("auto", "perceptual"),
+    "online.judge": ("self", "spm"),
+}
+"""What stands for no metric where the config may name one, by the key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +107,7 @@ class RunPlan:
             named.append((self.config["online"]["judge"], "online.judge"))
         found: dict[str, str] = {}
         for name, key in named:
-            if name not in NO_METRICS:
+            if name not in NO_METRICS[key]:
                 found.setdefault(name, key)
         return found
 
