@@ -343,6 +343,19 @@ def test_without_the_shapes_block_a_run_names_its_own_data(config: Config) -> No
     check_config(config)  # a plain Diffusion-DPO training needs no pool
 
 
+def test_a_pool_is_wanted_where_prompts_are_taken_from_it(config: Config) -> None:
+    del config["shapes"]
+    change(config, "preferences.files", ["a.parquet"])
+    change(config, "evaluation.prompt_sets", {"mine": "a.txt"})
+    change(config, "iterations", 0)
+    config["online"] = {"method": "spo", "num_prompts": 8}
+    assert "key 'prompts.pool' is missing" in complaint(config)
+    change(config, "select_pairs.strategy", "spin")
+    check_config(config)  # of the human pairs' captions
+    config["online"]["num_prompts"] = config["preferences"]["num_pairs"] + 1
+    assert "prompts are the captions of the human pairs" in complaint(config)
+
+
 def test_null_removes_a_prompt_set_with_its_layout(config: Config) -> None:
     below = yaml.safe_load((ROOT / "config" / "sd15.yaml").read_text())
     sets = {"ours": "a.txt", "hpsv2": None, "pickapic": None}

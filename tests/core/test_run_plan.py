@@ -75,6 +75,14 @@ def test_an_online_method_names_its_judge_and_wants_prompts() -> None:
     assert "self" not in own_judge.metrics_in_use
 
 
+def test_the_captions_of_human_pairs_are_no_pool() -> None:
+    plan = world(
+        select_pairs=world().config["select_pairs"] | {"strategy": "spin"},
+        online={"method": "spo", "judge": "sharpness", "num_prompts": 8},
+    )
+    assert list(plan.pool_problems(0)) == []
+
+
 def test_a_run_that_its_guards_have_ended_has_fewer_iterations() -> None:
     plan = RunPlan(config=world().config, last=1)
     assert (plan.policies, plan.prompts_wanted) == (["base", "iter00", "iter01"], [140])
