@@ -317,6 +317,12 @@ def test_what_is_wrong_with_an_online_method_that_is_off_does_not_matter(config:
     assert check_config(config)["online"]["method"] == "none"
 
 
+@pytest.mark.parametrize("method", ["spo", "d3po"])
+def test_keys_of_ddpo_alone_do_not_matter_to_others(config: Config, method: str) -> None:
+    config["online"] = {"method": method, "prompt_buffer": 8}
+    assert check_config(config)["online"]["prompt_min_count"] == 16
+
+
 def test_an_online_methods_prompts_are_shared_equally(config: Config) -> None:
     config["online"] = {"method": "spo", "prompts_per_update": 3}
     config["execution"] |= {"training_gpus": 2}

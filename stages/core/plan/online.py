@@ -37,7 +37,7 @@ def online_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
             f"'online.prompts_per_update' is {online['prompts_per_update']}, no multiple of "
             f"'execution.training_gpus' = {gpus}; a round's prompts are shared equally"
         )
-    if method != "none" and online["prompt_min_count"] > online["prompt_buffer"] > 0:
+    if method == "ddpo" and online["prompt_min_count"] > online["prompt_buffer"] > 0:
         yield (
             f"'online.prompt_min_count' is {online['prompt_min_count']} and 'online.prompt_buffer' is "
             f"{online['prompt_buffer']}: a prompt would never have so many rewards; lower the first"
