@@ -17,6 +17,7 @@ from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.core.method.seeding import seed_of
+from stages.core.method.trajectories import ddim_schedule
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
@@ -91,6 +92,10 @@ def main(args: Args) -> None:
             folder=args.training.parent / "trackers",
         )
         model = load_model(args.model, device=processes.device)
+        model.check_online_method(args.settings.method)
+        ddim_schedule(
+            model, args.settings.num_inference_steps
+        )  # refused before prompts are encoded
         asked = read_prompts(model, args)
         run.rows_in = len(asked.prompts)
         run.rows_out = train_online_policy(

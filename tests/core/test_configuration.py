@@ -317,6 +317,12 @@ def test_what_is_wrong_with_an_online_method_that_is_off_does_not_matter(config:
     assert check_config(config)["online"]["method"] == "none"
 
 
+@pytest.mark.parametrize("method", ["spo", "d3po"])
+def test_keys_of_ddpo_alone_do_not_matter_to_others(config: Config, method: str) -> None:
+    config["online"] = {"method": method, "prompt_buffer": 8}
+    assert check_config(config)["online"]["prompt_min_count"] == 16
+
+
 def test_an_online_methods_prompts_are_shared_equally(config: Config) -> None:
     config["online"] = {"method": "spo", "prompts_per_update": 3}
     config["execution"] |= {"training_gpus": 2}
@@ -341,6 +347,19 @@ def test_without_the_shapes_block_a_run_names_its_own_data(config: Config) -> No
     change(config, "evaluation.prompt_sets", {"mine": "a.txt"})
     change(config, "iterations", 0)
     check_config(config)  # a plain Diffusion-DPO training needs no pool
+
+
+def test_a_pool_is_wanted_where_prompts_are_taken_from_it(config: Config) -> None:
+    del config["shapes"]
+    change(config, "preferences.files", ["a.parquet"])
+    change(config, "evaluation.prompt_sets", {"mine": "a.txt"})
+    change(config, "iterations", 0)
+    config["online"] = {"method": "spo", "num_prompts": 8}
+    assert "key 'prompts.pool' is missing" in complaint(config)
+    change(config, "select_pairs.strategy", "spin")
+    check_config(config)  # of the human pairs' captions
+    config["online"]["num_prompts"] = config["preferences"]["num_pairs"] + 1
+    assert "prompts are the captions of the human pairs" in complaint(config)
 
 
 def test_null_removes_a_prompt_set_with_its_layout(config: Config) -> None:

@@ -36,6 +36,7 @@ def test_the_list_is_what_the_adapter_offers(pipeline: str) -> None:
     assert offer["denoiser"] == adapter.denoiser_part
     assert tuple(offer["sampling.sampler"]) == adapter.samplers
     assert tuple(offer["export.policies"]) == adapter.exports
+    assert tuple(offer["online.method"]) == ("none", *adapter.online_methods)
     is_flow = issubclass(adapter, FlowModel)
     assert tuple(offer["training.weights"]) == (FLOW_WEIGHTS if is_flow else ("uniform",))
     assert set(offer["training.loss"]) <= set(get_args(LossName))
@@ -59,6 +60,7 @@ def test_every_family_is_listed_and_so_is_every_value() -> None:
     assert listed["sampling.sampler"] == set(
         properties["sampling"]["properties"]["sampler"]["enum"]
     )
+    assert listed["online.method"] == set(properties["online"]["properties"]["method"]["enum"])
     assert listed["score_candidates.weights"] == set(
         properties["score_candidates"]["properties"]["weights"]["enum"]
     )
@@ -82,6 +84,7 @@ def test_every_family_is_listed_and_so_is_every_value() -> None:
         ("stable-diffusion-3", "score_candidates", {"weights": "inverse_snr"}, "'inverse_snr' is not there"),
         ("stable-diffusion-3", "train_seed", {"embedded_guidance": 3.5}, "'train_seed.embedded_guidance': 3.5"),
         ("flux", "export", {"policies": ["lora-kohya"]}, "'lora-kohya' is not there for models of flux"),
+        ("sana", "online", {"method": "d3po"}, "'online.method': 'd3po' is not there for models of sana"),
         ("flux", "export", {"policies": ["single-file"]}, "which offer diffusers, lora-diffusers"),
     ],
 )  # fmt: skip
@@ -134,3 +137,8 @@ def test_the_presets_of_flow_pass_and_name_their_family(name: str) -> None:
     assert checked["model"]["family"] == {"sd35": "stable-diffusion-3", "flux": "flux"}[name]
     with pytest.raises(ConfigError, match="'train_seed.loss': 'mapo' is not there"):
         read_config(ROOT / "config" / f"{name}.yaml", ROOT / "config" / "overlays" / "mapo.yaml")
+    for method in ("spo", "ddpo"):
+        with pytest.raises(ConfigError, match=f"'online.method': '{method}' is not there .* none"):
+            read_config(
+                ROOT / "config" / f"{name}.yaml", ROOT / "config" / "overlays" / f"{method}.yaml"
+            )

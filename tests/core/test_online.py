@@ -35,7 +35,7 @@ from stages.core.training.online.transitions import Rollout, joined
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution
 from stages.metrics import load_scorer
-from tests.builders import CAPTIONS
+from tests.builders import CAPTIONS, LORA
 
 SETTINGS = OnlineSettings(
     method="spo",
@@ -361,6 +361,36 @@ def test_gaussian_steps_of_the_pool_are_those_of_the_schedule(
             spo.chains.schedule, found.number, torch.zeros_like(step.mean), found.before[:, side]
         )
         assert torch.equal(again.sigma, step.sigma)
+
+
+class Second(Processes):
+    """A process that is not the one that writes."""
+
+    is_main = property(lambda self: False)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [Processes, Second])
+def test_every_process_knows_when_the_next_state_is_due(
+    model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Processes]
+) -> None:
+    settings = replace(
+        SETTINGS, method="ddpo", rounds=5, prompts_per_update=1, candidates_per_prompt=2,
+        num_inference_steps=2, guidance_scale=1.0, batch_transitions=4, prompt_buffer=0,
+    )  # fmt: skip
+    asked = Asked(
+        prompts=[("p", CAPTIONS[0])], text=model.encode_text(CAPTIONS[:1]),
+        unconditional=model.unconditional(),
+    )  # fmt: skip
+    policy, reference = model.load_for_training(None, None, LORA, seed=0)
+    training = OnlineTraining(
+        model, policy, reference, Brightness(), asked, settings,
+        seed=1, work=tmp_path, identity="one", processes=kind(torch.device("cpu")),
+        execution=Execution(save_every=2), prompts_per_batch=1,
+    )  # fmt: skip
+    saved, save = [], training._save
+    monkeypatch.setattr(training, "_save", lambda: (saved.append(len(training.steps)), save()))
+    training.run()
+    assert saved == [2, 4]  # one step a round
 
 
 @pytest.mark.slow

@@ -75,6 +75,14 @@ def test_an_online_method_names_its_judge_and_wants_prompts() -> None:
     assert "self" not in own_judge.metrics_in_use
 
 
+def test_the_captions_of_human_pairs_are_no_pool() -> None:
+    plan = world(
+        select_pairs=world().config["select_pairs"] | {"strategy": "spin"},
+        online={"method": "spo", "judge": "sharpness", "num_prompts": 8},
+    )
+    assert list(plan.pool_problems(0)) == []
+
+
 def test_a_run_that_its_guards_have_ended_has_fewer_iterations() -> None:
     plan = RunPlan(config=world().config, last=1)
     assert (plan.policies, plan.prompts_wanted) == (["base", "iter00", "iter01"], [140])
@@ -153,6 +161,29 @@ def test_metrics_that_are_not_there_and_networks_without_weights() -> None:
     assert found[0].text == "there is no metric 'beauty'; expected one of total, net, clip"
     plan.config["metrics"] = {"clip": {"weights": "a"}, "net": {"weights": "b"}}
     assert keys(plan.metric_problems(known, networks, "clip")) == ["select_pairs.ranker"]
+
+
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        ("evaluation.metrics", "spm"),
+        ("evaluation.metrics", "self"),
+        ("evaluation.candidate_metric", "self"),
+        ("evaluation.candidate_metric", "auto"),
+        ("select_pairs.ranker", "spm"),
+        ("select_pairs.ranker", "perceptual"),
+        ("online.judge", "perceptual"),
+        ("online.judge", "auto"),
+    ],
+)
+def test_what_stands_for_no_metric_does_so_at_its_own_key_alone(key: str, word: str) -> None:
+    plan = world(online={"method": "spo", "judge": "self", "num_prompts": 4})
+    known = ["total", "caption_match", "appeal"]
+    assert list(plan.metric_problems(known, [], "perceptual")) == []
+    block, name = key.split(".")
+    plan.config[block][name] = ["total", word] if name == "metrics" else word
+    [problem] = plan.metric_problems(known, [], "perceptual")
+    assert str(problem).startswith(f"{key}: there is no metric '{word}'")
 
 
 def test_the_worlds_captions_are_counted_without_files() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ from stages.core.method.trajectories import (
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.models.families import load_model
+from stages.core.models.loading import ModelError
 from tests.builders import CAPTIONS, settings
-from tests.tiny_models import sd15
+from tests.tiny_models import SD15_SCHEDULER, sd15, with_scheduler
 
 SHAPE = (4, 8, 8)
 
@@ -224,7 +226,43 @@ def test_the_probabilities_of_a_chain_are_those_of_its_own_policy(
         assert (log_ratio(after, other, again) != 0).all()
 
 
-def test_an_ode_is_refused(model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(model), "sampler", lambda self, name: object())
-    with pytest.raises(ValueError, match="an ODE's steps have no probability"):
-        ddim_schedule(model, 4)
+@pytest.fixture(scope="module")
+def base_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sd15(tmp_path_factory.mktemp("scheduled"))
+
+
+def scheduled(base: Path, **changes: Any) -> DiffusionModel:
+    """A tiny SD1.5 with DDIM's config of these changes."""
+    config = SD15_SCHEDULER | {"_class_name": "DDIMScheduler"} | changes
+    return load_model(settings(with_scheduler(base, config)), device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps_offset": 0}, {"timestep_spacing": "linspace", "steps_offset": 0}]
+)
+def test_a_schedule_whose_last_step_has_no_noise_is_refused(
+    base_of_its_own: Path, changes: dict[str, Any]
+) -> None:
+    model = scheduled(base_of_its_own, **changes)
+    with pytest.raises(
+        ModelError, match="step at timestep 0, after which nothing .* steps_offset 1"
+    ):
+        ddim_schedule(model, 20)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps_offset": 1}, {"timestep_spacing": "trailing", "steps_offset": 0}]
+)
+def test_every_step_of_a_schedule_has_noise(base_of_its_own: Path, changes: dict[str, Any]) -> None:
+    schedule = ddim_schedule(scheduled(base_of_its_own, **changes), 20)
+    latents = random(1, 20)
+    step = gaussian_step(schedule, torch.arange(20), random(2, 20), latents)
+    assert (step.sigma > 0).all()
+    assert log_probability(latents, step).isfinite().all()
+
+
+def test_thresholding_is_refused(base_of_its_own: Path) -> None:
+    with pytest.raises(
+        ModelError, match="has thresholding, .*online methods need thresholding false"
+    ):
+        ddim_schedule(scheduled(base_of_its_own, thresholding=True), 4)

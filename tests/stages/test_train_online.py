@@ -22,12 +22,15 @@ from stages.core.artifacts.provenance import ArtifactError, policy_digest
 from stages.core.errors import UserError
 from stages.core.execution.stopping import STOP, Stopped
 from stages.core.models.adapter import DiffusionModel
+from stages.core.models.loading import ModelError
 from stages.core.models.policy import Policy
-from stages.core.training.held_out import HeldOutFiles
+from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress
 from stages.core.training.loop import TrainingError
 from stages.core.training.online.judges import ImageJudge
 from stages.core.training.online.settings import JudgeSettings, OnlineSettings
+from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution
+from tests import flow_models
 from tests.builders import FULL, LORA, read_rows, settings
 from tests.failing_model import Interrupted
 from tests.stages.test_processes import words
@@ -241,6 +244,18 @@ def test_a_training_that_is_asked_to_stop_saves_its_last_whole_round(
     ]
 
 
+def test_a_training_that_is_stopped_before_its_first_step_does_not_claim_a_state(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = make("early", prompts_per_batch=1)
+    monkeypatch.setattr(STOP, "is_asked", False)
+    monkeypatch.setattr(ImageJudge, "__call__", Counted(1, STOP.ask).patched())
+    with pytest.raises(Stopped, match="nothing had been trained, so nothing is saved"):
+        train_online.main(args)
+    monkeypatch.setattr(STOP, "is_asked", False)
+    assert not (args.work / "state.json").exists()
+
+
 def test_micro_batches_and_checkpointing_change_only_the_rounding(make: Make) -> None:
     plain = make("plain")
     small = make("small", execution=Execution(micro_batch_pairs=1, gradient_checkpointing=True))
@@ -251,6 +266,33 @@ def test_micro_batches_and_checkpointing_change_only_the_rounding(make: Make) ->
     ):
         for name, value in other.items():
             assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+
+
+def test_held_out_pairs_are_scored_in_batches_no_larger_than_a_micro_batch(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, score = [], HeldOut.score
+
+    def seen(held_out: HeldOut, *words: Any, **more: Any) -> Progress:
+        sizes.append(held_out.rows_per_batch)
+        return score(held_out, *words, **more)
+
+    monkeypatch.setattr(HeldOut, "score", seen)
+    train_online.main(
+        make("small", replace(SPO, rounds=1), execution=Execution(micro_batch_pairs=1))
+    )
+    assert sizes == [1, 1]
+
+
+def test_trackers_are_sent_numbers_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, float]] = []
+    monkeypatch.setattr(Processes, "track", lambda self, values, step: sent.append(values))
+    train_online.main(make("tracked", replace(SPO, rounds=1)))
+    curve = [values for values in sent if "held_out/accuracy" in values]
+    assert [sorted(values) for values in curve] == [
+        [f"held_out/{n}" for n in ("accuracy", "log_loss", "logit", "loser_error", "winner_error")]
+    ]
+    assert all(isinstance(value, int | float) for values in sent for value in values.values())
 
 
 def start(args: train_online.Args, processes: int) -> subprocess.Popen[str]:
@@ -321,6 +363,36 @@ def test_bad_input_is_refused_with_what_to_do(
     with pytest.raises(UserError, match=message):
         train_online.main(args)
     assert not args.output.exists()
+
+
+def test_a_model_of_flow_matching_is_refused_before_anything_is_encoded(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_online, "read_prompts", None)
+    args = make("flow", model=settings(flow_models.sana(tmp_path / "sana")))
+    with pytest.raises(
+        ModelError, match="online.method is 'spo', which is not there for models of sana"
+    ):
+        train_online.main(args)
+
+
+def test_the_final_policy_is_scored_also_after_a_last_round_without_a_clear_comparison(
+    make: Make, monkeypatch: pytest.MonkeyPatch, held_out: HeldOutFiles
+) -> None:
+    args = make("late", replace(SPO, rounds=2), held_out=replace(held_out, every_steps=100))
+    call, calls = ImageJudge.__call__, []
+
+    def judged(judge: ImageJudge, *words: Any, **more: Any) -> Any:
+        calls.append(1)
+        scores = call(judge, *words, **more)
+        return scores if len(calls) <= 2 else np.zeros_like(scores)  # two comparisons a round
+
+    monkeypatch.setattr(ImageJudge, "__call__", judged)
+    train_online.main(args)
+    steps = read_rows(args.training)
+    assert {row["round"] for row in steps} == {1}
+    assert {row["round"] for row in read_rows(args.transitions)} == {1, 2}
+    assert [row["step"] for row in read_rows(args.held_out_curve)] == [0, len(steps)]
 
 
 def test_a_judge_that_prefers_nothing_clearly_trains_nothing_and_says_so(make: Make) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core.method.noising import generator
+from stages.core.models.loading import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,24 +62,33 @@ def ddim_schedule(model: DiffusionModel, num_inference_steps: int) -> Schedule:
     """The steps of DDIM on a model's own noise schedule, on the CPU, in float64.
 
     After the last step the latents are as clean as those of timestep 0, and not entirely: the last step is
-    Gaussian like the others. ValueError for a model whose sampler has no such steps.
+    Gaussian like the others. ModelError for a model whose sampler has no such steps, or whose schedule ends
+    where nothing is left to denoise: its last step would have no noise, and so no density.
     Differs from diffusers: its last step has no noise where the config has set_alpha_to_one. The published
     code of DDPO and SPO does as this.
     """
     scheduler = model.sampler("ddim")
-    if not isinstance(scheduler, DDIMScheduler) or scheduler.config.thresholding:
-        raise ValueError(
-            f"{model.base}: its steps are not those of DDIM without thresholding; an ODE's steps have no "
-            "probability"
+    if scheduler.config.thresholding:
+        raise ModelError(
+            f"{model.base}: scheduler/scheduler_config.json has thresholding, by which a step is not DDIM's and its "
+            "probability is not known; online methods need thresholding false"
         )
     scheduler.set_timesteps(num_inference_steps)
     kept = scheduler.alphas_cumprod.double()
     timesteps = scheduler.timesteps.long()
-    after = timesteps - model.num_timesteps // num_inference_steps
+    after = (timesteps - model.num_timesteps // num_inference_steps).clamp(min=0)
+    is_still = kept[after] <= kept[timesteps]
+    if is_still.any():
+        raise ModelError(
+            f"{model.base}: scheduler/scheduler_config.json has timestep_spacing "
+            f"{scheduler.config.timestep_spacing!r} and steps_offset {scheduler.config.steps_offset}, by which "
+            f"num_inference_steps = {num_inference_steps} take a step at timestep {int(timesteps[is_still][0])}, after "
+            "which nothing is left to denoise; online methods need steps_offset 1 or trailing spacing"
+        )
     return Schedule(
         timesteps=timesteps,
         signal=kept[timesteps],
-        signal_after=kept[after.clamp(min=0)],
+        signal_after=kept[after],
         prediction_type=str(scheduler.config.prediction_type),
         clip=float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else None,
     )

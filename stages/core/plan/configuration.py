@@ -290,9 +290,9 @@ def _nearest(key: str, known: dict[str, Any]) -> str:
 
 
 def needs_pool(config: Config) -> bool:
-    """Whether prompts are taken from the pool: by iterations, save of people's own captions, or by `online`."""
+    """Whether iterations or the online method take prompts, and not people's own captions, as with 'spin'."""
     is_own = config["select_pairs"]["strategy"] == "spin"
-    return bool(config["iterations"] and not is_own) or config["online"]["method"] != "none"
+    return not is_own and bool(config["iterations"] or config["online"]["method"] != "none")
 
 
 def _check_together(config: Config) -> Iterator[str]:

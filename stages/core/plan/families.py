@@ -47,7 +47,7 @@ def mistakes(config: Mapping[str, Any], family: str) -> Iterator[tuple[str, str]
         if not name or offered is None:
             continue
         for place in TRAININGS if block == "training" else (block,):
-            found = config[place].get(name)
+            found = config.get(place, {}).get(name)
             asked = found if isinstance(found, list) else [] if found is None else [found]
             if key == "export.policies" and not is_lora:  # without a LoRA none is written
                 asked = [kind for kind in asked if not kind.startswith("lora-")]

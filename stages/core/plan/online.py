@@ -20,6 +20,13 @@ def online_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
             f"'online.divert_step' is {online['divert_step']} and 'online.num_inference_steps' is {steps}: there "
             "would be no pool of candidates; lower the first"
         )
+    captions = config["preferences"]["num_pairs"]
+    is_own = config["select_pairs"]["strategy"] == "spin"
+    if method != "none" and is_own and captions is not None and online["num_prompts"] > captions:
+        yield (
+            f"'online.num_prompts' is {online['num_prompts']}, but with the strategy 'spin' prompts are the captions of "
+            f"the human pairs, of which 'preferences.num_pairs' = {captions}; lower the first"
+        )
     if method == "ddpo" and online["batch_transitions"] % steps:
         yield (
             f"'online.batch_transitions' is {online['batch_transitions']}, no multiple of "
@@ -30,7 +37,7 @@ def online_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
             f"'online.prompts_per_update' is {online['prompts_per_update']}, no multiple of "
             f"'execution.training_gpus' = {gpus}; a round's prompts are shared equally"
         )
-    if method != "none" and online["prompt_min_count"] > online["prompt_buffer"] > 0:
+    if method == "ddpo" and online["prompt_min_count"] > online["prompt_buffer"] > 0:
         yield (
             f"'online.prompt_min_count' is {online['prompt_min_count']} and 'online.prompt_buffer' is "
             f"{online['prompt_buffer']}: a prompt would never have so many rewards; lower the first"

@@ -15,8 +15,14 @@ from typing import Any
 from stages.core.plan.families import families, family_of, mistakes
 from stages.core.plan.flags import word_problem
 
-NO_METRICS = (None, "self", "spm", "auto", "perceptual")
-"""What stands for no metric where the config may name one."""
+NO_METRICS: Mapping[str, tuple[str | None, ...]] = {
+    "evaluation.metrics": (),
+    "evaluation.candidate_metric": (None,),
+    "select_pairs.ranker": ("self",),
+    "evaluation.diversity_features": ("auto", "perceptual"),
+    "online.judge": ("self", "spm"),
+}
+"""What stands for no metric where the config may name one, by the key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +107,7 @@ class RunPlan:
             named.append((self.config["online"]["judge"], "online.judge"))
         found: dict[str, str] = {}
         for name, key in named:
-            if name not in NO_METRICS:
+            if name not in NO_METRICS[key]:
                 found.setdefault(name, key)
         return found
 
@@ -214,9 +220,12 @@ class RunPlan:
                 yield Problem(key=f"metrics.{name}.weights", text=text)
 
     def pool_problems(self, num_free: int) -> Iterator[Problem]:
-        """Whether a pool is too small that has so many prompts for the iterations."""
+        """Whether a pool is too small that has so many prompts for the iterations and the online method."""
         wanted = self.prompts_wanted
-        is_own = self.config["select_pairs"]["strategy"] == "spin"  # the captions of human pairs
+        if (
+            self.config["select_pairs"]["strategy"] == "spin"
+        ):  # its prompts are the human pairs' captions
+            return
         source = "the pool of the embedded world" if self.is_world else "prompts.pool"
         remedy = "lower shapes.num_seed_captions" if self.is_world else "add files to prompts.pool"
         online = self.config["online"]["num_prompts"] if self.is_online else 0
@@ -226,7 +235,7 @@ class RunPlan:
                 text=f"{online:,} different prompts are wanted, but {source} has only {max(num_free, 0):,} that "
                 f"can be used and that no evaluation set holds: lower online.num_prompts, or {remedy}",
             )
-        if is_own or num_free >= sum(wanted):
+        if num_free >= sum(wanted):
             return
         yield Problem(
             key="prompts.per_iteration",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -154,6 +154,13 @@ class HeldOut:
         return PairErrors(
             *(torch.cat([getattr(e, part.name) for e in found]) for part in fields(PairErrors))
         )
+
+
+def within(held_out: HeldOut | None, micro_batch_pairs: int | None) -> HeldOut | None:
+    """Scored in batches no larger than those trained on, which are known to fit."""
+    if held_out is None or micro_batch_pairs is None:
+        return held_out
+    return replace(held_out, rows_per_batch=min(held_out.rows_per_batch, micro_batch_pairs))
 
 
 def kept_step(curve: list[Progress]) -> int:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,7 +27,7 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.policies.encoding import EncodedPairs
 from stages.core.training.early_stopping import KeptWeights
-from stages.core.training.held_out import HeldOut, Progress, kept_step, scores_of
+from stages.core.training.held_out import HeldOut, Progress, kept_step, scores_of, within
 from stages.core.training.optimizers import make_optimizer
 from stages.core.training.pair_losses import batch_loss, pair_errors
 from stages.core.training.processes import Processes
@@ -88,7 +88,7 @@ class Training:
         self.model, self.policy, self.reference = model, policy, reference
         self.pairs, self.settings, self.seed = pairs, settings, seed
         self.processes, self.execution = processes, execution
-        self.held_out = _within(held_out, execution.micro_batch_pairs)
+        self.held_out = within(held_out, execution.micro_batch_pairs)
         self.parameters = policy.trainable()
         self.optimizer = make_optimizer(
             settings.optimizer,
@@ -316,13 +316,6 @@ def _refuse_unscored_stop(settings: TrainingSettings, held_out: HeldOut | None) 
             "stop_after_no_gain keeps weights that were scored, ema_decay an average that was not; "
             "set one of them to 0"
         )
-
-
-def _within(held_out: HeldOut | None, micro_batch_pairs: int | None) -> HeldOut | None:
-    """Scored in batches no larger than those trained on, which are known to fit."""
-    if held_out is None or micro_batch_pairs is None:
-        return held_out
-    return replace(held_out, rows_per_batch=min(held_out.rows_per_batch, micro_batch_pairs))
 
 
 def _learning_rate(step: int, total: int, settings: TrainingSettings) -> float:

@@ -20,7 +20,7 @@ from stages.core.method.trajectories import Chains, ddim_schedule
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.training.early_stopping import KeptWeights
-from stages.core.training.held_out import HeldOut, Progress
+from stages.core.training.held_out import HeldOut, Progress, within
 from stages.core.training.loop import FIRST_SCALE, TrainingError
 from stages.core.training.online.batches import batches
 from stages.core.training.online.judges import StepJudge
@@ -84,7 +84,8 @@ class OnlineTraining:
         """Where a saved state of the same identity stands, else before the first round."""
         self.model, self.policy, self.reference = model, policy, reference
         self.asked, self.settings, self.seed = asked, settings, seed
-        self.processes, self.execution, self.held_out = processes, execution, held_out
+        self.processes, self.execution = processes, execution
+        self.held_out = within(held_out, execution.micro_batch_pairs)
         self.sampled = Rounds(
             judge, asked, settings,
             seed=seed, folder=work / "rounds", processes=processes,
@@ -153,7 +154,7 @@ class OnlineTraining:
             self.done = number
             if not len(shown.transitions):
                 log.warning("round %d: no comparison was clear, nothing was trained", number)
-            if self.held_out is not None and len(self.steps) > before:
+            if self.held_out is not None:
                 self._score_if_due(self.held_out, before, is_last=number == self.settings.rounds)
             if number == self.settings.rounds:
                 return
@@ -254,7 +255,8 @@ class OnlineTraining:
 
     def _score_if_due(self, held_out: HeldOut, before: int, *, is_last: bool) -> None:
         every = held_out.every_steps
-        if is_last or len(self.steps) // every > before // every:
+        is_scored = self.curve[-1].step == len(self.steps)
+        if not is_scored and (is_last or len(self.steps) // every > before // every):
             self._score(held_out)
 
     def _score(self, held_out: HeldOut) -> None:
@@ -265,7 +267,7 @@ class OnlineTraining:
         )
         self.curve.append(point)
         if number:
-            measures = {f"held_out/{name}": value for name, value in asdict(point).items()}
+            measures = {f"held_out/{name}": value for name, value in point.measures.items()}
             self.processes.track(measures, number)
 
     # What is kept on disk
@@ -276,6 +278,7 @@ class OnlineTraining:
                 [asdict(step) for step in self.steps], [asdict(point) for point in self.curve]
             )
         self.processes.wait()
+        self.state.saved_step = len(self.steps)  # in all: each asks when the next state is due
         self.saved_at = time.monotonic()
 
     def _is_due(self) -> bool:
@@ -292,8 +295,11 @@ class OnlineTraining:
 
     def _stop(self) -> NoReturn:
         """Between rounds, or while one is sampled: the weights are those of the last whole round."""
-        if self.steps:
-            self._save()
+        if not self.steps:
+            raise Stopped(
+                "nothing had been trained, so nothing is saved: started again, it begins anew"
+            )
+        self._save()
         raise Stopped(
             f"the training's state of step {len(self.steps)} is saved in {self.state.folder}"
         )
