@@ -24,7 +24,7 @@ from stages.core.models.conditioning import Conditioning
 from stages.core.policies.loading import load_judge
 from stages.core.training.online.settings import JudgeSettings, OnlineSettings
 
-Clean = Float[Tensor, "prompt candidate channel height width"]
+Clean = Float[Tensor, "prompt candidate ..."]
 Scores = Float[np.ndarray, "prompt candidate"]
 ScoreImages = Callable[..., np.ndarray]
 """Called with images (8-bit), prompts and, if it wants it, timestep; one score an image."""
@@ -84,7 +84,7 @@ class SelfJudge(StepJudge):
 
     def _of_prompt(
         self,
-        latents: Float[Tensor, "candidate channel height width"],
+        latents: Float[Tensor, "candidate ..."],
         text: Conditioning,
         seed: int,
     ) -> Float[np.ndarray, " candidate"]:
