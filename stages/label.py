@@ -92,8 +92,10 @@ class Args:
     """With --base: precision of the networks that make images."""
     images_per_prompt: int | None = None
     """With --base: images of each prompt; None is as many as --show."""
-    sampler: Literal["ddpm", "ddim"] = "ddim"
-    """With --base: the sampler."""
+    image_size: tuple[int, int] | None = None
+    """With --base: height and width in pixels of what it makes and judges; None is its own size."""
+    sampler: Literal["ddpm", "ddim", "euler", "euler_stochastic", "dpm"] = "ddim"
+    """With --base: the sampler. Models of flow matching have euler and euler_stochastic, Sana also dpm."""
     num_inference_steps: int = 30
     """With --base: sampler steps."""
     guidance_scale: float = 7.5
@@ -201,7 +203,8 @@ def chooser_of(args: Args, gallery: Gallery, pairs: Sequence[Pair]) -> Chooser |
     from stages.core.policies.judging import Judging
 
     judging = Judging(
-        model=ModelSettings(base=args.base, dtype=args.judge_dtype), policy=args.judge,
+        model=ModelSettings(base=args.base, dtype=args.judge_dtype, image_size=args.image_size),
+        policy=args.judge,
         reference=args.judge_reference, record=args.judge_record, num_draws=args.num_draws,
         seed=args.seed, rewards_by=args.rewards_by, draw_law=args.draw_law,
         embedded_guidance=args.embedded_guidance,
@@ -225,7 +228,7 @@ def make_images(args: Args) -> None:
     assert args.prompts is not None
     assert args.base is not None
     sampling = Sampling(
-        model=ModelSettings(base=args.base, dtype=args.dtype),
+        model=ModelSettings(base=args.base, dtype=args.dtype, image_size=args.image_size),
         policy=args.policy or BASE,
         images_per_prompt=args.images_per_prompt or args.show,
         sampler=args.sampler,
