@@ -68,6 +68,14 @@ class Args:
     judge_record: Path | None = None
     """The record that a run has fitted to that policy (evaluation/judges/*.json); without one all timesteps
     count alike."""
+    judge_dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Precision of the networks that judge. In half precision --rewards-by difference is mostly rounding."""
+    rewards_by: Literal["difference", "secant", "derivative"] = "difference"
+    """How the judge's reward is had: of two errors, or 'secant' or 'derivative', for which half precision suffices."""
+    draw_law: Literal["uniform", "logit_normal"] = "uniform"
+    """How the judge's timesteps are drawn; as the run that fitted --judge-record draws them."""
+    embedded_guidance: float = 1.0
+    """The guidance that FLUX.1-dev is told where it judges."""
     num_draws: int = 10
     """Draws of timestep and noise by which an image is judged (paper: 10)."""
     show: Literal[2, 3, 4] = 2
@@ -81,11 +89,13 @@ class Args:
     policy: str | None = None
     """With --base: a policy folder that samples instead of the model itself."""
     dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """With --base: precision of the networks, of the judge too."""
+    """With --base: precision of the networks that make images."""
     images_per_prompt: int | None = None
     """With --base: images of each prompt; None is as many as --show."""
-    sampler: Literal["ddpm", "ddim"] = "ddim"
-    """With --base: the sampler."""
+    image_size: tuple[int, int] | None = None
+    """With --base: height and width in pixels of what it makes and judges; None is its own size."""
+    sampler: Literal["ddpm", "ddim", "euler", "euler_stochastic", "dpm"] = "ddim"
+    """With --base: the sampler. Models of flow matching have euler and euler_stochastic, Sana also dpm."""
     num_inference_steps: int = 30
     """With --base: sampler steps."""
     guidance_scale: float = 7.5
@@ -193,9 +203,11 @@ def chooser_of(args: Args, gallery: Gallery, pairs: Sequence[Pair]) -> Chooser |
     from stages.core.policies.judging import Judging
 
     judging = Judging(
-        model=ModelSettings(base=args.base, dtype=args.dtype), policy=args.judge,
+        model=ModelSettings(base=args.base, dtype=args.judge_dtype, image_size=args.image_size),
+        policy=args.judge,
         reference=args.judge_reference, record=args.judge_record, num_draws=args.num_draws,
-        seed=args.seed,
+        seed=args.seed, rewards_by=args.rewards_by, draw_law=args.draw_law,
+        embedded_guidance=args.embedded_guidance,
     )  # fmt: skip
     return judge_images(args.labels / JUDGED, gallery, pairs, judging, threads=args.threads)
 
@@ -216,7 +228,7 @@ def make_images(args: Args) -> None:
     assert args.prompts is not None
     assert args.base is not None
     sampling = Sampling(
-        model=ModelSettings(base=args.base, dtype=args.dtype),
+        model=ModelSettings(base=args.base, dtype=args.dtype, image_size=args.image_size),
         policy=args.policy or BASE,
         images_per_prompt=args.images_per_prompt or args.show,
         sampler=args.sampler,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.core.errors import UserError
-from stages.core.method.noising import reward_draws
+from stages.core.method.noising import DrawLaw, reward_draws
 from stages.core.method.scoring import Difference, draw_errors
 from stages.core.method.trajectories import (
     Chains,
@@ -24,8 +24,10 @@ from stages.core.method.trajectories import (
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
+from stages.core.models.families import load_model, use_arithmetic
+from stages.core.policies.loading import RewardsBy, load_judge
 from stages.core.training.online.batches import batches
-from stages.core.training.online.judges import ImageJudge, SelfJudge, StepJudge
+from stages.core.training.online.judges import ImageJudge, SelfJudge, StepJudge, load_self_judge
 from stages.core.training.online.loop import OnlineTraining
 from stages.core.training.online.losses import Learner
 from stages.core.training.online.rollouts import Prompt, Sampler
@@ -36,6 +38,7 @@ from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution
 from stages.metrics import load_scorer
 from tests.builders import CAPTIONS, LORA
+from tests.builders import settings as of_base
 
 SETTINGS = OnlineSettings(
     method="spo",
@@ -283,6 +286,45 @@ def test_the_self_judge_is_the_implicit_reward_on_shared_draws_in_log_odds(
         errors = draw_errors(model, both, clean[place], one, draws)
         gain = (errors.reference - errors.policy).double().mean(dim=1)
         assert found[place].tolist() == pytest.approx((2500 * gain).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rewards_by", "law"), [("float32", "difference", "uniform"), ("float16", "secant", "logit_normal")]
+)  # fmt: skip
+def test_the_self_judge_of_a_model_in_half_precision_judges_as_candidates_are_scored(
+    tiny_base: str, other_policy: Path, dtype: Any, rewards_by: RewardsBy, law: DrawLaw
+) -> None:
+    trained = load_model(of_base(tiny_base, "bfloat16"), device=torch.device("cpu"))
+    settings = JudgeSettings(
+        name="self", policy=str(other_policy), num_draws=3, dtype=dtype, rewards_by=rewards_by, draw_law=law
+    )  # fmt: skip
+    judge = load_self_judge(trained, settings, SETTINGS)
+    clean = torch.randn((1, 3, *trained.latents_shape), generator=torch.Generator().manual_seed(1))
+    text = trained.encode_text(CAPTIONS[:1])
+    found = judge(clean, CAPTIONS[:1], text, timestep=500, seeds=[7])
+
+    scoring = load_model(of_base(tiny_base, dtype), device=torch.device("cpu"))
+    draws = reward_draws(
+        7, num_draws=3, num_timesteps=1000, latents_shape=scoring.latents_shape, law=law
+    )
+    told = Conditioning({"text": text["text"].to(scoring.dtype)})
+    by = load_judge(scoring, str(other_policy), "base", rewards_by)
+    errors = draw_errors(scoring, by, clean[0], told, draws)
+    gain = (errors.reference - errors.policy).double().mean(dim=1)
+    assert found[0].tolist() == pytest.approx((SETTINGS.dpo_beta / 2 * gain).tolist(), rel=1e-5)
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_the_self_judge_shares_a_model_of_its_precision_and_leaves_its_arithmetic(
+    model: DiffusionModel, tiny_base: str, other_policy: Path
+) -> None:
+    plain = JudgeSettings(name="self", policy=str(other_policy))
+    assert load_self_judge(model, plain, SETTINGS).model is model
+    trained = load_model(of_base(tiny_base, "tf32"), device=torch.device("cpu"))
+    judge = load_self_judge(trained, replace(plain, dtype="float32"), SETTINGS)
+    assert (judge.model.source.settings.dtype, trained.source.settings.dtype) == ("float32", "tf32")
+    assert torch.backends.cudnn.allow_tf32  # the training goes on as it was
+    use_arithmetic(model.source.settings)
 
 
 def test_a_metric_judges_the_decoded_estimates_in_their_order(model: DiffusionModel) -> None:

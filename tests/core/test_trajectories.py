@@ -172,6 +172,26 @@ def chains(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("shape", [(64, 4), (4, 2, 4, 8)])
+def test_latents_of_any_rank_take_the_same_steps(
+    published: DiffusionModel, shape: tuple[int, ...]
+) -> None:
+    schedule = ddim_schedule(published, 20)
+    numbers = torch.tensor([0, 11, 19])
+    images = [random(seed) for seed in (1, 2, 3, 4)]
+    others = [latents.reshape(3, *shape) for latents in images]
+
+    def measured(latents: list[Tensor]) -> list[Tensor]:
+        sample, prediction, other, after = latents
+        step = gaussian_step(schedule, numbers, prediction, sample)
+        reference = gaussian_step(schedule, numbers, other, sample)
+        return [step.mean.flatten(start_dim=1), step.sigma, log_probability(after, step),
+                log_ratio(after, step, reference)]  # fmt: skip
+
+    for found, expected in zip(measured(others), measured(images), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_a_chain_is_diffusers_pipeline_with_ddim_and_eta_1(
     model: DiffusionModel, base_denoiser: Denoiser, tiny_base: str, guidance_scale: float

@@ -8,26 +8,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import binomtest
 
 from stages import label
+from stages.core.artifacts.images import decode_image, to_model_input
 from stages.core.artifacts.judges import JudgeRecord, facts_of
 from stages.core.artifacts.provenance import policy_digest
 from stages.core.artifacts.schemas import JUDGED_IMAGES
-from stages.core.artifacts.tables import read_table
+from stages.core.artifacts.tables import read_metadata, read_table
 from stages.core.data.prompts import prompt_id
 from stages.core.errors import UserError
 from stages.core.labelling.choosing import Chooser, Judged, distances, far_view
 from stages.core.labelling.export import write_labels
 from stages.core.labelling.pairs import Pair
 from stages.core.method.noising import reward_draws
+from stages.core.method.scoring import draw_errors
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
+from stages.core.models.families import load_model
 from stages.core.models.policy import Policy
 from stages.core.pages.journal import read_journal
-from tests.builders import CAPTIONS, encoded, picture, read_rows, write_rows
+from stages.core.policies.loading import load_judge
+from tests.builders import CAPTIONS, encoded, picture, read_rows, settings, write_rows
 from tests.labelling.builders import answer_all, open_desk, write_images
 from tests.labelling.test_export import imported
 from tests.labelling.test_pairs import pairs, prompts
@@ -216,10 +221,6 @@ def rewards_by_hand(
     model: DiffusionModel, policy: Path, prompt: str, image: bytes, weights: list[float]
 ) -> float:
     """Weighted mean over draws of the base's error less the policy's, one draw at a time."""
-    import torch
-
-    from stages.core.artifacts.images import decode_image, to_model_input
-
     draws = reward_draws(
         seed_of(0, "label", prompt_id(prompt)), num_draws=3, num_timesteps=model.num_timesteps,
         latents_shape=model.latents_shape,
@@ -275,6 +276,42 @@ def test_a_policy_judges_the_images_once_and_by_its_record(
     (images / "prompt-000" / "0.png").write_bytes(encoded(picture(CAPTIONS[7]), "PNG"))
     label.main(args(tmp_path, tiny_base, other_policy, judge_record=record))
     assert table.stat().st_mtime_ns != made
+
+
+def test_the_judge_has_its_own_precision_and_rewards_as_the_run_had_them(
+    tmp_path: Path, tiny_base: str, other_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label, "serve", lambda app, **_: None)
+    images = write_images(tmp_path / "images", 3)
+    table = tmp_path / "labels" / label.JUDGED
+    label.main(args(tmp_path, tiny_base, other_policy, dtype="float16"))
+    arguments = read_metadata(table)["arguments"]
+    assert arguments["model"]["dtype"] == "float32"  # --dtype is of images that are made
+    assert not {"rewards_by", "draw_law", "embedded_guidance"} & set(arguments)
+    label.main(
+        args(tmp_path, tiny_base, other_policy, judge_dtype="float16", rewards_by="secant", draw_law="logit_normal")
+    )  # fmt: skip
+    half = load_model(settings(tiny_base, "float16"), device=torch.device("cpu"))
+    judge = load_judge(half, str(other_policy), "base", "secant")
+    for row in read_table(table, JUDGED_IMAGES).to_pylist():
+        draws = reward_draws(
+            seed_of(0, "label", prompt_id(row["prompt"])), num_draws=3, num_timesteps=half.num_timesteps,
+            latents_shape=half.latents_shape, law="logit_normal",
+        )  # fmt: skip
+        image = decode_image((images / row["image_name"]).read_bytes())
+        latents = half.encode_images(torch.from_numpy(to_model_input([image], half.image_size)))
+        errors = draw_errors(half, judge, latents, half.encode_text([row["prompt"]]), draws)
+        gain = (errors.reference - errors.policy).double().mean()
+        # Three images judged together are rounded otherwise than one.
+        assert row["reward"] == pytest.approx(float(gain), rel=0.05)
+
+
+def test_a_judge_is_told_the_guidance_that_is_asked_for(
+    tmp_path: Path, tiny_base: str, other_policy: Path
+) -> None:
+    write_images(tmp_path / "images", 3)
+    with pytest.raises(UserError, match="embedded_guidance is 3.5, but models of"):
+        label.main(args(tmp_path, tiny_base, other_policy, embedded_guidance=3.5))
 
 
 def test_the_record_of_another_policy_and_flags_that_miss_something_are_refused(

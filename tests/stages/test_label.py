@@ -18,13 +18,16 @@ from threading import Timer
 from typing import Any
 
 import pytest
+import tyro
 
 from stages import label
+from stages.core.artifacts.images import decode_image
 from stages.core.artifacts.schemas import CANDIDATES
 from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
 from stages.core.labelling.answers import CHOICES, RANKING_CHOICES
 from stages.core.pages.journal import Journal, read_journal, standing
+from tests import flow_models
 from tests.builders import CAPTIONS, read_rows
 from tests.labelling.builders import answer_all, open_desk, write_images
 from tests.labelling.servers import Person, serving
@@ -238,6 +241,21 @@ def sampling(tmp_path: Path, base: str, **more: Any) -> label.Args:
         "num_inference_steps": 2,
     }
     return args(tmp_path, **{**given, **more})
+
+
+def test_a_flow_model_makes_images_of_the_size_that_is_asked_for(
+    tmp_path: Path, no_server: Callable[[], int]
+) -> None:
+    base = flow_models.sd3(tmp_path / "sd3", has_t5=False)
+    (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS[:3]))
+    flags = ("--prompts", str(tmp_path / "prompts.txt"), "--base", str(base), "--labels", str(tmp_path / "labels"),
+             "--sampler", "euler", "--image-size", "32", "64", "--num-inference-steps", "2", "--port", "0",
+             "--no-open-browser")  # fmt: skip
+    label.main(tyro.cli(label.Args, args=flags))
+    rows = read_table(tmp_path / "labels" / label.SAMPLED, CANDIDATES).to_pylist()
+    assert len(rows) == 6
+    assert {decode_image(row["image"]["bytes"]).size for row in rows} == {(64, 32)}
+    assert no_server() == 1
 
 
 def test_prompts_and_a_model_make_the_images_once(

@@ -282,3 +282,20 @@ def test_spin_samples_the_captions_of_the_human_pairs_and_lists_are_trained_on_a
     assert "--strategy listwise" in text
     assert "--listwise" in text
     assert "--listwise" not in Project(tmp_path).call(*flags).stdout
+
+
+def test_an_online_judge_has_its_rewards_as_the_candidates_have_theirs(tmp_path: Path) -> None:
+    flags = ("--dry-run", "--printshellcmds")
+    online = {
+        "online": {"method": "spo", "judge": "self", "num_prompts": 4, "prompts_per_update": 4}
+    }
+    plain = Project(tmp_path).call(*flags, config=online).stdout
+    line = next(line for line in plain.splitlines() if "stages.train_online" in line)
+    told = ("--judge.dtype", "--judge.rewards-by", "--judge.draw-law", "--judge.embedded-guidance")
+    assert "--judge.name self" in line
+    assert not any(flag in line for flag in told)
+    scoring = {"dtype": "float16", "rewards_by": "secant", "draw_law": "logit_normal"}
+    text = Project(tmp_path).call(*flags, config=online | {"score_candidates": scoring}).stdout
+    line = next(line for line in text.splitlines() if "stages.train_online" in line)
+    for words in ("dtype float16", "rewards-by secant", "draw-law logit_normal"):
+        assert f"--judge.{words}" in line

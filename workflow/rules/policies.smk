@@ -184,12 +184,17 @@ def online_settings():
 
 
 def online_judge(wildcards, input):
-    """Param: who judges, as flags."""
+    """Param: who judges, as flags; an implicit reward as the candidates' is had, by which its weights were fitted."""
     online = config["online"]
     values = {"name": online["judge"]}
     if online["judge"] == "self":
         values["policy"] = folder(input.judge)
         values["num_draws"] = online["judge_draws"]
+        values |= DRAWING
+        if config["score_candidates"]["rewards_by"] != "difference":
+            values["rewards_by"] = config["score_candidates"]["rewards_by"]
+        if JUDGING["dtype"] != config["model"]["dtype"]:
+            values["dtype"] = JUDGING["dtype"]
         if HAS_JUDGE:
             values["record"] = input.record[0]
     else:

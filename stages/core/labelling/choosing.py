@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
@@ -121,8 +121,11 @@ def judge_images(
         places.setdefault(pair.prompt, {}).update({place.name: place for place in pair.places})
     of_prompts = {prompt: list(named.values()) for prompt, named in places.items()}
     names = [place.name for some in of_prompts.values() for place in some]
+    # What is left at its default is not told: a new setting makes no table anew.
+    told = {each.name for each in fields(judging) if getattr(judging, each.name) != each.default}
     arguments = json.loads(json.dumps(
-        asdict(judging) | {"policy": policy_name(judging.policy), "record": _text(judging.record),
+        {name: value for name, value in asdict(judging).items() if name in told}
+        | {"policy": policy_name(judging.policy), "record": _text(judging.record),
                            "reference": policy_name(judging.reference),
                            "images": _digest_of_all(gallery.digests(names))}
     ))  # fmt: skip

@@ -34,7 +34,7 @@ def rounds(num_draws: int, first_draws: int) -> list[slice]:
 def adaptive_errors(
     model: DiffusionModel,
     judge: Judge,
-    latents: Float[Tensor, "image channel height width"],
+    latents: Float[Tensor, "image ..."],
     text: Conditioning,
     draws: Draws,
     *,

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from stages.core.models.conditioning import Conditioning
     from stages.core.models.denoiser import Denoiser
 
-Latents = Float[Tensor, "row channel height width"]
+Latents = Float[Tensor, "row ..."]
 PerRow = Float[Tensor, " row"]
+
+
+def _beside(values: PerRow, latents: Latents) -> Latents:
+    """One value a row in a shape that multiplies latents of any rank."""
+    return values.reshape(-1, *[1] * (latents.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def gaussian_step(
     """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     kept, after = (
-        values[numbers.cpu()].to(latents.device).reshape(-1, 1, 1, 1)
+        _beside(values[numbers.cpu()].to(latents.device), latents)
         for values in (schedule.signal, schedule.signal_after)
     )
     sigma = ((1 - after) / (1 - kept) * (1 - kept / after)).sqrt()
@@ -123,11 +128,11 @@ def gaussian_step(
 
 
 def log_probability(sample: Latents, step: Step) -> PerRow:
-    """Mean over channel and space of the log-density of what came out of a step; nats a dimension.
+    """Mean over all dimensions but the row of the log-density of what came out of a step; nats a dimension.
 
     Differs from DDPO's Eq. 4: it sums. Its code takes this mean, which its clip range belongs to.
     """
-    scaled = (sample - step.mean) / step.sigma.reshape(-1, 1, 1, 1)
+    scaled = (sample - step.mean) / _beside(step.sigma, sample)
     density = -0.5 * scaled.square().flatten(start_dim=1).mean(dim=1)
     return density - step.sigma.log() - 0.5 * math.log(2 * math.pi)
 
@@ -193,7 +198,7 @@ class Chains:
 
 def first_noise(
     model: DiffusionModel, generators: Sequence[torch.Generator]
-) -> Float[Tensor, "chain channel height width"]:
+) -> Float[Tensor, "chain ..."]:
     """What chains begin with, float32, one generator of the CPU for each."""
     noise = [torch.randn(model.latents_shape, generator=rng) for rng in generators]
     return torch.stack(noise).to(model.device)
@@ -203,7 +208,7 @@ def first_noise(
 class Trajectories:
     """Whole chains, on the CPU in float32."""
 
-    latents: Float[Tensor, "chain moment channel height width"]
+    latents: Float[Tensor, "chain moment ..."]
     """Before every step, and after the last."""
     log_probability: Float[Tensor, "chain step"]
     """Of each step under the policy that took it."""
@@ -228,7 +233,7 @@ def sample_trajectories(
     moments, probabilities = [latents.cpu()], []
     for number in range(len(chains.schedule)):
         step = chains.step(latents, torch.full((len(latents),), number), text)
-        latents = step.mean + step.sigma.reshape(-1, 1, 1, 1) * first_noise(model, walks)
+        latents = step.mean + _beside(step.sigma, latents) * first_noise(model, walks)
         probabilities.append(log_probability(latents, step).cpu())
         moments.append(latents.cpu())
     return Trajectories(torch.stack(moments, dim=1), torch.stack(probabilities, dim=1))

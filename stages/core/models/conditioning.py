@@ -43,5 +43,9 @@ class Conditioning:
         """The same on another device."""
         return self._each(lambda t: t.to(device))
 
+    def in_precision(self, dtype: torch.dtype) -> Conditioning:
+        """The same with its floating-point numbers in another precision."""
+        return self._each(lambda t: t.to(dtype) if t.is_floating_point() else t)
+
     def _each(self, change: Any) -> Conditioning:
         return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()})

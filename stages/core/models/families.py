@@ -6,7 +6,8 @@ line in `ADAPTERS`. An adapter is imported when a model asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -70,3 +71,15 @@ def use_arithmetic(settings: ModelSettings) -> None:
     """Say to torch whether it may multiply in TF32; by itself it does so in convolutions."""
     is_allowed = settings.dtype == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_allowed
+
+
+@contextmanager
+def arithmetic_of(settings: ModelSettings) -> Iterator[None]:
+    """Multiply as one model asks, and afterwards as before: for a second model of the same process."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    use_arithmetic(settings)
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

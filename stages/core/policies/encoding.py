@@ -102,7 +102,7 @@ def encoded_parts(model: DiffusionModel, captions: Sequence[str]) -> Iterator[Co
 
 def encode_stored_images(
     model: DiffusionModel, column: pa.ChunkedArray
-) -> Float[Tensor, "row channel height width"]:
+) -> Float[Tensor, "row ..."]:
     """Latents of the images of a column, in float32 on the CPU; all of them go at once."""
     images = [decode_image(image["bytes"]) for image in column.to_pylist()]
     pixels = torch.from_numpy(to_model_input(images, model.image_size))

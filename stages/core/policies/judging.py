@@ -15,13 +15,13 @@ from stages.core.artifacts.judges import judge_of
 from stages.core.artifacts.provenance import policy_digest
 from stages.core.errors import UserError
 from stages.core.method.calibration import BinWeights
-from stages.core.method.noising import reward_draws
+from stages.core.method.noising import DrawLaw, reward_draws
 from stages.core.method.rewards import implicit_reward
 from stages.core.method.scoring import draw_errors
 from stages.core.method.seeding import seed_of
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
-from stages.core.policies.loading import load_judge
+from stages.core.policies.loading import RewardsBy, load_judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,12 @@ class Judging:
     """The record of the judge that a run has fitted to this policy; without one all timesteps count alike."""
     num_draws: int
     seed: int
+    rewards_by: RewardsBy = "difference"
+    """'difference' of two errors, or 'secant' or 'derivative', for which half precision suffices."""
+    draw_law: DrawLaw = "uniform"
+    """How timesteps are drawn; the law that the record was fitted with."""
+    embedded_guidance: float = 1.0
+    """The guidance that a guidance-distilled model is told where it judges."""
 
 
 class ImageJudge:
@@ -55,7 +61,7 @@ class ImageJudge:
                 f"{judging.record} has {record.num_timesteps} timesteps, {judging.model.base} "
                 f"{self._model.num_timesteps}; name the record of a run of this model"
             )
-        self._judge = load_judge(self._model, judging.policy, judging.reference)
+        self._judge = load_judge(self._model, judging.policy, judging.reference, judging.rewards_by)
 
     def rewards(
         self, prompt_id: str, prompt: str, images: Sequence[Image.Image]
@@ -71,11 +77,11 @@ class ImageJudge:
             num_draws=self._judging.num_draws,
             num_timesteps=model.num_timesteps,
             latents_shape=model.latents_shape,
+            law=self._judging.draw_law,
         )
+        text = model.tell_guidance(model.encode_text([prompt]), self._judging.embedded_guidance)
         pixels = torch.from_numpy(to_model_input(images, model.image_size))
-        errors = draw_errors(
-            model, self._judge, model.encode_images(pixels), model.encode_text([prompt]), draws
-        )
+        errors = draw_errors(model, self._judge, model.encode_images(pixels), text, draws)
         weights = (
             self._bins.of(draws.timesteps.numpy(), model.num_timesteps) if self._bins else None
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,16 @@ from stages.core.artifacts.images import to_pixels
 from stages.core.artifacts.judges import JudgeRecord, judge_of
 from stages.core.artifacts.provenance import policy_name
 from stages.core.method.calibration import BinWeights
-from stages.core.method.noising import reward_draws
+from stages.core.method.noising import DrawLaw, reward_draws
 from stages.core.method.rewards import implicit_reward
 from stages.core.method.scoring import Judge, draw_errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
+from stages.core.models.families import arithmetic_of, load_model
 from stages.core.policies.loading import load_judge
 from stages.core.training.online.settings import JudgeSettings, OnlineSettings
 
-Clean = Float[Tensor, "prompt candidate channel height width"]
+Clean = Float[Tensor, "prompt candidate ..."]
 Scores = Float[np.ndarray, "prompt candidate"]
 ScoreImages = Callable[..., np.ndarray]
 """Called with images (8-bit), prompts and, if it wants it, timestep; one score an image."""
@@ -58,12 +59,17 @@ class SelfJudge(StepJudge):
     """
 
     model: DiffusionModel
+    """In the precision that judges."""
     judge: Judge
     num_draws: int
     log_odds: float
     """Log-odds for each unit of reward."""
     record: JudgeRecord | None = None
     """How much each timestep counts; None counts all alike."""
+    law: DrawLaw = "uniform"
+    """How timesteps are drawn."""
+    embedded_guidance: float = 1.0
+    """The guidance that a guidance-distilled model is told."""
 
     def __call__(
         self,
@@ -75,16 +81,18 @@ class SelfJudge(StepJudge):
         seeds: Sequence[int],
     ) -> Scores:
         """See `StepJudge`; all candidates of a prompt share their draws."""
-        return np.stack(
-            [
-                self._of_prompt(latents, text.rows(torch.tensor([place])), seeds[place])
-                for place, latents in enumerate(clean)
-            ]
-        )
+        told = self.model.tell_guidance(text.in_precision(self.model.dtype), self.embedded_guidance)
+        with arithmetic_of(self.model.source.settings):
+            return np.stack(
+                [
+                    self._of_prompt(latents, told.rows(torch.tensor([place])), seeds[place])
+                    for place, latents in enumerate(clean)
+                ]
+            )
 
     def _of_prompt(
         self,
-        latents: Float[Tensor, "candidate channel height width"],
+        latents: Float[Tensor, "candidate ..."],
         text: Conditioning,
         seed: int,
     ) -> Float[np.ndarray, " candidate"]:
@@ -93,6 +101,7 @@ class SelfJudge(StepJudge):
             num_draws=self.num_draws,
             num_timesteps=self.model.num_timesteps,
             latents_shape=self.model.latents_shape,
+            law=self.law,
         )
         errors = draw_errors(self.model, self.judge, latents, text, draws)
         weights = None
@@ -139,16 +148,26 @@ def load_self_judge(
 ) -> SelfJudge:
     """The implicit reward of a finished policy against the base; a copy of its own, which nothing trains.
 
-    UserError where a record of weights is of another policy.
+    In another precision than the model's it is of the same model loaded once more, and is told the text as the
+    model encodes it. UserError where a record of weights is of another policy.
     """
     record, log_odds = None, online.dpo_beta / 2
     if settings.record is not None:
         record = judge_of([Path(settings.record)], policy_name(settings.policy))
         log_odds = log_odds if record.log_odds is None else record.log_odds
+    own = model.source.settings
+    asked = replace(own, dtype=settings.dtype or own.dtype)
+    with arithmetic_of(asked):
+        judging = model if asked == own else load_model(asked, device=model.device)
+        judge = load_judge(judging, settings.policy, "base", settings.rewards_by)
+    if judging is not model:
+        judging.release(*judging.encoder_parts)  # a secant has read a text by them
     return SelfJudge(
-        model=model,
-        judge=load_judge(model, settings.policy, "base"),
+        model=judging,
+        judge=judge,
         num_draws=settings.num_draws,
         log_odds=log_odds,
         record=record,
+        law=settings.draw_law,
+        embedded_guidance=settings.embedded_guidance,
     )

@@ -21,7 +21,7 @@ from stages.core.training.online.judges import StepJudge
 from stages.core.training.online.settings import OnlineSettings
 from stages.core.training.online.transitions import Rollout, Row, Transitions
 
-Pool = Float[Tensor, "prompt candidate channel height width"]
+Pool = Float[Tensor, "prompt candidate ..."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def _drawn(prompts: Sequence[Prompt], number: int, size: int) -> list[int]:
     return [int(torch.randint(size, (1,), generator=rng)) for rng in rngs]
 
 
-def _only(values: Pool, chosen: Sequence[int]) -> Float[Tensor, "prompt 1 channel height width"]:
+def _only(values: Pool, chosen: Sequence[int]) -> Float[Tensor, "prompt 1 ..."]:
     return values[torch.arange(len(chosen)), torch.tensor(chosen)][:, None]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from stages.core.errors import UserError
+from stages.core.method.noising import DrawLaw
+from stages.core.policies.loading import RewardsBy
 from stages.core.training.optimizers import OptimizerName
 
 Method = Literal["spo", "ddpo", "d3po"]
@@ -81,6 +83,14 @@ class JudgeSettings:
     """self: draws of (timestep, noise), shared by all that are compared."""
     record: Path | None = None
     """self: how much each timestep counts, as calibrate_judge found it; None counts all alike."""
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"] | None = None
+    """self: precision of the networks that judge; None is the trained model's."""
+    rewards_by: RewardsBy = "difference"
+    """self: 'difference' of two errors, or 'secant' or 'derivative', for which half precision suffices."""
+    draw_law: DrawLaw = "uniform"
+    """self: how timesteps are drawn; the law that the record was fitted with."""
+    embedded_guidance: float = 1.0
+    """self: the guidance that a guidance-distilled model is told where it judges."""
     scale: float = 1.0
     """What a metric's score is multiplied by: min_preference_gap takes scores for log-odds."""
 

@@ -23,8 +23,8 @@ class Transitions:
     """Which step of the chain, from 0."""
     chain: Int[Tensor, " item"]
     """Items of one number are of one image, or of one prompt's pool."""
-    before: Float[Tensor, "item side channel height width"]
-    after: Float[Tensor, "item side channel height width"]
+    before: Float[Tensor, "item side ..."]
+    after: Float[Tensor, "item side ..."]
     log_probability: Float[Tensor, " item"]
     """ddpo: of the step under the policy that took it; else 0."""
     advantage: Float[Tensor, " item"]
