@@ -40,7 +40,7 @@ from stages.core.method.calibration import (
 from stages.core.method.noising import DrawLaw
 from stages.core.method.rewards import weighted_mean
 from stages.core.method.seeding import seed_of
-from stages.core.models.loading import ModelSettings
+from stages.core.models.loading import ModelError, ModelSettings
 
 FIXED = {"inverse_snr": "the SNR", "epsilon": "epsilon", "elbo": "the bound", "calibrated": "Eq. 8"}
 """What says what timesteps count where nothing can be fitted."""
@@ -282,12 +282,18 @@ def error_weights(settings: ModelSettings, name: str) -> Float[np.ndarray, " tim
 
 
 def signal_to_noise(settings: ModelSettings) -> Float[np.ndarray, " timestep"]:
-    """The model's signal-to-noise ratio at every timestep."""
+    """The model's signal-to-noise ratio at every timestep. ModelError for a model of flow matching."""
     import torch  # slow to import, and wanted for this alone
 
     from stages.core.models.families import load_model
+    from stages.core.models.flow import FlowModel
 
     model = load_model(settings, device=torch.device("cpu"))
+    if isinstance(model, FlowModel):
+        raise ModelError(
+            f"{settings.base}: weights 'inverse_snr' are those of models that predict noise or v, and "
+            f"{model.family} predicts a velocity; use 'uniform', 'velocity', 'epsilon', 'elbo' or 'calibrated'"
+        )
     return np.asarray(model.signal_to_noise.numpy(), np.float64)
 
 

@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from stages.core.artifacts.schemas import TRAINING_PAIRS
+from stages.core.artifacts.tables import write_table
 from stages.core.audit import cells
 from stages.core.audit.index import RunIndex
 from stages.core.errors import UserError
 from stages.core.pages.server import PICTURES
 from tests.audit.conftest import auditing
-from tests.audit.runs import CANDIDATES_EACH, write_iteration, write_run
+from tests.audit.runs import CANDIDATES_EACH, image, write_iteration, write_run
 from tests.builders import CAPTIONS, read_rows
 from tests.security.hostile import PROMPTS
 from tests.security.test_pages import Page
@@ -73,6 +75,35 @@ def test_prompts_come_in_the_order_that_is_asked_for(
     client: TestClient, order: str, expected: list[int]
 ) -> None:
     assert prompts_in_order(client, order=order) == [CAPTIONS[i] for i in expected]
+
+
+def test_every_pair_of_a_list_is_shown_after_the_other_and_can_be_decided_about(run: Path) -> None:
+    path = run / "iter01/pairs.parquet"
+    rows = read_rows(path)
+    inner = rows[0] | {"loser_candidate": 1, "loser_seed": 1001, "margin": 2e-7,
+                       "loser": image(1, 1), "pair_id": f"{rows[0]['pair_id']}-1"}  # fmt: skip
+    rows[0]["pair_id"] += "-0"
+    table = [rows[0], inner, *rows[1:]]
+    write_table(path, table, TRAINING_PAIRS, stage="select_pairs", arguments={})
+    items = RunIndex(run).listing("pairs", 1).items
+    assert [item.key for item in items] == [row["pair_id"] for row in table]
+    assert [item.place.row for item in items if item.place] == list(range(7))
+    assert items[0].candidates == items[1].candidates
+    with auditing(run) as client:
+        first = client.get(f"/item?order=table&key={rows[0]['pair_id']}").text
+        second = client.get(f"/item?order=table&key={inner['pair_id']}").text
+        assert "candidate 0, worst" in first
+        assert "candidate 1, loser" in second
+        assert "worst:" not in second
+        form = {n: v for _, n, v in Page(second).attributes if n in ("data-winner", "data-loser")}
+        said = client.post("/decide", data={
+            "order": "table", "key": inner["pair_id"], "kind": "veto",
+            **{name.removeprefix("data-"): value for name, value in form.items()},
+        })  # fmt: skip
+        assert said.status_code == 200
+        for name, expected in ((rows[0]["pair_id"], False), (inner["pair_id"], True)):
+            shown = client.get(f"/item?order=table&key={name}").text
+            assert ("state veto" in shown) == expected
 
 
 def test_words_of_the_prompt_choose(client: TestClient) -> None:

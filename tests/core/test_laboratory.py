@@ -25,6 +25,7 @@ from stages.core.laboratory.experiments import (
 )
 from stages.core.laboratory.page import page
 from stages.core.laboratory.verdicts import compared, interval, judge, value_of
+from stages.core.plan.configuration import check_config, merged
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = read_base([ROOT / "config" / "config.yaml"])
@@ -71,6 +72,22 @@ def test_runs_that_share_policy_0_adopt_it_and_equal_runs_are_one() -> None:
 def test_whatever_policy_0_comes_from_parts_its_runs(over: dict[str, Any]) -> None:
     runs = plan_runs([experiment("a", {"usual": {}, "other": over}, (1,))], BASE)
     assert [run.owner for run in runs] == [run.name for run in runs]
+
+
+def test_what_the_guards_do_parts_runs_which_share_policy_0() -> None:
+    over = {"guards": {"on_collapse": "rollback"}}
+    runs = plan_runs([experiment("a", {"usual": {}, "back": over}, (1,))], BASE)
+    assert [run.name for run in runs] == ["lab-a-usual-1", "lab-a-back-1"]
+    assert [run.owner for run in runs] == ["lab-a-usual-1", "lab-a-usual-1"]
+
+
+def test_runs_whose_seed_training_follows_decisions_train_their_own_policy_0() -> None:
+    common = {"train_seed": {"use_decisions": True}}
+    none = merged(common, {"mix_preferences": {"seed_fraction": 0.0}})
+    runs = plan_runs([experiment("a", {"usual": common, "none": none}, (1,))], BASE)
+    assert [run.owner for run in runs] == [run.name for run in runs]
+    for run in runs:
+        check_config(merged(BASE, run.overlay))
 
 
 def test_a_run_without_iterations_trains_its_own_policy_0() -> None:

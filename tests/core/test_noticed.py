@@ -201,6 +201,11 @@ def test_a_pair_whose_images_score_alike_is_half_better() -> None:
         holdout={}, diversity={}, pairs={}, candidate_scores={1: [Path("x")]}
     )
     assert measure_best(found) == {"best_beats_worst": 0.5}
+    listed = [{"prompt_id": name, "winner_candidate": winner, "loser_candidate": loser}
+              for name in ("a", "b") for winner, loser in ((0, 3), (1, 2))]  # fmt: skip
+    found.pairs = listed
+    found.candidate_scores = {"a": [1.0, 0.2, 0.3, 0.0], "b": [0.0, 0.2, 0.3, 0.5]}
+    assert measure_best(found) == {"best_beats_worst": 0.5}  # of four pairs one is better
 
 
 def test_a_policy_that_is_its_reference_is_half_right_on_held_out_pairs(

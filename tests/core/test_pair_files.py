@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from stages.core.artifacts.schemas import PAIR_LATENTS
 from stages.core.artifacts.tables import read_table, write_table
+from stages.core.artifacts.tensor_files import TensorWriter, writing_tensors
 from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
-from stages.core.policies import encoding
-from stages.core.policies.encoding import encode_captions
-from stages.core.policies.pair_files import PairStore, PairTables
-from tests.builders import CAPTIONS
+from stages.core.models.families import load_model
+from stages.core.policies import encoding, pair_files
+from stages.core.policies.encoding import EncodedPairs, encode_captions
+from stages.core.policies.pair_files import PairStore, PairTables, digests_of
+from stages.core.training.pair_data import encode
+from stages.core.training.processes import Processes
+from tests import flow_models
+from tests.builders import CAPTIONS, settings
+from tests.sd3_file import original_weights
 
+CPU = torch.device("cpu")
 NUM_PAIRS = 21
 """More than two batches of images."""
 
@@ -118,3 +132,78 @@ def test_of_a_table_with_more_pairs_the_first_ones_are_read(
     parts = list(few.encoded(model))
     assert [len(part["winner"]) for part in parts] == [8, 3]
     assert torch.equal(torch.cat([part["loser"] for part in parts]), latents[1][:11])
+
+
+def test_a_part_is_named_by_its_own_files_alone(tmp_path: Path) -> None:
+    base = flow_models.sd3(tmp_path, has_t5=False)
+    model = load_model(settings(base), device=CPU)
+    vae, single = tmp_path / "vae", tmp_path / "sd3.safetensors"
+    shutil.copytree(base / "vae", vae)
+    weights = original_weights(model.load_denoiser().network.state_dict())
+    safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, single)
+    parts = (*model.encoder_parts, "vae")
+    own = {base / part for part in parts if not part.endswith("_3")}
+    for given, folders in (
+        (settings(base), own),
+        (settings(single, config=str(base)), own),
+        (settings(base, vae=str(vae)), own - {base / "vae"} | {vae}),
+        (settings(base, vae=str(base)), own),
+    ):
+        found = digests_of(load_model(given, device=CPU), parts)
+        files = [Path(name) for name in found if name not in parts]
+        assert {file.parent for file in files} == folders
+
+
+def test_files_of_other_settings_go_before_new_ones_are_written(
+    model: DiffusionModel, latents: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = tables(tmp_path / "latents.parquet", [CAPTIONS[0]] * NUM_PAIRS)
+    PairStore.of(model, pairs, tmp_path, "one").fill(model)
+    second = PairStore.of(model, pairs, tmp_path, "two")
+    there: list[list[str]] = []
+
+    @contextmanager
+    def watched(path: Path, num_rows: int, key: str) -> Iterator[TensorWriter]:
+        there.append(sorted(file.name for file in tmp_path.glob("*.safetensors")))
+        with writing_tensors(path, num_rows, key) as file:
+            yield file
+
+    monkeypatch.setattr(pair_files, "writing_tensors", watched)
+    second.fill(model)
+    assert there == [["latents.safetensors"], ["captions.safetensors"]]
+    assert second.is_complete
+
+
+class OneOfTwo(Processes):
+    """One of two threads that wait for each other, like processes whose collective calls give up after a second."""
+
+    def __init__(self, number: int, barrier: threading.Barrier) -> None:
+        self.number, self.barrier = number, barrier
+
+    @property
+    def is_main(self) -> bool:
+        return self.number == 0
+
+    def wait(self) -> None:
+        self.barrier.wait(timeout=1)
+
+
+def test_nobody_waits_in_a_collective_call_while_files_that_are_there_are_read_again(
+    model: DiffusionModel, latents: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = tables(tmp_path / "latents.parquet", [CAPTIONS[0]] * NUM_PAIRS)
+    fill = PairStore.fill
+
+    def slowly(store: PairStore, model: DiffusionModel) -> None:
+        time.sleep(2)
+        fill(store, model)
+
+    def run(process: OneOfTwo) -> EncodedPairs:
+        return encode(model, {"own": pairs}, tmp_path / "work", "one", process)["own"]
+
+    monkeypatch.setattr(PairStore, "fill", slowly)
+    for _ in range(2):  # the second time the files, and the word that they are ready, are there
+        barrier = threading.Barrier(2)
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(run, [OneOfTwo(number, barrier) for number in range(2)]))
+        assert all(torch.equal(found.winner, latents[0]) for found in both)

@@ -28,6 +28,7 @@ from stages.core.errors import UserError
 from stages.core.method.noising import generator
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
+from stages.core.models.loading import ModelError
 from stages.core.models.policy import Policy
 from stages.core.policies.saving import save_policy
 from tests import flow_models
@@ -122,6 +123,11 @@ def test_a_policy_judges_held_out_pairs_with_weights_of_the_bound(
         by_hand = {"elbo": (1 - s) / s, "epsilon": (1 - s) ** 2}[name]
         np.testing.assert_allclose(read_judge(output).weights, by_hand / by_hand.mean(), rtol=1e-4)
         assert model.error_weights(name).shape == (1000,)
+
+
+def test_weights_by_the_signal_to_noise_ratio_are_refused(sd3: Path) -> None:
+    with pytest.raises(ModelError, match="stable-diffusion-3 predicts a velocity; use 'uniform'"):
+        calibrate_judge.signal_to_noise(settings(sd3))
 
 
 def test_a_reward_of_a_policy_that_is_its_own_reference_is_0(

@@ -16,7 +16,7 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.models.families import load_model
 from stages.core.plan.configuration import check_config
 from stages.core.plan.run import RunPlan
-from stages.core.preflight import data, invariants
+from stages.core.preflight import data, invariants, timing
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.judge import check_judge
 from stages.metrics import NETWORKS
@@ -252,3 +252,23 @@ def test_settings_that_an_evaluation_would_stumble_over_at_its_end_are_found(
     findings = Findings()
     data.check_evaluation(RunPlan(config=config), findings)
     assert "evaluation.compare_with other/iter03" not in findings.failed
+
+
+@pytest.mark.parametrize(("loss", "passes"), [("sigmoid", 1), ("kto", 2)])
+def test_a_timed_training_makes_every_pass_that_the_loss_takes(
+    tiny_base: str, monkeypatch: pytest.MonkeyPatch, loss: str, passes: int
+) -> None:
+    config = check_config(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+    config["update_policy"] |= {"loss": loss, "batch_pairs": 2}
+    model = load_model(settings(tiny_base), device=torch.device("cpu"))
+    calls: list[int] = []
+    add_noise = model.add_noise
+
+    def counted(latents: Any, noise: Any, timesteps: Any) -> Any:
+        calls.append(len(latents))
+        return add_noise(latents, noise, timesteps)
+
+    monkeypatch.setattr(model, "add_noise", counted)
+    seconds = timing.time_training(model, config, Findings())[0]
+    assert seconds > 0
+    assert len(calls) == 2 * passes  # once to warm up, once by the clock

@@ -44,11 +44,40 @@ def test_arms_of_a_seed_adopt_its_policy_0_and_wait_for_it(tmp_path: Path) -> No
     assert len(jobs) == 5
     inputs = {Path(output).stem: named for named, output in jobs}
     owner = "lab-table6-none-7"
-    assert inputs.pop(owner) == f"work/lab/{owner}.yaml"
+    base = ROOT / "config/config.yaml"
+    assert inputs.pop(owner) == f"{base}, work/lab/{owner}.yaml"
+    assert all(named.startswith(f"{base}, ") for named in inputs.values())
     assert all(f"results/lab/runs/{owner}.json" in named for named in inputs.values())
     assert done.stdout.count(f"policy: results/{owner}/iter00/policy") == 4
     assert "--configfile" in done.stdout
     assert "summarise_laboratory" in done.stdout
+
+
+def test_what_an_owner_has_trained_again_is_adopted_again(tmp_path: Path) -> None:
+    text = dry_run(tmp_path, "only=table6", "seeds=7").stdout
+    line = next(
+        line
+        for line in text.splitlines()
+        if "mkdir -p results/lab/begun" in line and "lab-table6-none-7/iter00" in line
+        and "touch results/lab/begun/lab-table6-none-7;" not in line
+    )  # fmt: skip
+    decision = re.search(r"again='';.*? fi;", line)
+    assert decision is not None
+    own, other = (tmp_path / path for path in re.findall(r"(\S+)\s-nt (\S+)", decision[0])[0])
+    asked = ["bash", "-euo", "pipefail", "-c", f"{decision[0]} echo $again"]
+
+    def answer() -> str:
+        return subprocess.check_output(asked, cwd=tmp_path, text=True).strip()
+
+    for path in (own, other):
+        path.parent.mkdir(parents=True)
+    own.touch()
+    assert answer() == ""  # nothing was adopted yet
+    other.touch()
+    os.utime(own, (1, 1))
+    assert answer() == ""
+    os.utime(other, (0, 0))
+    assert answer() == "--forcerun adopt_policy"
 
 
 def test_an_experiment_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class Candidate:
 
 @dataclass
 class Item:
-    """What is shown at once: a prompt with its candidates, or a human pair."""
+    """What is shown at once: a prompt with its candidates, one of a list's pairs with them, or a human pair."""
 
     key: str
     """Its name in addresses."""
@@ -74,6 +74,8 @@ class Item:
     place: Place | None = None
     """Where the pair lies."""
     candidates: list[Candidate] = field(default_factory=list)
+    is_inner: bool = False
+    """Whether it is a further pair of a list, whose images are neither best nor worst."""
     judged: Row | None = None
     """Held-out pairs: what a policy says of it (schema holdout_rewards)."""
     judged_place: Place | None = None
@@ -272,6 +274,7 @@ class RunIndex:
 
     def _pairs(self, iteration: int, problems: list[str]) -> list[Item]:
         items: dict[str, Item] = {}
+        inner: dict[str, list[Item]] = {}
         images: dict[tuple[str, int], Candidate] = {}
         for path in self._paths("pairs", iteration):
             kind = path.parent.name
@@ -289,10 +292,14 @@ class RunIndex:
                 for place, row in self._rows(path, TRAINING_PAIRS, FACTS, problems):
                     new = Item(row["pair_id"], row["prompt"])
                     item = items.setdefault(row["prompt_id"], new)
+                    if item.pair is not None:  # one prompt's list has a row for each of its pairs
+                        new.candidates, new.is_inner = item.candidates, True
+                        inner.setdefault(row["prompt_id"], []).append(new)
+                        item = new
                     item.key, item.pair, item.place = row["pair_id"], row, place
         for item in items.values():
             item.candidates.sort(key=lambda found: found.number)
-        return list(items.values())
+        return [each for name, item in items.items() for each in (item, *inner.get(name, []))]
 
     def _add_scores(
         self, path: Path, images: Mapping[tuple[str, int], Candidate], problems: list[str]

@@ -217,6 +217,7 @@ class Reader:
                 "number": c.number,
                 "src": self.source(c.place, "image"),
                 "mark": mark_of(c, item, item.candidates),
+                "word": word_of(c, item),
                 "reward": reward_text(c.reward, c.standard_error, exponent),
                 "scores": [(name, number(score, 3)) for name, score in c.scores.items()],
             }
@@ -259,6 +260,12 @@ def mark_of(candidate: Candidate, item: Item, found: Sequence[Candidate]) -> str
     if candidate.reward is None or len(set(rewards)) < 2:
         return ""
     return {max(rewards): "best", min(rewards): "worst"}.get(candidate.reward, "")
+
+
+def word_of(candidate: Candidate, item: Item) -> str:
+    """The same in words; the images of a list's further pairs are called winner and loser."""
+    mark = mark_of(candidate, item, item.candidates)
+    return {"best": "winner", "worst": "loser"}.get(mark, "") if item.is_inner else mark
 
 
 def unit(exponent: int) -> str:

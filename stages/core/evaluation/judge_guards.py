@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -211,13 +214,16 @@ RANK_CORRELATION = Guard(
 
 
 def measure_best(evidence: Evidence) -> Measured:
-    """How often the metric prefers a pair's winner too."""
+    """How often the metric prefers a pair's winner too; of a list's pairs the first is the best and the worst."""
     if not evidence.has_candidate_scores:
         return {}
     scores = evidence.candidate_scores
+    first: dict[str, Mapping[str, Any]] = {}
+    for pair in evidence.pairs:
+        first.setdefault(pair["prompt_id"], pair)
     gaps = [
         scores[p["prompt_id"]][p["winner_candidate"]] - scores[p["prompt_id"]][p["loser_candidate"]]
-        for p in evidence.pairs
+        for p in first.values()
         if p["winner_candidate"] is not None
     ]
     if not gaps:  # people's images against the policy's own

@@ -52,7 +52,7 @@ UNITS: Mapping[str, str] = {
     "transitions_per_second": "transitions a second",
     "sampling_seconds": "seconds",
     **dict.fromkeys(("seed", "winner_seed", "loser_seed", "draw_seed"), SEED),
-    **dict.fromkeys(("winner_score", "loser_score"), "the ranker's own unit"),
+    **dict.fromkeys(("winner_score", "loser_score"), "the ranker's own unit; listwise: mean p of being preferred in its list"),
     **dict.fromkeys(("score", "mean", "baseline_mean", "difference", "better_of_two"), SCORE),
     **dict.fromkeys(("ci_low", "ci_high"), SCORE),
     **dict.fromkeys(("reward", "standard_error", "winner_reward", "loser_reward"), ERROR),

@@ -21,8 +21,8 @@ OF_SEED_POLICY = (
     "seed", "model", "shapes", "preferences", "train_seed", "lora", "held_out_curve", "evaluation",
 )  # fmt: skip
 """Blocks of a config that policy 0 comes from; the evaluation's prompts are kept out of its training."""
-OF_NO_RESULT = ("run", "execution", "export", "notify", "guards")
-"""Blocks by which two runs may differ and have the same policies."""
+OF_NO_RESULT = ("run", "execution", "export", "notify")
+"""Blocks by which two runs may differ and have the same policies; the guards may end a run or go back."""
 
 Config = dict[str, Any]
 
@@ -123,7 +123,8 @@ def plan_runs(experiments: Sequence[Experiment], base: Config) -> list[Run]:
     """The runs that some experiments take, each once, those that train a policy 0 before those that adopt it.
 
     Runs with equal settings are one; runs with iterations whose policy 0 would be equal share it: the first one trains
-    it, the others adopt it. UserError names an arm whose config is wrong.
+    it, the others adopt it. A run whose seed training follows decisions of its audit trains its own, since decisions
+    are a run's. UserError names an arm whose config is wrong.
     """
     found: dict[str, tuple[str, int, Config, list[tuple[str, str]]]] = {}
     for experiment, arm, seed in _wanted(experiments):
@@ -140,7 +141,8 @@ def plan_runs(experiments: Sequence[Experiment], base: Config) -> list[Run]:
     for name, seed, overlay, used_by in found.values():
         config = check_config(merged(base, overlay))
         same = _text({block: config[block] for block in OF_SEED_POLICY if block in config})
-        owner = owners.setdefault(same, name) if config["iterations"] else name
+        is_own = not config["iterations"] or config["train_seed"]["use_decisions"]
+        owner = name if is_own else owners.setdefault(same, name)
         own: Config = {"run": name}
         if owner != name:
             own["train_seed"] = {"policy": f"results/{owner}/iter00/policy"}

@@ -29,6 +29,7 @@ from stages.core.artifacts.tensor_files import (
     map_tensors,
     writing_tensors,
 )
+from stages.core.execution.disk import writing
 from stages.core.method.listwise import Lists
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
@@ -189,6 +190,7 @@ class PairStore:
     def fill(self, model: DiffusionModel) -> None:
         """Encode and write what is not there, or is damaged. DiskError if there is no room."""
         if not self._has("captions"):
+            self._remove("captions")
             captions = [*different(self.tables.prompts), ""]
             with writing_tensors(
                 self.path("captions"), len(captions), self.keys["captions"]
@@ -196,6 +198,7 @@ class PairStore:
                 for part in encoded_parts(model, captions):
                     file.write(part.tensors)
         if not self._has("latents"):
+            self._remove("latents")
             with writing_tensors(
                 self.path("latents"), len(self.tables), self.keys["latents"]
             ) as file:
@@ -218,6 +221,11 @@ class PairStore:
             files=(captions, latents),
         )
 
+    def _remove(self, name: str) -> None:
+        """Make room for the new file: the disk may have none for both."""
+        with writing(self.path(name)):
+            self.path(name).unlink(missing_ok=True)
+
     def _has(self, name: str) -> bool:
         path = self.path(name)
         if not has_tensors(path, self.keys[name]):
@@ -235,15 +243,20 @@ def different(prompts: Sequence[str]) -> list[str]:
 
 
 def digests_of(model: DiffusionModel, parts: Sequence[str]) -> dict[str, str]:
-    """What names the weights and words of some parts of a model: digests of its files, or a hub id."""
+    """What names the weights and words of some parts of a model: digests of its files, or a hub id.
+
+    A part is a folder of the model, or of model.config where a file holds the transformer alone, or it lies with
+    all others in one file. A part that is nowhere (SD3 without T5) has no digest.
+    """
     others = {"vae": model.source.settings.vae}
     found = {}
     for part in parts:
-        place = Path(others.get(part) or model.base)
-        folder = place / part if (place / part).is_dir() else place
-        files = (
-            [folder] if folder.is_file() else sorted(f for f in folder.rglob("*") if f.is_file())
-        )
+        other = others.get(part)
+        place = Path(other or model.source.rest)
+        folder = place / part
+        if other and not folder.is_dir():
+            folder = place
+        files = [place] if place.is_file() else sorted(f for f in folder.rglob("*") if f.is_file())
         found[part] = str(place)
         found |= {str(file): digest(file) for file in files}
     return found

@@ -13,6 +13,7 @@ import torch
 from stages.core.artifacts.images import PNG, ImageFiles, encode_image, to_pixels
 from stages.core.artifacts.provenance import BASE
 from stages.core.method.noising import reward_draws, training_draws
+from stages.core.method.objective import OF_A_WHOLE_BATCH, mean_gain
 from stages.core.method.sampling import sample_latents
 from stages.core.method.scoring import draw_errors
 from stages.core.models.adapter import DiffusionModel
@@ -24,7 +25,7 @@ from stages.core.preflight.findings import Findings
 from stages.core.preflight.judge import in_precision
 from stages.core.preflight.samples import PROMPTS, lora_settings, random_pairs
 from stages.core.training.optimizers import make_optimizer
-from stages.core.training.pair_losses import batch_loss
+from stages.core.training.pair_losses import batch_loss, pair_errors
 from stages.core.training.settings import TrainingSettings, needs_reference
 
 GB = 1e9
@@ -137,8 +138,15 @@ def time_training(
     compared: Denoiser | None = reference if needs_reference(settings) else None
 
     def micro_batch() -> None:
+        gain = 0.0
+        if (
+            settings.loss in OF_A_WHOLE_BATCH
+        ):  # a training makes this pass over a batch before the others
+            with torch.no_grad(), model.autocast():
+                errors = pair_errors(model, policy, compared, pairs, rows, draws, kept, settings)
+            gain = float(mean_gain(errors))
         with model.autocast():
-            measures = batch_loss(model, policy, compared, pairs, rows, draws, settings, kept)
+            measures = batch_loss(model, policy, compared, pairs, rows, draws, settings, kept, gain)
         measures["loss"].backward()  # type: ignore[no-untyped-call]
 
     micro_batch()
