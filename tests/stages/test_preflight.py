@@ -122,6 +122,7 @@ def test_labels_in_any_layout_and_prompts_of_any_kind_are_counted(
             "exclude_from_training": None,
         },
         "iterations": 1,
+        "select_pairs": {"strategy": "best_worst"},
     }
     findings = Findings()
     assert data.labelled_pairs(config, findings) == 6

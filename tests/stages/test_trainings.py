@@ -147,10 +147,10 @@ def test_encoded_pairs_of_another_training_are_not_used(
 ) -> None:
     args = elsewhere(seed_trained, tmp_path)
     interrupted(replace(args, seed=1), monkeypatch)
-    before = {file: file.stat().st_ino for file in args.work.rglob("*.safetensors")}
-    after = {file: file.stat().st_ino for file in interrupted(args, monkeypatch)}
+    before = {file: file.stat().st_mtime_ns for file in args.work.rglob("*.safetensors")}
+    after = {file: file.stat().st_mtime_ns for file in interrupted(args, monkeypatch)}
     assert before.keys() == after.keys()
-    assert all(after[file] != inode for file, inode in before.items())
+    assert all(after[file] > written for file, written in before.items())
 
 
 def test_tensorboard_shows_the_steps_and_the_held_out_curve_of_the_tables(

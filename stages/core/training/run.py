@@ -94,6 +94,7 @@ def train_policy(
     lock = outputs.work.with_name(f"{outputs.work.name}.lock")
     with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
         processes.wait()  # for the main one, which may have to wait for another training
+        initial, compared = finished(task.initial), finished(task.reference)
         identity = _identity(task, inputs)
         encoded = encode(
             model,
@@ -102,9 +103,7 @@ def train_policy(
             identity,
             processes,
         )
-        policy, reference = model.load_for_training(
-            finished(task.initial), finished(task.reference), task.lora, task.seed
-        )
+        policy, reference = model.load_for_training(initial, compared, task.lora, task.seed)
         if processes.count > 1:
             log.info("training on %d processes", processes.count)
         processes.start_trackers(task.stage, asdict(settings))

@@ -66,6 +66,7 @@ def train_online_policy(
     lock = outputs.work.with_name(f"{outputs.work.name}.lock")
     with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
         processes.wait()  # for the main one, which may have to wait for another training
+        initial, compared = finished(task.initial), finished(task.reference)
         identity = _identity(task, inputs)
         encoded = encode(
             model,
@@ -75,9 +76,7 @@ def train_online_policy(
             processes,
         )
         held_out = HeldOut.of(task.held_out, encoded.get("held_out"), task.held_out_seed)
-        policy, reference = model.load_for_training(
-            finished(task.initial), finished(task.reference), task.lora, task.seed
-        )
+        policy, reference = model.load_for_training(initial, compared, task.lora, task.seed)
         if settings.method == "ddpo" and held_out is None:
             reference = policy  # nobody looks at it: let the other go
         if processes.count > 1:
