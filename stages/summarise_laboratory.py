@@ -19,8 +19,9 @@ from stages.core.artifacts.schemas import LAB_RESULTS
 from stages.core.artifacts.tables import write_table
 from stages.core.execution.runtime import log, run_stage, stage
 from stages.core.laboratory.experiments import chosen, plan_runs, read_base, read_experiment
+from stages.core.laboratory.memory import as_text, found_in, read_memory, with_new
 from stages.core.laboratory.page import page
-from stages.core.laboratory.results import rows_of
+from stages.core.laboratory.results import made_here, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,10 @@ class Args:
     """The same as CSV."""
     page: Path
     """Where the page goes (Markdown)."""
+    earlier: Path | None = None
+    """Runs that were measured before (JSON lines); without a file there are none."""
+    memory: Path | None = None
+    """Where the earlier runs go with those of this lab (JSON lines)."""
 
 
 def main(args: Args) -> None:
@@ -50,18 +55,30 @@ def main(args: Args) -> None:
     with stage("summarise_laboratory") as run:
         experiments = chosen([read_experiment(path) for path in args.experiments], args.seeds)
         runs = plan_runs(experiments, read_base(args.base))
+        memory = read_memory(args.earlier) if args.earlier else []
+        records_folder, begun = args.lab / "runs", args.lab / "begun"
         rows = [
             row
             for each in runs
-            for row in rows_of(each, args.results, args.lab / "runs", args.lab / "begun")
+            for row in rows_of(each, args.results, records_folder, begun, found_in(memory, each))
         ]
-        records = [args.lab / "runs" / f"{each.name}.json" for each in runs]
+        new = {
+            each.name: (each, made)
+            for each in runs
+            if (made := made_here(each, args.results, records_folder))
+        }
+        records = [records_folder / f"{each.name}.json" for each in runs]
         table = write_table(
             args.output, rows, LAB_RESULTS, stage="summarise_laboratory", arguments=args,
-            inputs=[*args.experiments, *args.base, *filter(Path.is_file, records)],
+            inputs=[
+                *args.experiments, *args.base, *filter(Path.is_file, records),
+                *([args.earlier] if args.earlier and args.earlier.is_file() else []),
+            ],
         )  # fmt: skip
         with replacing(args.csv) as part:
             pyarrow.csv.write_csv(table, part)
+        if args.memory:
+            write_text(args.memory, as_text(with_new(memory, new)))
         write_text(args.page, page(experiments, rows))
         finished = len({row["run"] for row in rows if row["status"] == "finished"})
         log.info("summarise_laboratory: %d of %d runs have finished", finished, len(runs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Mapping
@@ -16,12 +17,21 @@ from stages.core.errors import UserError
 from stages.core.laboratory.experiments import (
     Claim,
     Experiment,
+    Run,
     Side,
     as_yaml,
     chosen,
     plan_runs,
     read_base,
     read_experiment,
+)
+from stages.core.laboratory.memory import (
+    Measured,
+    as_text,
+    found_in,
+    of_results,
+    read_memory,
+    with_new,
 )
 from stages.core.laboratory.page import page
 from stages.core.laboratory.verdicts import compared, interval, judge, value_of
@@ -30,6 +40,7 @@ from stages.core.plan.configuration import check_config, merged
 ROOT = Path(__file__).resolve().parents[2]
 BASE = read_base([ROOT / "config" / "config.yaml"])
 Values = dict[tuple[str, int, str, str], float]
+NONE = {"mix_preferences": {"seed_fraction": 0.0}}
 
 
 def experiment(name: str, arms: Mapping[str, Any], seeds: tuple[int, ...] = (1, 2)) -> Experiment:
@@ -228,3 +239,52 @@ def test_the_page_gives_advice_for_what_holds_and_names_runs_that_did_not_finish
     empty = page([found], [])
     assert "| New is better | not measured |  |" in empty
     assert "No run has finished yet." in empty
+
+
+def measured_of(run: Run, **over: Any) -> Measured:
+    facts = {"command": "snakemake ...", "commit": "abc", "machine": "m", "run_seconds": 1.0}
+    return Measured(
+        config=of_results(run.config), measures={"iter00": {"total": 2.5}}, **facts | over
+    )
+
+
+def test_a_run_that_was_measured_before_is_known_by_its_config_and_not_by_its_name() -> None:
+    one, other = plan_runs([experiment("a", {"usual": {}, "none": NONE}, (1,))], BASE)
+    again = plan_runs([experiment("b", {"less": NONE}, (1,))], BASE)[0]
+    memory = [measured_of(one), measured_of(other, commit="def")]
+    found = found_in(memory, again)
+    assert found is not None
+    assert found.commit == "def"
+    next_seed = plan_runs([experiment("b", {"less": NONE}, (2,))], BASE)[0]
+    assert found_in(memory, next_seed) is None
+
+
+def test_a_key_that_is_newer_than_a_record_must_have_its_default() -> None:
+    run = plan_runs([experiment("a", {"usual": {}}, (1,))], BASE)[0]
+    old = measured_of(run)
+    del old.config["score_candidates"]["snr_power"]  # as if nobody had known it then
+    assert old.is_of(run)
+    changed = {"score_candidates": {"weights": "inverse_snr", "snr_power": 0.5}}
+    newer = plan_runs([experiment("a", {"usual": changed}, (1,))], BASE)[0]
+    old.config["score_candidates"]["weights"] = "inverse_snr"
+    assert not old.is_of(newer)
+    assert not old.is_of(run)
+
+
+def test_what_is_measured_again_takes_the_place_of_its_older_record(tmp_path: Path) -> None:
+    one, other = plan_runs([experiment("a", {"usual": {}, "none": NONE}, (1,))], BASE)
+    old = [measured_of(one, commit="old"), measured_of(other, commit="old")]
+    now = with_new(old, {one.name: (one, measured_of(one, commit="new"))})
+    assert [each.commit for each in now] == ["old", "new"]
+    path = tmp_path / "measured.jsonl"
+    assert read_memory(path) == []
+    path.write_text(as_text(now))
+    assert read_memory(path) == now
+
+
+def test_a_line_that_is_no_measured_run_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "measured.jsonl"
+    run = plan_runs([experiment("a", {"usual": {}}, (1,))], BASE)[0]
+    path.write_text(as_text([measured_of(run)]) + '{"config": {}}\n')
+    with pytest.raises(UserError, match=r"measured.jsonl, line 2 is no measured run"):
+        read_memory(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,28 @@ def test_a_record_that_cannot_be_read_is_named(args: summarise_laboratory.Args) 
     record.write_text("{")
     with pytest.raises(UserError, match=r"lab-two-usual-1.json is no record of a run"):
         summarise_laboratory.main(args)
+
+
+def test_what_was_measured_before_is_in_the_table_and_is_kept_with_what_is_new(
+    args: summarise_laboratory.Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summarise_laboratory.main(replace(args, memory=args.lab / "measured.jsonl"))
+    usual, none = (args.lab / "measured.jsonl").read_text().splitlines()
+    assert '"total": 2.8' in usual
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    Path("earlier.jsonl").write_text(none.replace('"total": 2.6', '"total": 2.7') + "\n")
+    finish(elsewhere, "lab-two-usual-2", 0.3)
+    lab = Path("results/lab")
+    second = replace(
+        args, lab=lab, results=Path("results"), output=lab / "results.parquet",
+        earlier=Path("earlier.jsonl"), memory=lab / "measured.jsonl",
+    )  # fmt: skip
+    summarise_laboratory.main(second)
+    rows = {(row["run"], row["policy"], row["measure"]): row for row in read_rows(second.output)}
+    assert rows["lab-two-none-1", "iter01", "total"]["value"] == pytest.approx(2.7)
+    assert rows["lab-two-none-1", "iter01", "total"]["status"] == "finished"
+    assert rows["lab-two-usual-2", "iter01", "total"]["value"] == pytest.approx(2.8)
+    assert rows["lab-two-usual-1", None, None]["status"] == "not begun"
+    assert len((lab / "measured.jsonl").read_text().splitlines()) == 2

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from stages.core.laboratory.experiments import chosen, plan_runs, read_base, read_experiment
+from stages.core.laboratory.memory import Measured, as_text, of_results
 from tests.workflow.projects import ROOT, Project, environment
 
 LAB = ROOT / "workflow" / "lab" / "Snakefile"
@@ -78,6 +80,20 @@ def test_what_an_owner_has_trained_again_is_adopted_again(tmp_path: Path) -> Non
     assert answer() == ""
     os.utime(other, (0, 0))
     assert answer() == "--forcerun adopt_policy"
+
+
+def test_a_run_that_was_measured_before_is_not_made_again(tmp_path: Path) -> None:
+    experiment = read_experiment(ROOT / "config" / "lab" / "table6.yaml")
+    runs = plan_runs(chosen([experiment], [7]), read_base([ROOT / "config" / "config.yaml"]))
+    other = next(run for run in runs if run.owner != run.name)
+    earlier = tmp_path / "earlier.jsonl"
+    facts = {"command": None, "commit": None, "machine": None, "run_seconds": None}
+    measured = Measured(config=of_results(other.config), measures={}, **facts)
+    earlier.write_text(as_text([measured]))
+    made = dry_run(tmp_path, "only=table6", "seeds=7", f"earlier={earlier}").stdout
+    outputs = re.findall(r"rule run_experiment:\n +input: .*\n +output: .*/(.*).json\n", made)
+    assert {*outputs} == {run.name for run in runs} - {other.name}
+    assert f"--earlier {earlier}" in made
 
 
 def test_an_experiment_that_is_not_there_is_told(tmp_path: Path) -> None:

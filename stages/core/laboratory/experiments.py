@@ -86,6 +86,8 @@ class Run:
     """The run whose policy 0 it starts from; itself if it trains its own."""
     used_by: tuple[tuple[str, str], ...]
     """(experiment, arm)."""
+    config: Config
+    """The whole config, but for its run's name and where its policy 0 is."""
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -146,7 +148,7 @@ def plan_runs(experiments: Sequence[Experiment], base: Config) -> list[Run]:
         own: Config = {"run": name}
         if owner != name:
             own["train_seed"] = {"policy": f"results/{owner}/iter00/policy"}
-        runs.append(Run(name, seed, merged(overlay, own), owner, tuple(used_by)))
+        runs.append(Run(name, seed, merged(overlay, own), owner, tuple(used_by), config))
     return runs
 
 

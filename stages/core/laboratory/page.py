@@ -22,7 +22,9 @@ HEAD = f"""# The laboratory: the paper's claims over seeds, where the truth is k
 
 Written by `stages.summarise_laboratory` from `results/lab/results.parquet`; `results.csv` beside it says the same. Each
 experiment is a file of `config/lab/`: arms that lie over `config/config.yaml`. Runs that are equal are made once, and
-runs whose policy 0 would be equal share it. A lab that is stopped goes on where it was. The seed is the unit: arms are
+runs whose policy 0 would be equal share it. A lab that is stopped goes on where it was. Runs of
+`config/lab/measured.jsonl` were made before, by the commits named below, and are not made again; `earlier=""` makes
+them all. What a lab adds lies in `results/lab/measured.jsonl`, to be put in its place. The seed is the unit: arms are
 paired by it, and intervals are 95 % bootstrap intervals of the mean over seeds. A claim wants {MIN_SEEDS} seeds. It
 *holds* if the interval of each of its comparisons is above 0, and *holds in part* if some are. With five seeds such
 an interval is too narrow: it leaves out 0 whenever all five differences have one sign, which chance does once in 16.

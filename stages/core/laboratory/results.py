@@ -12,29 +12,55 @@ from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
 from stages.core.evaluation.guards import GUARDS_TABLE
 from stages.core.laboratory.experiments import Run
+from stages.core.laboratory.memory import Measured, of_results
 from stages.core.laboratory.verdicts import Values
 
 Row = dict[str, Any]
+FACTS = ("command", "commit", "machine", "run_seconds")
 GUARDS = ("reward_accuracy", "rank_correlation", "best_beats_worst", "diversity", "confident_share")
 """Guards that are measures of the laboratory; those of a judge stand in the iteration that it made."""
 
 
-def rows_of(run: Run, results: Path, records: Path, begun: Path) -> Iterator[Row]:
-    """The rows of one run, for each experiment that looks at it; one without a value if it has not finished."""
-    record = records / f"{run.name}.json"
-    facts: Row = dict.fromkeys(("command", "commit", "machine", "run_seconds"))
+def rows_of(
+    run: Run, results: Path, records: Path, begun: Path, earlier: Measured | None = None
+) -> Iterator[Row]:
+    """The rows of one run, for each experiment that looks at it; one without a value if it has not finished.
+
+    What this lab has made comes before what was measured earlier.
+    """
+    facts: Row = dict.fromkeys(FACTS)
     measured: list[tuple[str | None, str | None, float | None]] = [(None, None, None)]
     status = "not finished" if (begun / run.name).exists() else "not begun"
-    if record.is_file():
+    if found := made_here(run, results, records) or earlier:
         status = "finished"
-        facts |= {name: _read(record).get(name) for name in facts}
-        measured = list(measures_of(results / run.name))
+        facts |= {name: getattr(found, name) for name in FACTS}
+        measured = [
+            (policy, measure, value)
+            for policy, values in found.measures.items()
+            for measure, value in values.items()
+        ]
     for experiment, arm in run.used_by:
         for policy, measure, value in measured:
             yield {
                 "run": run.name, "experiment": experiment, "arm": arm, "seed": run.seed,
                 "status": status, "policy": policy, "measure": measure, "value": value, **facts,
             }  # fmt: skip
+
+
+def made_here(run: Run, results: Path, records: Path) -> Measured | None:
+    """What a finished run measured; None if it has not finished."""
+    record = records / f"{run.name}.json"
+    if not record.is_file():
+        return None
+    measures: dict[str, dict[str, float]] = {}
+    for policy, measure, value in measures_of(results / run.name):
+        measures.setdefault(policy, {})[measure] = value
+    found = _read(record)
+    return Measured(
+        config=of_results(run.config),
+        measures=measures,
+        **{name: found.get(name) for name in FACTS},
+    )
 
 
 def _read(path: Path) -> Row:
