@@ -244,7 +244,9 @@ def test_the_page_gives_advice_for_what_holds_and_names_runs_that_did_not_finish
 def measured_of(run: Run, **over: Any) -> Measured:
     facts = {"command": "snakemake ...", "commit": "abc", "machine": "m", "run_seconds": 1.0}
     return Measured(
-        config=of_results(run.config), measures={"iter00": {"total": 2.5}}, **facts | over
+        config=copy.deepcopy(of_results(run.config)),
+        measures={"iter00": {"total": 2.5}},
+        **facts | over,
     )
 
 

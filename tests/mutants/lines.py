@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+CORE = Path(__file__).resolve().parents[2] / "stages/core"
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,11 @@ class Mutant:
         """For the table."""
         return f"{self.file}: `{self.right.strip()}` becomes `{self.wrong.strip()}`"
 
+    def problem(self) -> str:
+        """Why the line cannot be changed; empty if it can."""
+        times = (CORE / self.file).read_text(encoding="utf-8").count(self.right)
+        return "" if times == 1 else f"{self.name}: it stands there {times} times"
+
 
 def of(file: str, *changes: tuple[str, ...]) -> list[Mutant]:
     """The mutants of one file."""
@@ -32,8 +40,8 @@ def of(file: str, *changes: tuple[str, ...]) -> list[Mutant]:
 MUTANTS = [
     *of(
         "method/noising.py",
-        ("+ jitter) / num_draws", ") / num_draws"),
-        ("position * num_timesteps", "position * (num_timesteps // 2)"),
+        ("(torch.arange(num_draws, dtype=torch.float64) + jitter)", "torch.arange(num_draws, dtype=torch.float64)"),
+        ("(position * num_timesteps).long()", "(position * (num_timesteps // 2)).long()"),
         ("timesteps = torch.randint(num_timesteps,", "timesteps = torch.randint(num_timesteps // 2,"),
         ("torch.randn((num_draws, *latents_shape), generator=rng)", "torch.rand((num_draws, *latents_shape), generator=rng)"),
         ("torch.randn((num_pairs, *latents_shape), generator=rng)", "torch.randn((1, *latents_shape), generator=rng).repeat(num_pairs, 1, 1, 1)"),
@@ -54,11 +62,13 @@ MUTANTS = [
     ),
     *of(
         "method/rewards.py",
-        ("gain = reference_errors.astype(np.float64) - policy_errors.astype(np.float64)\n    num_draws", "gain = policy_errors.astype(np.float64) - reference_errors.astype(np.float64)\n    num_draws"),
-        ("gain.std(axis=1, ddof=1)", "gain.std(axis=1)"),
+        ("gain = reference_errors.astype(np.float64) - policy_errors.astype(np.float64)\n    return Implicit", "gain = policy_errors.astype(np.float64) - reference_errors.astype(np.float64)\n    return Implicit"),
+        ("values.std(axis=1, ddof=1)", "values.std(axis=1)"),
         ("spread / np.sqrt(num_draws)", "spread / num_draws"),
-        ("difference = gain[best] - gain[worst]", "difference = gain[best] + gain[worst]"),
-        ("difference.std(ddof=1) / np.sqrt(len(difference))", "difference.std(ddof=1)"),
+        ("(gain[best] - gain[worst])[None]", "(gain[best] + gain[worst])[None]"),
+        ("values @ weights / weights.sum()", "values @ weights / len(weights)"),
+        ("(values - mean[:, None]) * weights", "(values - mean[:, None])"),
+        ("np.sqrt(num_draws / (num_draws - 1)) if", "1.0 if"),
         ("-0.5 * dpo_beta * margin", "-dpo_beta * margin"),
         ("exact.std(axis=1).mean()", "exact.std()"),
     ),
@@ -72,7 +82,7 @@ MUTANTS = [
     *of(
         "method/mixing.py",
         ("num_generated * seed_fraction / (1 - seed_fraction)", "num_generated * seed_fraction"),
-        ("rng.permutation(num_available)", "np.arange(num_available)"),
+        ("np.random.default_rng(seed).permutation(num_available)", "np.arange(num_available)"),
     ),
     *of(
         "method/scoring.py",
@@ -84,7 +94,75 @@ MUTANTS = [
     ),
     *of(
         "method/sampling.py",
-        ("* getattr(scheduler, \"init_noise_sigma\", 1.0)", "", "DDPM's and DDIM's are 1"),
+        ("scheduler, \"init_noise_sigma\", 1.0", "scheduler, \"no_such_sigma\", 1.0", "DDPM's and DDIM's are 1"),
+    ),
+    *of(
+        "method/allocation.py",
+        ("return FLOOR + (1 - FLOOR) * shares", "return shares"),
+        ("wanted = weights * spreads", "wanted = weights"),
+        ("return 1 / density[", "return density["),
+        ("format(place, f\"0{bits}b\")[::-1]", "format(place, f\"0{bits}b\")"),
+        ("gaps.std(axis=1, ddof=1) / np.sqrt(num_draws)", "gaps.std(axis=1, ddof=1)"),
+        ("is_above(best, parts) & is_above(parts, worst)", "is_above(best, parts) | is_above(parts, worst)"),
+        ("parts[place, seen].mean() - full[:, seen].mean()", "parts[place, seen].mean()"),
+    ),
+    *of(
+        "method/adaptive.py",
+        ("active = active[~cannot_win_or_lose(parts, confidence)]", "pass"),
+        ("(reference - policy) * weights[:num_draws]", "(reference - policy)"),
+    ),
+    *of(
+        "method/calibration.py",
+        ("signal_to_noise[middles] ** -power", "signal_to_noise[middles] ** power"),
+        ("gain.mean() > gain.std() / np.sqrt(len(gain))", "gain.mean() > 0"),
+        ("fit_shape(features[~is_held_out], shape)", "fit_shape(features, shape)"),
+        ("np.where(bins == number, gains, 0.0).mean(axis=1)", "np.where(bins == number, gains, 0.0).sum(axis=1)"),
+        ("(spreads[is_used] / spreads[is_used].max()) ** -shape.power", "(spreads[is_used] / spreads[is_used].max()) ** shape.power"),
+        ("slope += strength * (np.r_[0.0, jumps] - np.r_[jumps, 0.0])", "pass"),
+        ("return BinWeights(slopes / mean, mean), chosen", "return BinWeights(slopes / mean, 1.0), chosen"),
+        ("return shuffled[np.searchsorted(different, prompts)]", "return rng.integers(NUM_FOLDS, size=len(prompts))"),
+        ("weights, _ = fit(features[others], prompts[others], rng, shapes)", "weights, _ = fit(features, prompts, rng, shapes)"),
+        ("optimize.brentq(slope, 0.0, 1.0)", "1.0"),
+    ),
+    *of(
+        "method/listwise.py",
+        ("(discount[:, None] - discount).abs()", "1.0"),
+        ("torch.exp2(preference) - 1", "preference"),
+        ("logits = -0.5 * dpo_beta * (moved", "logits = 0.5 * dpo_beta * (moved"),
+        ("is_preferred = preference[:, None] > preference", "is_preferred = preference[:, None] >= preference", "of two equal images the gains are equal, so that their weight is 0"),
+        ("(max(high, low), min(high, low))", "(high, low)"),
+    ),
+    *of(
+        "method/online_objective.py",
+        ("np.tanh((best - worst) / 2) > min_gap", "best - worst > min_gap"),
+        ("clipped_log(log_ratio_w, ratio_clip) - clipped_log(log_ratio_l, ratio_clip)", "log_ratio_w - log_ratio_l"),
+        ("np.log1p(-ratio_clip), np.log1p(ratio_clip)", "-ratio_clip, ratio_clip"),
+        ("torch.maximum(", "torch.minimum("),
+        ("(base.std() + SMALL)", "1.0"),
+        ("deque(maxlen=self.buffer_size)", "deque()"),
+        ("len(own) >= self.min_count", "len(own) > self.min_count"),
+    ),
+    *of(
+        "method/trajectories.py",
+        ("(1 - after) / (1 - kept) * (1 - kept / after)", "(1 - after) / (1 - kept)"),
+        ("(1 - after - sigma.square()).clamp(min=0).sqrt()", "(1 - after).sqrt()"),
+        ("after.sqrt().to(dtype) * clean", "root * clean"),
+        ("root * noisy - rest * predicted, root * predicted + rest * noisy", "root * noisy - rest * predicted, predicted"),
+        ("density - step.sigma.log() - 0.5", "density + step.sigma.log() - 0.5"),
+        ("/ (2 * policy.sigma.square())", "/ policy.sigma.square()"),
+        ("without + guidance_scale * (with_text - without)", "with_text + guidance_scale * (with_text - without)"),
+        ("start if first == then else generator(then)", "generator(then)"),
+    ),
+    *of(
+        "method/secant.py",
+        ("(ahead - behind) / self.stretch, target", "(ahead - behind), target"),
+        ("(to - ours) * (stretch / 2)", "(to - ours) * stretch"),
+        ("if not moved < least:", "if moved < least:"),
+    ),
+    *of(
+        "method/noising.py",
+        ("torch.sigmoid(torch.special.ndtri(position))", "torch.sigmoid(position)"),
+        ("np.cumsum(density) / density.sum()", "np.cumsum(np.ones_like(density)) / len(density)"),
     ),
     *of(
         "models/interface.py",
@@ -119,7 +197,7 @@ MUTANTS = [
         ("seed_of(seed, \"order\", number)", "seed_of(seed, \"order\")"),
         ("generator=rng) < share", "generator=rng) > share"),
         ("seed_of(self.seed, \"draws\", number)", "seed_of(self.seed, \"draws\")"),
-        ("self.best.put_back()", "pass"),
+        ("self.kept.put_back()", "pass"),
         ("self.policy.freeze()", "pass"),
     ),
     *of(
@@ -134,10 +212,11 @@ MUTANTS = [
     ),
     *of(
         "training/held_out.py",
-        ("functional.softplus(-logit)", "functional.softplus(logit)"),
-        (".reshape(self.num_draws, count).mean(dim=0)", ".reshape(count, self.num_draws).mean(dim=1)"),
+        (".reshape(self.num_draws, len(self.pairs)).mean(dim=0)", ".reshape(len(self.pairs), self.num_draws).mean(dim=1)"),
+        ("log_losses(softening * logit", "log_losses(-softening * logit"),
+        ("known.get(start)", "known.get(0)"),
+        ("(errors.policy_l - errors.reference_l).mean()", "(errors.policy_l - errors.reference_w).mean()"),
         ("+ 0.5 * (logit == 0).float()", ""),
-        ("return [-point.log_loss", "return [point.log_loss"),
     ),
     *of(
         "training/optimizers.py",
@@ -164,9 +243,10 @@ MUTANTS = [
     ),
     *of(
         "evaluation/judge_guards.py",
-        ("points = (gain > 0) + 0.5 * (gain == 0)", "points = (gain >= 0) + 0.0 * (gain == 0)"),
+        ("points = (gain > 0) + 0.5 * (gain == 0)\n    low, high", "points = (gain >= 0) + 0.0 * (gain == 0)\n    low, high"),
+        ("points = (gain > 0) + 0.5 * (gain == 0)\n    return dict", "points = (gain >= 0) + 0.0 * (gain == 0)\n    return dict"),
         ("if low > limit:", "if high > limit:"),
-        ('[pair["probability"] > CONFIDENT', '[pair["probability"] >= 0.5'),
+        ("[probability > CONFIDENT", "[probability >= 0.5"),
         ("(found > 0) + 0.5 * (found == 0)", "found > 0"),
         ('scores[p["prompt_id"]][p["winner_candidate"]] - scores[p["prompt_id"]][p["loser_candidate"]]', 'scores[p["prompt_id"]][p["loser_candidate"]] - scores[p["prompt_id"]][p["winner_candidate"]]'),
     ),

@@ -38,7 +38,8 @@ class Measured:
         All keys that were known then must have the same value, and newer ones their default.
         """
         now = of_results(run.config)
-        return merged(now, self.config) == now and not without_defaults(_only(now, self.config))
+        newer = without_defaults(_only(now, self.config))
+        return merged(now, self.config) == now and not _says_something(newer)
 
 
 def _only(config: Mapping[str, Any], known: Mapping[str, Any]) -> Config:
@@ -50,6 +51,13 @@ def _only(config: Mapping[str, Any], known: Mapping[str, Any]) -> Config:
         elif isinstance(value, Mapping) and isinstance(known[key], Mapping):
             found |= {key: inner} if (inner := _only(value, known[key])) else {}
     return found
+
+
+def _says_something(config: Mapping[str, Any]) -> bool:
+    """Whether any block has a value."""
+    return any(
+        _says_something(value) if isinstance(value, Mapping) else True for value in config.values()
+    )
 
 
 def of_results(config: Config) -> Config:
