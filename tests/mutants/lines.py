@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,11 @@ class Mutant:
     def name(self) -> str:
         """For the table."""
         return f"{self.file}: `{self.right.strip()}` becomes `{self.wrong.strip()}`"
+
+    def digest(self) -> str:
+        """Of the file and the change."""
+        text = (CORE / self.file).read_text(encoding="utf-8")
+        return hashlib.sha256("\0".join((text, self.right, self.wrong)).encode()).hexdigest()
 
     def problem(self) -> str:
         """Why the line cannot be changed; empty if it can."""
