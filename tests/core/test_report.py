@@ -200,6 +200,9 @@ def test_a_policy_that_hardly_moved_is_not_the_one_to_use() -> None:
     policy, reason = advised(evaluated(0.5, 0.6), rows)
     assert policy == "iter00"
     assert "iter01 hardly moved from base" in reason
+    rows = guards((0.5, None, None, None), STEADY)  # as a judge at chance, and hardly moved
+    rows[0] |= {"moved_pixels": 1e-6, "moved_features": 1e-6, "held_out_logit": 1e-6}
+    assert "iter00 hardly moved from base" in advised(evaluated(0.5, 0.6), rows)[1]
 
 
 def test_where_the_guards_decided_their_policy_is_used() -> None:

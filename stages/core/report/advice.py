@@ -40,11 +40,9 @@ def advise(
     if good:
         return Advice(policy=good, reason="The guards decided so after each iteration.")
     passed_over = {
-        policy: f"{policy} hardly moved from {BASE}" for policy in hardly_moved(rows, limits)
-    } | {
         policy: f"the guards warn of {policy} ({', '.join(titles).lower()})"
         for policy, titles in warned(rows, limits).items()
-    }
+    } | {policy: f"{policy} hardly moved from {BASE}" for policy in hardly_moved(rows, limits)}
     own = [policy for policy in evaluation.policies if policy != BASE]
     clean = [policy for policy in own if policy not in passed_over]
     why_not = "; ".join(passed_over[policy] for policy in own if policy in passed_over)
