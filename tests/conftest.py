@@ -78,8 +78,8 @@ def model(tiny_base: str) -> DiffusionModel:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The smallest DAG after an unbroken run. Tests that change something take a copy.
 
-    One process makes the run, all others have copies of it; those of a later pytest too if
-    SAIL_TEST_SHARED names a folder, as .ci/run does.
+    One process makes the run, all others have copies of it; those of another pytest too if both are given a folder
+    by SAIL_TEST_SHARED.
     """
     place = shared_folder(tmp_path_factory) / "finished"
     made = Project(place / "run")
