@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CORES ?= all
 CHROMIUM ?= chromium
+TESTS ?= not slow and not long
 BIN := .venv/bin
 
 .PHONY: help demo test lint bench doctor picture clean
@@ -14,8 +15,8 @@ demo: .venv/installed ## set up, run the whole pipeline on the embedded world, s
 	@echo
 	@echo "The report: $(CURDIR)/results/shapes/report.html"
 
-test: .venv/installed-test ## set up, pass the tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow and not long" \
+test: .venv/installed-test ## set up, pass the tests; TESTS="not long" adds the slow ones, as .ci/run does
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "$(TESTS)" \
 		-n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/installed-test ## check style, types and rules

@@ -12,6 +12,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # beside one busy process makes 0.2 to 2.2 steps a second without it, 3.4 to 3.9 with it.
 if "GOMP_SPINCOUNT" not in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Set before scipy is imported: with a second thread its L-BFGS takes 88 s beside a busy machine, not 8 s.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jaxtyping
 import pytest
@@ -76,8 +78,8 @@ def model(tiny_base: str) -> DiffusionModel:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The smallest DAG after an unbroken run. Tests that change something take a copy.
 
-    One process makes the run, all others have copies of it; those of a later pytest too if
-    SAIL_TEST_SHARED names a folder, as .ci/run does.
+    One process makes the run, all others have copies of it; those of another pytest too if both are given a folder
+    by SAIL_TEST_SHARED.
     """
     place = shared_folder(tmp_path_factory) / "finished"
     made = Project(place / "run")

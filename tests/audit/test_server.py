@@ -22,6 +22,7 @@ from stages.core.pages.journal import read_journal
 from tests.audit.test_deciding import shown
 from tests.browsers import NEEDS_BROWSER, browser
 from tests.builders import CAPTIONS, read_rows
+from tests.pages.forked import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,9 +71,10 @@ def kill_often(run: Path, times: int) -> None:
     """Start the server, decide, kill it at a random moment; what it had answered is in the journal."""
     chance = random.Random(0)
     kept: list[tuple[str, str]] = []
+    log = run.with_name("killed.log")
     for _ in range(times):
-        with serving(run) as (server, address):
-            before = len(kept)
+        with forked("stages.audit", log, str(run)) as (server, line):
+            address, before = line.split()[1], len(kept)
             person = threading.Thread(target=decide_until_refused, args=(address, kept))
             person.start()
             while len(kept) == before and person.is_alive():

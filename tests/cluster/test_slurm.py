@@ -20,7 +20,11 @@ from tests.cluster.one_node import Cluster, one_node, why_not
 from tests.core.test_devices import STAGE
 from tests.workflow.projects import ROOT, RUN, Project, environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.xdist_group("slurm"),  # there is one at a time, and another process would wait for it
+]
 
 GPUS = 4
 AT_ONCE = (

@@ -31,6 +31,7 @@ from tests import flow_models
 from tests.builders import CAPTIONS, read_rows
 from tests.labelling.builders import answer_all, open_desk, write_images
 from tests.labelling.servers import Person, serving
+from tests.pages.forked import forked
 
 LOST = (urllib.error.URLError, HTTPException, ConnectionError)
 """What a person sees of a server that was killed."""
@@ -60,8 +61,9 @@ def kill_after_any_key(tmp_path: Path, rounds: int, seed: int, *more: str) -> No
     )
     saved: dict[str, str] = {}
     for _ in range(rounds):
-        with serving(*flags) as (process, address):
-            person = Person(address, "ann")
+        with forked("stages.label", tmp_path / "killed.log", *flags) as (process, line):
+            assert process.pid is not None
+            person = Person(line.split()[1], "ann")
             assert {
                 e["pair"]: e["answer"] for e in standing(read_journal(journal)).values()
             } == saved
@@ -76,7 +78,7 @@ def kill_after_any_key(tmp_path: Path, rounds: int, seed: int, *more: str) -> No
                     take_one(person, saved, rng)
             except LOST:
                 killer.join()
-                process.wait()
+                process.join()
         found = {e["pair"]: e["answer"] for e in standing(read_journal(journal)).values()}
         unsure = set(found.items()) ^ set(before.items())
         assert len(unsure) <= 1, unsure
