@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
-import safetensors.torch
+import safetensors
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor
@@ -24,6 +24,7 @@ from stages.core.models.denoiser import LORA_FILE, LORA_METADATA
 from stages.core.models.loading import ModelError, Source, torch_dtype
 from stages.core.models.original_layout import checkpoint, marks, unet_key
 from stages.core.models.policy import Policy
+from stages.core.models.weight_files import save_weights
 
 Format = Literal["diffusers", "lora-diffusers", "lora-kohya", "single-file"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -237,10 +238,10 @@ def write_lora_diffusers(policy: ExportedPolicy, folder: Path, dtype: torch.dtyp
         for key, value in weights.items()
     }
     header = {f"{prefix}.{key}": value for key, value in {**settings, "lora_alpha": rank}.items()}
-    safetensors.torch.save_file(
-        {f"{prefix}.{key}": value.contiguous() for key, value in scaled.items()},
+    save_weights(
+        {f"{prefix}.{key}": value for key, value in scaled.items()},
         folder / LORA_FILE,
-        metadata={"format": "pt", LORA_METADATA: json.dumps(header, sort_keys=True)},
+        {"format": "pt", LORA_METADATA: json.dumps(header, sort_keys=True)},
     )
 
 
@@ -257,10 +258,10 @@ def write_lora_kohya(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) -
     rank = next(value.shape[0] for key, value in weights.items() if ".lora_A." in key)
     alpha = float(settings.get("lora_alpha", rank))
     version, architecture = base_version(policy, config)
-    safetensors.torch.save_file(
+    save_weights(
         kohya_weights(weights, alpha, config if policy.is_xl else None),
         folder / lora_file(policy),
-        metadata={
+        {
             "format": "pt",
             "ss_network_module": "networks.lora",
             "ss_network_dim": str(rank),
@@ -298,7 +299,7 @@ def kohya_weights(
         original = layer if config is None else unet_key(layer, config)
         name = "lora_unet_" + original.replace(".", "_")
         side = {"A.weight": "lora_down", "B.weight": "lora_up"}[end]
-        found[f"{name}.{side}.weight"] = value.contiguous()
+        found[f"{name}.{side}.weight"] = value
         found[f"{name}.alpha"] = torch.tensor(alpha, dtype=value.dtype)
     return found
 
@@ -327,10 +328,10 @@ def write_single_file(policy: ExportedPolicy, folder: Path, dtype: torch.dtype) 
         else None,
     )
     state |= marks(source.config_of("scheduler", DDPMScheduler))
-    safetensors.torch.save_file(
-        {key: value.detach().contiguous() for key, value in state.items()},
+    save_weights(
+        state,
         folder / lora_file(policy),
-        metadata={"format": "pt", "modelspec.title": policy.name},
+        {"format": "pt", "modelspec.title": policy.name},
     )
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
+
+from stages.core.models.weight_files import save_weights
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name under which diffusers looks for LoRA weights in a folder."""
@@ -138,8 +139,8 @@ class Denoiser:
         config = self.network.peft_config[self.adapter].to_dict()
         plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
         header = {f"{part}.{key}": value for key, value in plain.items()}
-        safetensors.torch.save_file(
-            {f"{part}.{key}": value.contiguous().cpu() for key, value in weights.items()},
+        save_weights(
+            {f"{part}.{key}": value for key, value in weights.items()},
             folder / LORA_FILE,
-            metadata={"format": "pt", LORA_METADATA: json.dumps(header, sort_keys=True)},
+            {"format": "pt", LORA_METADATA: json.dumps(header, sort_keys=True)},
         )
