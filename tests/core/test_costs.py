@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from stages.core.plan.configuration import read_config
 from stages.core.plan.costs import Rates, clock_hours, count, disk_bytes, hours
+from stages.core.plan.online_costs import OnlineRates, count_round
 from stages.core.preflight import host
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.host import check_host_memory, held_bytes, memory_limit
@@ -161,3 +163,58 @@ def test_more_devices_shorten_what_is_spread_over_them() -> None:
     assert clock_hours(taken, devices=8, training_gpus=1) == 2.0 + 4.0
     assert clock_hours(taken, devices=8, training_gpus=4) == 2.0 + 1.0
     assert clock_hours(taken, devices=2, training_gpus=4) == 8.0 + 2.0  # no more than there are
+
+
+def test_an_online_training_is_counted_by_hand() -> None:
+    config = read_config(ROOT / "config/sd15.yaml", ROOT / "config/overlays/spo.yaml")
+    counts = count(config, 500, 900_000)
+    # base, iteration 0 and the online policy; of the last two a policy each
+    assert (counts.evaluation_images, counts.policies) == (500 * 3, 2)
+    spo = counts.online_round
+    assert spo is not None
+    assert counts.online_rounds == 1000
+    # 40 prompts: alone to step 4, then pools of 4 at steps 5 to 19; compared after each of steps 4 to 19
+    assert spo.chain_steps == 40 * (5 + 4 * 15)
+    assert (spo.judged, spo.judge_draws) == (40 * 4 * 16, 0)
+    assert spo.trained_steps == spo.compared_steps == 40 * 16 * 2
+    assert spo.kept_latents == 2 * 40 * 16 * 2
+    assert spo.calls == 2 * (2600 + 1280 + 1280)
+    rates = replace(RATES, online=OnlineRates(chain_step=1.0, decode_image=0.5, trained_step=3.0))
+    taken = hours(counts, rates)
+    assert taken["online: sample"] == pytest.approx(1000 * 2600 / 3600)
+    assert taken["online: judge"] == pytest.approx(1000 * 2560 * 0.5 / 3600)
+    assert taken["online: train"] == pytest.approx(1000 * 1280 * 3 / 3600)
+    others = {name: value for name, value in taken.items() if not name.startswith("online")}
+    both = [clock_hours(each, devices=8, training_gpus=4) for each in (taken, others)]
+    assert both[0] - both[1] == pytest.approx((sum(taken.values()) - sum(others.values())) / 4)
+    config["execution"]["training_gpus"] = 4
+    held = held_bytes(counts, RATES, config, 5_000, devices=8)
+    assert held["online training"] - held["training"] == 4 * 2 * 2560 * 100
+
+
+def test_a_judge_in_latent_space_is_scored_and_not_decoded() -> None:
+    config = read_config(ROOT / "config/sd15.yaml", ROOT / "config/overlays/spo.yaml")
+    config["online"] |= {"judge": "self", "judge_draws": 3, "inner_steps": 3}
+    counts = count(config, 500, 900_000)
+    assert counts.online_round is not None
+    # compared after steps 6, 9, 12, 15, 18 and the last
+    assert counts.online_round.judged == 40 * 4 * 6
+    assert counts.online_round.judge_draws == 40 * 4 * 6 * 3
+    assert counts.online_round.calls == 2 * (2600 + 1280 + 1280) + 2 * 2880
+    rates = replace(RATES, online=OnlineRates(chain_step=1.0, decode_image=0.5, trained_step=3.0))
+    assert hours(counts, rates)["online: judge"] == pytest.approx(1000 * 2880 * 0.1 / 3600)
+
+
+def test_whole_chains_are_counted_by_hand() -> None:
+    config = read_config(ROOT / "config/sd15.yaml", ROOT / "config/overlays/ddpo.yaml")
+    ddpo = count_round(config["online"], judge="compressibility", judge_draws=4)
+    assert (ddpo.chain_steps, ddpo.judged) == (256 * 50, 256)
+    assert (ddpo.trained_steps, ddpo.compared_steps) == (256 * 50, 0)
+    d3po = config["online"] | {
+        "method": "d3po", "candidates_per_prompt": 2, "passes": 3, "guidance_scale": 1.0,
+    }  # fmt: skip
+    found = count_round(d3po, judge="compressibility", judge_draws=4)
+    assert (found.chain_steps, found.judged) == (256 * 2 * 50, 512)
+    assert found.trained_steps == found.compared_steps == 3 * 256 * 2 * 50
+    assert found.kept_latents == 2 * 256 * 2 * 50
+    assert found.calls == found.chain_steps + 2 * found.trained_steps

@@ -56,6 +56,33 @@ def test_preflight_of_a_sound_model_says_what_the_run_takes(
     assert "policies" in printed
 
 
+@pytest.mark.parametrize(
+    ("online", "amounts"),
+    [
+        # 8 prompts: 2 steps alone, then 1 of 4 candidates; compared after steps 1 and 2, twice 2 steps a pair
+        ({"method": "spo", "divert_step": 1, "judge": "total"}, ("96", "128 images", "64")),
+        ({"method": "spo", "divert_step": 1}, ("96", "128 images x 4 draws", "64")),
+        ({"method": "ddpo", "judge": "total", "batch_transitions": 6}, ("192", "64 images", "192")),
+    ],
+)
+def test_preflight_says_what_an_online_training_takes(
+    tiny_base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    online: dict[str, Any], amounts: tuple[str, str, str],
+) -> None:  # fmt: skip
+    block = {"rounds": 2, "prompts_per_update": 8, "num_prompts": 16, "num_inference_steps": 3}
+    config = write_config(
+        tmp_path / "config.yaml", tiny_base, iterations=0, online={**block, **online}
+    )
+    preflight.main(preflight.Args(config=(config,), results=tmp_path, threads=1))
+    printed = capsys.readouterr().out
+    rows = [[part.strip() for part in line.split("│")[1:3]] for line in printed.splitlines()]
+    sampled, judged, trained = amounts
+    assert ["online: sample", f"{sampled} steps"] in rows
+    assert ["online: judge", judged] in rows
+    assert ["online: train", f"{trained} steps"] in rows
+    assert "The online training calls the denoiser" in printed
+
+
 def test_missing_data_files_are_named_and_fail(tiny_base: str, tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "config/sd15.yaml").read_text())
     config["model"] = {"base": tiny_base, "dtype": "float32"}

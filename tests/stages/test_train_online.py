@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from stages import select_prompts, train_online, train_seed
@@ -24,6 +26,7 @@ from stages.core.execution.stopping import STOP, Stopped
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.loading import ModelError
 from stages.core.models.policy import Policy
+from stages.core.plan.online_costs import count_round
 from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress
 from stages.core.training.loop import TrainingError
 from stages.core.training.online.judges import ImageJudge
@@ -156,6 +159,25 @@ def test_d3po_trains_on_every_step_of_the_best_and_the_worst_chain(make: Make) -
     assert [row["inference_step"] for row in rows] == [0, 1, 2] * 6
     assert read_rows(args.training)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert all(row["next_candidate"] is None for row in rows)
+
+
+@pytest.mark.parametrize(
+    "online", [SPO, replace(SPO, inner_steps=2), replace(SPO, guidance_scale=1.0), DDPO, D3PO]
+)
+def test_the_plan_counts_the_rows_that_go_through_the_denoiser(
+    make: Make, online: OnlineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, plain = [0], UNet2DConditionModel.forward
+
+    def forward(self: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows[0] += len(sample)
+        return plain(self, sample, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", forward)
+    args = make("counted", online)
+    train_online.main(replace(args, held_out=replace(args.held_out, num_pairs=0)))
+    expected = count_round(asdict(online), judge="sharpness", judge_draws=4)
+    assert rows[0] == online.rounds * expected.calls
 
 
 def test_a_policy_judges_itself_without_decoding(

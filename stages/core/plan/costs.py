@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stages.core.plan.online_costs import OnlineCounts, OnlineRates, count_round, online_seconds
 from stages.core.plan.run import RunPlan
 
 Config = Mapping[str, Any]
@@ -42,6 +43,10 @@ class Counts:
     """Pairs of the largest training, and those that are scored on the way."""
     candidates_of_an_iteration: int = 0
     """Images of the iteration that samples most."""
+    online_rounds: int = 0
+    """Rounds of the online training; 0 without one."""
+    online_round: OnlineCounts | None = None
+    """What each of them does; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ class Rates:
     """The pipeline's other parts, likewise."""
     caption_bytes: int = 0
     """A caption's conditioning."""
+    online: OnlineRates | None = None
+    """Of an online training; None without one."""
 
 
 def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Counts:
@@ -92,26 +99,35 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
              for size in plan.prompts_wanted]  # fmt: skip
     seed_pairs = config["train_seed"]["passes"] * pairs if 0 in plan.trained else 0
     images = config["evaluation"]["images_per_prompt"]
+    policies = len(plan.policies) + plan.is_online
     return Counts(
         human_pairs=pairs + held_out,
         candidates=prompts * config["sample_candidates"]["candidates_per_prompt"],
         generated_pairs=per_prompt * prompts,
-        evaluation_images=evaluation_prompts * images * len(plan.policies),
+        evaluation_images=evaluation_prompts * images * policies,
         training_pairs=math.ceil(seed_pairs + config["update_policy"]["passes"] * sum(mixed)),
-        policies=len(plan.policies) - 1,
+        policies=policies - 1,
         reward_draws=config["score_candidates"]["num_draws"],
         pairs_of_a_training=max([pairs if 0 in plan.trained else 0, *mixed])
         + min(held_out, config.get("held_out_curve", {}).get("num_pairs", 0)),
         candidates_of_an_iteration=max([0, *plan.prompts_wanted])
         * config["sample_candidates"]["candidates_per_prompt"],
+        online_rounds=config["online"]["rounds"] if plan.is_online else 0,
+        online_round=a_round_of(config["online"]) if plan.is_online else None,
         **count_exports(config, sum(mixed)),
     )
+
+
+def a_round_of(online: Config) -> OnlineCounts:
+    """What each round of the config's block `online` does."""
+    return count_round(online, judge=online["judge"], judge_draws=online["judge_draws"])
 
 
 def count_exports(config: Config, mixed_pairs: int) -> dict[str, int]:
     """What leaves the run as new files; a full fine-tune's diffusers folder is linked."""
     export = config.get("export", {})
-    policies = len(RunPlan(config=config).policies) - 1
+    plan = RunPlan(config=config)
+    policies = len(plan.policies) - 1 + plan.is_online
     is_lora = config.get("lora", {}).get("rank", 0) > 0
     layouts = export.get("policies", [])
     single = policies * ("single-file" in layouts)
@@ -132,6 +148,10 @@ def hours(counts: Counts, rates: Rates) -> dict[str, float]:
         "train": counts.training_pairs * rates.train_pair,
         "sample evaluation images": counts.evaluation_images * rates.sample_image,
     }
+    if counts.online_round is not None and rates.online is not None:
+        seconds |= online_seconds(
+            counts.online_round, counts.online_rounds, rates.online, rates.score_draw
+        )
     return {name: value / 3600 for name, value in seconds.items()}
 
 
@@ -139,10 +159,11 @@ def clock_hours(taken: Mapping[str, float], *, devices: int, training_gpus: int)
     """Hours on the clock of device hours: shards spread over all devices, a training over its own.
 
     The stages of an iteration follow each other; evaluation, which could run beside the next one, is
-    counted as if it waited.
+    counted as if it waited. An online training has the devices of a training, for all that it does.
     """
-    training = taken["train"] / min(devices, training_gpus)
-    return training + sum(h for name, h in taken.items() if name != "train") / devices
+    training = {name for name in taken if name == "train" or name.startswith("online: ")}
+    spread = sum(taken[name] for name in taken if name not in training) / devices
+    return spread + sum(taken[name] for name in training) / min(devices, training_gpus)
 
 
 def disk_bytes(counts: Counts, rates: Rates) -> dict[str, int]:

@@ -42,17 +42,23 @@ def held_bytes(
     """Bytes in memory of all processes of a training, and of the jobs that score shards at once.
 
     A training that continues reads its whole state first; its pairs lie on the disk. A scoring job holds its shard's
-    latents, or its images where it encodes them again.
+    latents, or its images where it encodes them again. Each process of an online training holds a round's steps, twice
+    while they are put together.
     """
     execution = config["execution"]
     is_reencoded = config["score_candidates"]["reencode"]
     image = rates.candidate_bytes if is_reencoded else rates.latents_bytes
     shard = math.ceil(counts.candidates_of_an_iteration / config["sample_candidates"]["shards"])
     jobs = max(1, devices) * execution["jobs_per_gpu"]
-    return {
-        "training": execution["training_gpus"] * (process + rates.trained_bytes),
+    training = process + rates.trained_bytes
+    held = {
+        "training": execution["training_gpus"] * training,
         "scoring": jobs * (process + shard * image),
     }
+    if counts.online_round is not None:
+        kept = 2 * counts.online_round.kept_latents * rates.latents_bytes
+        held["online training"] = execution["training_gpus"] * (training + kept)
+    return held
 
 
 def memory_limit(limits: tuple[str, ...] = LIMITS) -> int:

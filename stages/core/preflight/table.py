@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stages.core.plan.costs import Counts, Rates, clock_hours, disk_bytes, hours
+from stages.core.plan.online_costs import OnlineCounts
 from stages.core.preflight.findings import Findings
 
 GB = 1e9
@@ -35,11 +36,19 @@ def show(
         "train": f"{counts.training_pairs:,} pairs",
         "sample evaluation images": f"{counts.evaluation_images:,} images",
     }
+    a_round = counts.online_round
+    if a_round is not None:
+        amounts |= online_amounts(a_round, counts.online_rounds)
     taken = hours(counts, rates)
     for name, value in taken.items():
         table.add_row(name, amounts[name], f"{value:.2f}")
     table.add_row("all", "", f"{sum(taken.values()):.2f}", style="bold")
     console.print(table)
+    if a_round is not None:
+        console.print(
+            f"The online training calls the denoiser {counts.online_rounds * a_round.calls:,} times at most, a row at "
+            "a time; where comparisons are not clear it trains on fewer. A metric's own time is not counted"
+        )
     if devices > 1:
         clock = clock_hours(taken, devices=devices, training_gpus=training_gpus)
         console.print(
@@ -60,3 +69,15 @@ def show(
         f"free disk at {place}", f"{free / GB:.1f} GB for {sum(sizes.values()) / GB:.1f} GB",
         holds=free > 1.1 * sum(sizes.values()),
     )  # fmt: skip
+
+
+def online_amounts(a_round: OnlineCounts, rounds: int) -> dict[str, str]:
+    """How much an online training does, in words."""
+    judged = f"{rounds * a_round.judged:,} images"
+    if a_round.judge_draws:
+        judged += f" x {a_round.judge_draws // a_round.judged} draws"
+    return {
+        "online: sample": f"{rounds * a_round.chain_steps:,} steps",
+        "online: judge": judged,
+        "online: train": f"{rounds * a_round.trained_steps:,} steps",
+    }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -21,14 +20,14 @@ from stages.core.models.denoiser import Denoiser
 from stages.core.plan.costs import Rates
 from stages.core.plan.run import RunPlan
 from stages.core.policies.loading import load_judge
+from stages.core.preflight.clock import memory, seconds
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.judge import in_precision
+from stages.core.preflight.online import time_online
 from stages.core.preflight.samples import PROMPTS, lora_settings, random_pairs
 from stages.core.training.optimizers import make_optimizer
 from stages.core.training.pair_losses import batch_loss, pair_errors
 from stages.core.training.settings import TrainingSettings, needs_reference
-
-GB = 1e9
 
 
 def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> Rates:
@@ -37,6 +36,7 @@ def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings
     precision = torch.finfo(getattr(torch, config["export"]["dtype"])).bits // 8
     others = precision * model.num_parameters()
     denoiser = precision * sum(weight.numel() for weight in model.load_denoiser().parameters())
+    online = time_online(model, config, findings) if RunPlan(config=config).is_online else None
     model.release("vae")
     training, weights, state, caption = time_training(model, config, findings)
     return Rates(
@@ -52,6 +52,7 @@ def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings
         denoiser_bytes=denoiser,
         others_bytes=others,
         caption_bytes=caption,
+        online=online,
     )
 
 
@@ -162,30 +163,3 @@ def time_training(
     )  # fmt: skip
     caption = sum(value[0].numel() * value.element_size() for value in pairs.text.tensors.values())
     return pair, weights, weights + moments, caption
-
-
-def seconds(model: DiffusionModel, work: Callable[[], object]) -> float:
-    """Seconds on the clock of one call, with the device's queue emptied before and after."""
-    synchronise(model)
-    started = time.monotonic()
-    work()
-    synchronise(model)
-    return time.monotonic() - started
-
-
-def synchronise(model: DiffusionModel) -> None:
-    """Wait for the device."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-
-
-def memory(model: DiffusionModel, what: str, findings: Findings) -> None:
-    """Note the peak of GPU memory since the last note; nothing on a CPU."""
-    if model.device.type != "cuda":
-        return
-    peak = torch.cuda.max_memory_allocated(model.device)
-    total = torch.cuda.get_device_properties(model.device).total_memory
-    findings.add(
-        f"GPU memory, {what}", f"{peak / GB:.1f} of {total / GB:.1f} GB", holds=peak < 0.95 * total
-    )
-    torch.cuda.reset_peak_memory_stats(model.device)
