@@ -49,7 +49,7 @@ def _heads(
     attn: Any, linear: Any, norm: Any, tokens: Float[Tensor, "row token channel"]
 ) -> Float[Tensor, "row head token head_channel"]:
     split = linear(tokens).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-    return split if norm is None else norm(split)  # type: ignore[no-any-return]
+    return split if norm is None else norm(split)
 
 
 def velocity(
@@ -73,4 +73,4 @@ def velocity(
         pooled_projections=pooled,
         joint_attention_kwargs={"attention_mask": bias[:, None, None]},
     )
-    return output.sample  # type: ignore[no-any-return]
+    return output.sample

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusion3Pipeline
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 from transformers import CLIPTokenizer
@@ -16,23 +18,25 @@ from stages.core.method.noising import generator
 from stages.core.method.sampling import sample_latents
 from stages.core.models.families import load_model
 from stages.core.models.stable_diffusion_3 import StableDiffusion3
-from stages.shapes import train_flow_pipeline
+from stages.core.policies.generation import SamplingSettings
+from stages.shapes import make_preferences, train_flow_pipeline
 from stages.shapes.captions import all_captions
 from stages.shapes.counted_text import velocity
 from stages.shapes.train_flow_pipeline import Args, make_networks, rate_share, unsaid_share
 from stages.shapes.training_loop import Loop
 from tests.builders import settings
+from tests.workflow.dry_run import plan
+from tests.workflow.projects import CONFIG
 
 CPU = torch.device("cpu")
 PROMPTS = ["a green cross at the top", "an orange ring on the left on a pink background"]
 
 
-@pytest.fixture
-def args(tmp_path: Path) -> Args:
+def small(folder: Path) -> Args:
     """Six steps of a network of two blocks."""
     return Args(
-        output=tmp_path / "pipeline",
-        work=tmp_path / "work",
+        output=folder / "pipeline",
+        work=folder / "work",
         num_pictures=64,
         steps=6,
         batch=4,
@@ -42,6 +46,20 @@ def args(tmp_path: Path) -> Args:
         num_checked=2,
         save_every=2,
     )
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> Args:
+    """A small training that nobody ran yet."""
+    return small(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline of an unbroken training."""
+    args = small(tmp_path_factory.mktemp("whole"))
+    train_flow_pipeline.main(args)
+    return args.output
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -55,11 +73,8 @@ class Killed(Exception):
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(
-    args: Args, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, args: Args, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_flow_pipeline.main(args)
-    whole = files(args.output)
-    assert any(name.startswith("transformer/") for name in whole)
     usual: Callable[..., None] = Loop.update
 
     def killed(loop: Loop, loss: torch.Tensor, error: float) -> None:
@@ -67,21 +82,31 @@ def test_a_killed_training_goes_on_to_the_same_weights(
             raise Killed
         usual(loop, loss, error)
 
-    other = replace(args, output=tmp_path / "other", work=tmp_path / "other-work")
     monkeypatch.setattr(Loop, "update", killed)
     with pytest.raises(Killed):
-        train_flow_pipeline.main(other)
+        train_flow_pipeline.main(args)
+    assert not args.output.exists()
     monkeypatch.setattr(Loop, "update", usual)
-    train_flow_pipeline.main(other)
-    again = files(other.output)
-    assert again.keys() == whole.keys()
-    assert [name for name in whole if again[name] != whole[name]] == []
-
-
-def test_the_pipeline_opens_in_diffusers_and_here_and_makes_the_same_images(args: Args) -> None:
     train_flow_pipeline.main(args)
+    again, expected = files(args.output), files(whole)
+    assert again.keys() == expected.keys()
+    assert any(name.startswith("transformer/") for name in again)
+    assert [name for name, data in expected.items() if again[name] != data] == []
+
+
+def test_its_record_says_how_the_training_went(whole: Path) -> None:
+    record = json.loads((whole / "training.json").read_text())
+    assert "--steps 6 --batch 4 " in record["command"]
+    assert record["flow"]["num_steps"] == 6
+    assert [row["num_steps"] for row in record["history"]] == [4, 6]
+    for row in record["history"]:
+        assert 0 <= row["match_said"] <= 1
+        assert 0 <= row["match_open"] <= 1
+
+
+def test_the_pipeline_opens_in_diffusers_and_here_and_makes_the_same_images(whole: Path) -> None:
     pipeline = StableDiffusion3Pipeline.from_pretrained(
-        args.output, text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32,
+        whole, text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32,
         local_files_only=True,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
@@ -89,7 +114,7 @@ def test_the_pipeline_opens_in_diffusers_and_here_and_makes_the_same_images(args
         PROMPTS, num_inference_steps=3, guidance_scale=3.0, max_sequence_length=1,
         generator=[generator(5), generator(6)], output_type="latent",
     ).images  # fmt: skip
-    model = load_model(settings(args.output, max_sequence_length=1), device=CPU)
+    model = load_model(settings(whole, max_sequence_length=1), device=CPU)
     assert isinstance(model, StableDiffusion3)
     assert model.encode_text(PROMPTS)["text"].shape[1] == train_flow_pipeline.MAX_TOKENS + 1
     found = sample_latents(
@@ -99,6 +124,46 @@ def test_the_pipeline_opens_in_diffusers_and_here_and_makes_the_same_images(args
     )  # fmt: skip
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert model.decode_latents(found).shape == (2, 3, 64, 64)
+
+
+def test_people_are_shown_its_pictures(whole: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(PROMPTS[:1]) + "\n")
+    make_preferences.main(
+        make_preferences.Args(
+            captions=captions,
+            model=settings(whole, max_sequence_length=1),
+            settings=SamplingSettings(sampler="euler", num_inference_steps=2, guidance_scale=3.0),
+            pairs_per_caption=2,
+            label_temperature=0.2,
+            tie_below=0.0,
+            seed=0,
+            output=tmp_path / "human.parquet",
+        )
+    )
+    rows = pq.read_table(tmp_path / "human.parquet").to_pylist()
+    assert [row["caption"] for row in rows] == PROMPTS[:1] * 2
+    assert all(row["jpg_0"] != row["jpg_1"] for row in rows)
+
+
+def test_the_world_plans_a_run_on_it(whole: Path, tmp_path: Path) -> None:
+    flow = tmp_path / "flow.yaml"
+    flow.write_text(
+        yaml.safe_dump(
+            {
+                "run": "flow",
+                "model": {"base": str(whole), "max_sequence_length": 1},
+                "sampling": {"sampler": "euler"},
+                "train_seed": {"weights": "velocity", "draw_law": "logit_normal"},
+                "update_policy": {"weights": "velocity", "draw_law": "logit_normal"},
+                "score_candidates": {"weights": "velocity", "draw_law": "logit_normal"},
+                "export": {"policies": ["diffusers"]},
+            }
+        )
+    )
+    planned = plan([CONFIG, flow])
+    assert planned["make_preferences"] == planned["train_seed"] == planned["write_report"] == 1
+    assert planned["update_policy"] == 3
 
 
 @pytest.mark.parametrize("zeros", [1, 3, 256])
