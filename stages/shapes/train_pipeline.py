@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +25,15 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from jaxtyping import Float
-from tokenizers import CharBPETokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from stages.core.execution.runtime import collect_garbage
-from stages.shapes.captions import CAN_BE_UNSAID, IMAGE_SIZE, all_captions, all_scenes
+from stages.shapes.captions import CAN_BE_UNSAID, IMAGE_SIZE, all_scenes
+from stages.shapes.lessons import as_tensor, build_tokenizer, captions_of_scenes, encode_pictures
 from stages.shapes.renderer import draw, masks, web_like
+from stages.shapes.training_loop import Loop
 
 log = logging.getLogger("train_pipeline")
 
@@ -76,9 +75,9 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = build_tokenizer(args.work / "tokenizer")
+    tokenizer = build_tokenizer(args.work / "tokenizer", MAX_TOKENS)
     vae, vae_record = train_vae(args, device)
-    latents = encode_pictures(args, vae, device)
+    latents = encode_pictures(vae, args.num_pictures, seed=args.seed, folder=args.work)
     unet, text_encoder, record = train_denoiser(args, latents, tokenizer, device)
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu(),
@@ -120,31 +119,6 @@ def noise_schedule() -> DDPMScheduler:
     )
 
 
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair vocabulary was learnt from the captions."""
-    folder.mkdir(parents=True, exist_ok=True)
-    special = ["<|startoftext|>", "<|endoftext|>"]
-    learner = CharBPETokenizer(suffix="</w>", unk_token="<|endoftext|>", lowercase=True)
-    learner.train_from_iterator(
-        [str(caption) for caption in all_captions()],
-        vocab_size=400,
-        min_frequency=1,
-        special_tokens=special,
-        suffix="</w>",
-        show_progress=False,
-    )
-    learner.save_model(str(folder))
-    return CLIPTokenizer(
-        vocab=str(folder / "vocab.json"),
-        merges=str(folder / "merges.txt"),
-        unk_token=special[1],
-        bos_token=special[0],
-        eos_token=special[1],
-        pad_token=special[1],
-        model_max_length=MAX_TOKENS,
-    )
-
-
 def train_vae(args: Args, device: torch.device) -> tuple[AutoencoderKL, dict[str, float]]:
     """The autoencoder, and what its training took and reached."""
     torch.manual_seed(args.seed)
@@ -165,7 +139,9 @@ def train_vae(args: Args, device: torch.device) -> tuple[AutoencoderKL, dict[str
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=2e-3, total_steps=args.vae_steps, pct_start=0.05
     )
-    loop = Loop(args.work / "vae.pt", args, args.vae_steps, [vae], optimizer, schedule)
+    loop = Loop(
+        args.work / "vae.pt", args.vae_steps, [vae], optimizer, schedule, save_every=args.save_every
+    )
     scenes = all_scenes()
     for step in loop.steps():
         rng = np.random.default_rng((args.seed, 1, step))
@@ -221,29 +197,6 @@ def object_weight(
     return 1 + 6 * (near > 0).float()
 
 
-@torch.no_grad()
-def encode_pictures(
-    args: Args, vae: AutoencoderKL, device: torch.device
-) -> Float[Tensor, "picture channel height width"]:
-    """Latents of freshly drawn pictures: of every scene in turn, over and over."""
-    path = args.work / f"latents-{args.num_pictures}.pt"
-    scenes = all_scenes()
-    picked = [scenes[i % len(scenes)] for i in range(args.num_pictures)]
-    if path.exists():
-        latents = torch.load(path, weights_only=True)
-    else:
-        rng = np.random.default_rng((args.seed, 2))
-        parts = []
-        for start in range(0, args.num_pictures, 64):
-            images = as_tensor(draw([web_like(s, rng) for s in picked[start : start + 64]]))
-            parts.append(vae.encode(images.to(device)).latent_dist.mode().cpu())
-            if start % 6400 == 0:
-                log.info("encoded %d of %d pictures", start, args.num_pictures)
-        latents = torch.cat(parts)
-        torch.save(latents, path)
-    return latents
-
-
 def train_denoiser(
     args: Args,
     latents: Float[Tensor, "picture channel height width"],
@@ -288,7 +241,10 @@ def train_denoiser(
         optimizer, max_lr=1.5e-3, total_steps=args.denoiser_steps, pct_start=0.1
     )
     modules: list[torch.nn.Module] = [unet, text_encoder, *averaged]
-    loop = Loop(args.work / "denoiser.pt", args, args.denoiser_steps, modules, optimizer, schedule)
+    loop = Loop(
+        args.work / "denoiser.pt", args.denoiser_steps, modules, optimizer, schedule,
+        save_every=args.save_every,
+    )  # fmt: skip
     noising = noise_schedule()
     captions = captions_of_scenes()
     tokens = tokenizer(
@@ -325,96 +281,6 @@ def train_denoiser(
 def unsaid_share(done: float) -> float:
     """Share of captions that leave a word out when so much of the training is done."""
     return UNSAID_SHARE * min(1.0, max(0.0, (done - ALL_SAID) / (THEN_OPEN - ALL_SAID)))
-
-
-def captions_of_scenes() -> list[list[str]]:
-    """Each scene's eight captions: bit n of the place is whether the n-th of `CAN_BE_UNSAID` is."""
-    return [
-        [
-            str(scene.caption(unsaid=[w for n, w in enumerate(CAN_BE_UNSAID) if which >> n & 1]))
-            for which in range(2 ** len(CAN_BE_UNSAID))
-        ]
-        for scene in all_scenes()
-    ]
-
-
-class Loop:
-    """Steps with a progress line, a gradient clip, and a saved state to continue from."""
-
-    def __init__(
-        self,
-        path: Path,
-        args: Args,
-        num_steps: int,
-        modules: list[torch.nn.Module],
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-    ) -> None:
-        self.path, self.num_steps, self.save_every = path, num_steps, args.save_every
-        self.modules, self.optimizer, self.schedule = modules, optimizer, schedule
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.step, self.seconds, self.recent = 0, 0.0, 0.0
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            for module, weights in zip(modules, state["modules"], strict=True):
-                module.load_state_dict(weights)
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
-            self.step, self.seconds, self.recent = state["step"], state["seconds"], state["recent"]
-            log.info("%s: continuing at step %d", path.stem, self.step)
-
-    def steps(self) -> Iterator[int]:
-        """The numbers of the steps still to do; saves the state on the way."""
-        while self.step < self.num_steps:
-            start = time.monotonic()
-            yield self.step
-            self.step += 1
-            self.seconds += time.monotonic() - start
-            if self.step % 100 == 0:
-                rate = self.step / self.seconds
-                left = (self.num_steps - self.step) / rate / 60
-                log.info(
-                    "%s: step %d of %d, error %.4f, %.1f steps/s, %.0f min left",
-                    self.path.stem, self.step, self.num_steps, self.recent, rate, left,
-                )  # fmt: skip
-            if self.step % self.save_every == 0 or self.step == self.num_steps:
-                self.save()
-
-    def update(self, loss: Tensor, error: float) -> None:
-        """One optimizer step on the loss; `error` is what the progress line shows."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.recent = error if self.step == 0 else 0.99 * self.recent + 0.01 * error
-
-    def save(self) -> None:
-        """Write the whole state beside its place, then move it there."""
-        state = {
-            "modules": [module.state_dict() for module in self.modules],
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "recent": self.recent,
-        }
-        part = self.path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.path)
-
-    def record(self, name: str) -> dict[str, float]:
-        """Steps, seconds and the running mean of the error at the end."""
-        return {
-            "num_steps": self.step,
-            "seconds": round(self.seconds),
-            name: round(self.recent, 5),
-        }
-
-
-def as_tensor(images: np.ndarray) -> Float[Tensor, "image rgb height width"]:
-    """Pictures in [0, 1] as the VAE takes them: channels first, in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() * 2 - 1
 
 
 if __name__ == "__main__":

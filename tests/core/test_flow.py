@@ -175,6 +175,26 @@ def test_images_equal_those_of_diffusers_own_pipeline(
     torch.testing.assert_close(model.decode_latents(found), images, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_a_shorter_text_is_what_the_pipeline_takes_when_it_is_told_so(
+    families: dict[str, Family], name: str
+) -> None:
+    family = families[name]
+    model = family.load(max_sequence_length=9)
+    assert model.num_truncated(["a cat in a hat", "a"]) == 1
+    how = {"num_inference_steps": 2, "guidance_scale": 1.0}
+    expected = family.drawn(family.opened(), max_sequence_length=9, **how)
+    found = sampled(model, model.load_denoiser(), sampler="euler", **how)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    usual = family.load()
+    assert model.encode_text(PROMPTS)["text"].shape[1] < usual.encode_text(PROMPTS)["text"].shape[1]
+
+
+def test_a_family_whose_text_has_one_length_refuses_another(families: dict[str, Family]) -> None:
+    with pytest.raises(ModelError, match="max_sequence_length is 9, but models of sana read"):
+        families["sana"].load(max_sequence_length=9)
+
+
 def test_images_that_are_not_square_equal_the_pipelines_too(family: Family) -> None:
     model = family.load(image_size=(64, 96))
     assert model.latents_shape == (4, 8, 12)

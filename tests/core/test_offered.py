@@ -45,6 +45,7 @@ def test_the_list_is_what_the_adapter_offers(pipeline: str) -> None:
     is_told = offer["training.embedded_guidance"] is None
     assert is_told == (adapter.family == "flux")
     assert offer["score_candidates.embedded_guidance"] == offer["training.embedded_guidance"]
+    assert (offer["model.max_sequence_length"] is None) == adapter.has_max_sequence_length
 
 
 def test_every_family_is_listed_and_so_is_every_value() -> None:
@@ -83,6 +84,7 @@ def test_every_family_is_listed_and_so_is_every_value() -> None:
         ("stable-diffusion-3", "sampling", {"sampler": "dpm"}, "which offer euler, euler_stochastic"),
         ("stable-diffusion-3", "score_candidates", {"weights": "inverse_snr"}, "'inverse_snr' is not there"),
         ("stable-diffusion-3", "train_seed", {"embedded_guidance": 3.5}, "'train_seed.embedded_guidance': 3.5"),
+        ("sana", "model", {"max_sequence_length": 77}, "'model.max_sequence_length': 77 is not there for models of"),
         ("flux", "export", {"policies": ["lora-kohya"]}, "'lora-kohya' is not there for models of flux"),
         ("sana", "online", {"method": "d3po"}, "'online.method': 'd3po' is not there for models of sana"),
         ("flux", "export", {"policies": ["single-file"]}, "which offer diffusers, lora-diffusers"),

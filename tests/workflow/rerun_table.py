@@ -416,7 +416,7 @@ ROWS = [
     ),
     Row(
         section=DATA,
-        change="`model.dtype`, `vae`, `config`, `compile`",
+        change="`model.dtype`, `vae`, `config`, `compile`, `max_sequence_length`",
         begins=("encode_preferences", "generate_evaluation"),
         config={"model": {"dtype": "bfloat16"}},
         is_own=True,

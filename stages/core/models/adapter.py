@@ -25,7 +25,17 @@ MATRICES = torch.nn.Linear | torch.nn.Conv2d | torch.nn.Conv3d
 class DiffusionModel(ModelFamily):
     """One pretrained model. Loads each part when it is first asked for."""
 
+    has_max_sequence_length = False
+    """Whether `model.max_sequence_length` says how much of a prompt is read."""
+
     def __init__(self, source: Source, *, device: torch.device) -> None:
+        """ModelError for a max_sequence_length that the family has not."""
+        length = source.settings.max_sequence_length
+        if length is not None and not self.has_max_sequence_length:
+            raise ModelError(
+                f"{source.base}: model.max_sequence_length is {length}, but models of {self.family} read as much of "
+                "a prompt as their tokenizer says; leave the key out"
+            )
         self.source, self.device, self.dtype = source, device, source.dtype
         self._parts: dict[str, Any] = {}
 

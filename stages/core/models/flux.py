@@ -21,8 +21,6 @@ from stages.core.models.kl_vae import WithKlVae
 from stages.core.models.loading import ModelError, Source
 from stages.core.models.tokens import OTHER_PRECISION, clip_tokens
 
-T5_TOKENS = 512
-"""Tokens that T5 reads of a prompt: diffusers' pipeline's."""
 OWN_SIZE = 128
 """Side of the latents that diffusers' pipeline makes unless it is told another; no config names one."""
 PATCH = 2
@@ -42,6 +40,7 @@ class Flux(FlowModel, WithKlVae):
         "guidance_embeds",
     )  # fmt: skip
     family = "flux"
+    has_max_sequence_length = True
     lora_targets = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
@@ -104,7 +103,8 @@ class Flux(FlowModel, WithKlVae):
         pooled = encoder(tokens).pooler_output
         tokenizer = self._load("tokenizer_2", T5TokenizerFast)
         tokens = tokenizer(
-            list(prompts), padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt"
+            list(prompts), padding="max_length", max_length=self.source.text_tokens, truncation=True,
+            return_tensors="pt",
         ).input_ids  # fmt: skip
         text = self._load("text_encoder_2", T5EncoderModel)(tokens.to(self.device))[0]
         context = Conditioning(

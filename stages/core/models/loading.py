@@ -35,7 +35,8 @@ READERS = {
     "FluxPipeline": ("tokenizer_2", 512),
     "SanaPipeline": ("tokenizer", 300),
 }
-"""(tokenizer, tokens) of the text encoder that reads most of a prompt, where it is not the first CLIP."""
+"""(tokenizer, tokens) of the text encoder that reads most of a prompt, where it is not the first CLIP; the tokens are
+those of diffusers' pipeline unless it is told another `max_sequence_length`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class ModelSettings:
     """The family that the model is known to be of, as 'sd3'; None takes the one that it names itself."""
     image_size: tuple[int, ...] | None = None
     """Height and width of images in pixels; None is the model's own size."""
+    max_sequence_length: int | None = None
+    """Tokens that T5 reads of a prompt, as diffusers' pipeline is told; None is the family's own number."""
 
 
 class Source:
@@ -102,6 +105,11 @@ class Source:
     def rest(self) -> str:
         """The folder or hub id of all parts but the denoiser."""
         return str(self.settings.config) if self.has_denoiser_only else self.base
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a prompt that the text encoder of `READERS` reads."""
+        return self.settings.max_sequence_length or READERS[self.pipeline_class()][1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -149,11 +157,11 @@ class Source:
         _silence("transformers")
         pipeline = self.pipeline_class()
         if pipeline in READERS:
-            name, length = READERS[pipeline]
+            name, _ = READERS[pipeline]
             value = self.index().get(name)
             if isinstance(value, list | tuple) and value[0] is not None:
                 found = _read(self.rest, name, AutoTokenizer, {})
-                found.model_max_length = length
+                found.model_max_length = self.text_tokens
                 return found
         if self.is_file and not self.has_denoiser_only:
             return self._part_of_file("tokenizer")

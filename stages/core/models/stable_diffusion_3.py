@@ -24,9 +24,6 @@ from stages.core.models.kl_vae import WithKlVae
 from stages.core.models.loading import ModelError, Source
 from stages.core.models.tokens import OTHER_PRECISION, clip_tokens
 
-T5_TOKENS = 256
-"""Tokens that T5 reads of a prompt: diffusers' pipeline's."""
-
 
 class StableDiffusion3(FlowModel, WithKlVae):
     """Stable Diffusion 3 medium, 3.5 medium and 3.5 large."""
@@ -40,6 +37,7 @@ class StableDiffusion3(FlowModel, WithKlVae):
         "in_channels", "num_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim",
     )  # fmt: skip
     family = "stable-diffusion-3"
+    has_max_sequence_length = True
     lora_targets = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
@@ -116,13 +114,14 @@ class StableDiffusion3(FlowModel, WithKlVae):
         )
 
     def _t5_states(self, prompts: Sequence[str]) -> Tensor:
+        length = self.source.text_tokens
         if not self.has_t5:
             return torch.zeros(
-                (len(prompts), T5_TOKENS, self._text_width), dtype=self.dtype, device=self.device
+                (len(prompts), length, self._text_width), dtype=self.dtype, device=self.device
             )
         tokenizer = self._load("tokenizer_3", T5TokenizerFast)
         tokens = tokenizer(
-            list(prompts), padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt"
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids  # fmt: skip
         return cast(Tensor, self._load("text_encoder_3", T5EncoderModel)(tokens.to(self.device))[0])
 

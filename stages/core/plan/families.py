@@ -55,6 +55,10 @@ def mistakes(config: Mapping[str, Any], family: str) -> Iterator[tuple[str, str]
                 if value not in offered:
                     yield (
                         f"{place}.{name}",
-                        f"{value!r} is not there for models of {family}, which offer "
-                        f"{', '.join(map(str, offered))}; choose one of these",
+                        f"{value!r} is not there for models of {family}, "
+                        + (
+                            f"which offer {', '.join(map(str, offered))}; choose one of these"
+                            if offered
+                            else "which have no such key; leave it out"
+                        ),
                     )
