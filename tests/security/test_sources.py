@@ -61,6 +61,9 @@ MAY_CALL_A_SHELL = {
 }
 MAY_IMPORT_NETWORK = {
     "stages/core/pages/server.py": "socket: it listens on the loopback address, and fetches nothing",
+    "stages/core/execution/warm_client.py": "socket: of the file system",
+    "stages/core/execution/warm_server.py": "socket: of the file system",
+    "stages/core/execution/warm_start.py": "socket: of the file system",
 }
 
 

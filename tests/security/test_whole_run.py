@@ -108,7 +108,10 @@ def write_data(folder: Path) -> dict[str, Any]:
         "preferences": {"files": ["data/labels.parquet"], "num_pairs": None, "num_holdout": 4},
         "prompts": {"pool": "data/pool.jsonl", "per_iteration": [len(POOL)]},
         "train_seed": {"passes": 1.0},
-        "execution": {"save_every": 50},
+        "execution": {
+            "save_every": 50,
+            "warm_start": False,
+        },  # every stage is watched from its start
         "evaluation": {
             "prompt_sets": {"mine": "data/evaluation.json"},
             "metrics": ["sharpness"],

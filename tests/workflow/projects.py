@@ -60,10 +60,14 @@ class Project:
     def call(
         self, *flags: str, config: Mapping[str, Any] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run Snakemake to its end, its stages and itself warm; what it printed is in stdout."""
+        """Run Snakemake to its end, its stages and itself warm; what it printed is in stdout.
+
+        They are forks of the tests' own warm Python, which serves many calls, instead of the call's.
+        """
         python = warm_python()
+        changed = merged({"execution": {"warm_start": False}}, config or {})
         return subprocess.run(
-            [str(python), "-m", "snakemake", *self.arguments(*flags, config=config)],
+            [str(python), "-m", "snakemake", *self.arguments(*flags, config=changed)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -781,9 +781,10 @@ ROWS = [
     ),
     Row(
         section=EVALUATION,
-        change="`execution.*`: micro-batches, checkpointing, processes, jobs per GPU, batches, trackers",
+        change="`execution.*`: micro-batches, checkpointing, processes, jobs per GPU, batches, trackers, warm starts",
         config={
             "execution": {
+                "warm_start": True,
                 "training_gpus": 2,
                 "jobs_per_gpu": 3,
                 "micro_batch_pairs": 2,

@@ -24,6 +24,7 @@ from stages.core.evaluation.gates import left_out, stopped_after
 from stages.core.execution.calm_stop import be_calm
 from stages.core.execution.run_record import other_data, record_of, record_run
 from stages.core.execution.snakemake_lock import free_stale_lock, hold_run
+from stages.core.execution.warm_start import has_card, offer_warm_start
 from stages.metrics import (
     NETWORKS,
     PERCEPTUAL,

@@ -48,6 +48,17 @@ def limit_of(name):
     return None if limit is None or limit >= sys.maxsize else limit
 
 
+def starts_warm(num_jobs):
+    """Whether stages run in forks of one Python that has imported their libraries.
+
+    Unless the config says, not beside a graphics card: no card has seen it.
+    """
+    wanted = EXECUTION["warm_start"]
+    if wanted is None:
+        wanted = not allowed and not has_card()
+    return wanted and num_jobs > 1 and not workflow.non_local_exec
+
+
 def planned_jobs():
     """The jobs of this call, as its journal keeps them."""
     from stages.core.progress.journal import Job
@@ -148,6 +159,8 @@ onstart:
     except DiskError as error:
         raise WorkflowError(str(error))
     JOURNAL = None if workflow.touch else follow_jobs()
+    if JOURNAL and starts_warm(len(JOURNAL.call.jobs)):
+        offer_warm_start(Path(workflow.basedir), Path(".snakemake/warm_start.log"))
 
 
 def training_execution():

@@ -19,6 +19,10 @@ SNAKEMAKE = "SAIL_SNAKEMAKE"
 """Environment variable with the process id of the Snakemake that started a stage."""
 
 
+SHELL = "SAIL_SHELL"
+"""Environment variable with the process id of a stage's shell, where that is not its parent."""
+
+
 class Stopped(BaseException):
     """Raised in the main thread on SIGTERM; the message says what was saved."""
 
@@ -67,7 +71,8 @@ def end_with_snakemake() -> None:
     snakemake = os.environ.get(SNAKEMAKE, "")
     if not snakemake.isdecimal():
         return
-    for process in (int(snakemake), os.getppid()):
+    shell = os.environ.pop(SHELL, "")  # a stage's own children have other parents
+    for process in (int(snakemake), int(shell) if shell.isdecimal() else os.getppid()):
         if process > 1:
             threading.Thread(target=_end_with, args=(process,), daemon=True).start()
 
