@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from reprlib import Repr
@@ -17,9 +16,9 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from stages.core.errors import UserError
-from stages.core.plan.families import SCHEMA, mistakes
+from stages.core.plan.consistency import mistakes_together, nearest
+from stages.core.plan.families import SCHEMA
 from stages.core.plan.flags import word_problem
-from stages.core.plan.online import online_mistakes
 
 MAX_DEPTH = 20
 MAX_ENTRIES = 100_000
@@ -59,7 +58,7 @@ def check_config(config: Config) -> Config:
             *mistakes,
         ]
     _refuse(mistakes)
-    _refuse(list(_check_together(config)))
+    _refuse(list(mistakes_together(config)))
     return config
 
 
@@ -252,7 +251,7 @@ def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:
         known = known_keys(schema, path)
         for key in error.instance:
             if key not in known:
-                yield f"unknown key {'.'.join([*path, str(key)])!r}{_nearest(str(key), known)}"
+                yield f"unknown key {'.'.join([*path, str(key)])!r}{nearest(str(key), known)}"
     elif error.validator == "required":
         for key in error.validator_value:
             if key not in error.instance:
@@ -280,185 +279,3 @@ def _explain_type(where: str, error: ValidationError) -> str:
             return message
         message += f". YAML reads it as text: write a dot and a sign, as in {number:.1e}"
     return message
-
-
-def _nearest(key: str, known: dict[str, Any]) -> str:
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known keys here are {', '.join(sorted(known)) or 'none'}"
-
-
-def needs_pool(config: Config) -> bool:
-    """Whether iterations or the online method take prompts, and not people's own captions, as with 'spin'."""
-    is_own = config["select_pairs"]["strategy"] == "spin"
-    return not is_own and bool(config["iterations"] or config["online"]["method"] != "none")
-
-
-def _check_together(config: Config) -> Iterator[str]:
-    """Mistakes that only show when two keys are read together."""
-    if (family := config["model"]["family"]) is not None:
-        yield from (f"{key!r}: {text}" for key, text in mistakes(config, family))
-    sizes, iterations = config["prompts"]["per_iteration"], config["iterations"]
-    if len(sizes) < iterations:
-        yield (
-            f"'prompts.per_iteration' lists {len(sizes)} sizes, but 'iterations' is {iterations}; "
-            "list one size for each iteration"
-        )
-    owned = {
-        "preferences.files": "files" in config["preferences"],
-        "prompts.pool": "pool" in config["prompts"],
-        "evaluation.prompt_sets": "prompt_sets" in config["evaluation"],
-    }
-    for key, is_given in owned.items():
-        if "shapes" in config and is_given:
-            yield f"{key!r} is given beside the block 'shapes', which makes its own; remove one"
-        is_wanted = key != "prompts.pool" or needs_pool(config)
-        if "shapes" not in config and not is_given and is_wanted:
-            yield f"key {key!r} is missing (only the block 'shapes' makes its own)"
-    gpus = config["execution"]["training_gpus"]
-    for block in ("train_seed", "update_policy"):
-        if config[block]["batch_pairs"] % gpus:
-            yield (
-                f"'{block}.batch_pairs' is {config[block]['batch_pairs']}, no multiple of "
-                f"'execution.training_gpus' = {gpus}; a batch is shared equally"
-            )
-        patience = config[block].get("stop_after_no_gain", 0)
-        if patience and not config["held_out_curve"]["num_pairs"]:
-            yield (
-                f"'{block}.stop_after_no_gain' is {patience} and 'held_out_curve.num_pairs' is 0: "
-                "nothing would be scored"
-            )
-        curve, held_out = (
-            config["held_out_curve"]["num_pairs"],
-            config["preferences"]["num_holdout"],
-        )
-        if patience and curve >= held_out:
-            yield (
-                f"'held_out_curve.num_pairs' is {curve} and 'preferences.num_holdout' is {held_out}: "
-                f"'{block}.stop_after_no_gain' would choose a policy by all the pairs that the guards "
-                "measure it on; lower the first to about half of the second"
-            )
-        if config[block].get("label_smoothing") and config[block].get("loss") not in (
-            None,
-            "sigmoid",
-        ):
-            yield (
-                f"'{block}.label_smoothing' is {config[block]['label_smoothing']}, which the loss "
-                f"{config[block]['loss']!r} does not know; leave it out, or use the loss 'sigmoid'"
-            )
-        if config[block].get("soft_labels") and config[block].get("loss") not in (None, "sigmoid"):
-            yield (
-                f"'{block}.soft_labels' is true, which the loss {config[block]['loss']!r} does not know; leave "
-                "it out, or use the loss 'sigmoid'"
-            )
-        if patience and config[block].get("ema_decay"):
-            yield (
-                f"'{block}.stop_after_no_gain' keeps scored weights and '{block}.ema_decay' an "
-                "average that is not scored; set one of them to 0"
-            )
-    if (
-        iterations
-        and config["score_candidates"]["reference"] == "seed"
-        and config["select_pairs"]["ranker"] == "self"
-    ):
-        yield (
-            "'score_candidates.reference' is 'seed', but in iteration 1 the seed policy is the judge: "
-            "every reward would be 0 and no pair would mean anything; use 'base'"
-        )
-    if config["select_pairs"]["min_margin_in_standard_errors"] and (
-        config["score_candidates"]["num_draws"] < 2
-    ):
-        yield (
-            "'select_pairs.min_margin_in_standard_errors' is above 0 and 'score_candidates.num_draws' is 1: "
-            "one draw has no standard error; set num_draws to 2 or more"
-        )
-    if config["train_seed"].get("policy") and config["train_seed"].get("use_decisions"):
-        yield (
-            "'train_seed.policy' is given and 'train_seed.use_decisions' is true: no seed training heeds the "
-            "decisions, because the policy was trained elsewhere"
-        )
-    yield from _check_pair_makers(config)
-    yield from _check_draws(config)
-    if config["train_seed"].get("policy") and not iterations:
-        yield "'train_seed.policy' is given and 'iterations' is 0: there is nothing to train"
-    yield from online_mistakes(config)
-    evaluation = config["evaluation"]
-    own = evaluation.get("prompt_sets", {})
-    sets = {"shapes": None} if "shapes" in config else own
-    for key, known in (("prompt_layouts", own), ("exclude_from_training", sets)):
-        for name in evaluation[key] or ():
-            if name not in known:
-                yield f"'evaluation.{key}' names no prompt set {name!r}{_nearest(name, known)}"
-    if evaluation["primary_metric"] not in evaluation["metrics"]:
-        yield (
-            f"'evaluation.primary_metric' is {evaluation['primary_metric']!r}, which "
-            f"'evaluation.metrics' does not list ({', '.join(evaluation['metrics'])})"
-        )
-
-
-def _check_pair_makers(config: Config) -> Iterator[str]:
-    """What the strategy of select_pairs does not go with."""
-    pairs, update = config["select_pairs"], config["update_policy"]
-    strategy, number = pairs["strategy"], config["sample_candidates"]["candidates_per_prompt"]
-    if strategy != "spin" and number < 2:
-        yield (
-            f"'sample_candidates.candidates_per_prompt' is {number}: a pair needs 2 or more; 1 is for the strategy "
-            "'spin', whose winners are people's images"
-        )
-    if strategy == "listwise":
-        if number % 2:
-            yield (
-                f"'sample_candidates.candidates_per_prompt' is {number}: the strategy 'listwise' puts best and worst, "
-                "second and second to last together; use an even number"
-            )
-        for key, usual in (("loss", "sigmoid"), ("label_smoothing", 0), ("soft_labels", False)):
-            if update.get(key, usual) != usual:
-                yield (
-                    f"'update_policy.{key}' is {update[key]!r}, which the list's own loss of the strategy 'listwise' "
-                    "does not know; leave it out"
-                )
-    if strategy == "spin":
-        if pairs["ranker"] != "self":
-            yield (
-                f"'select_pairs.ranker' is {pairs['ranker']!r}: with the strategy 'spin' nothing is ranked; use 'self'"
-            )
-        asked = [
-            f"select_pairs.{key}"
-            for key in ("min_margin_in_standard_errors", "min_probability")
-            if pairs[key]
-        ] + ["update_policy.soft_labels"] * bool(update.get("soft_labels"))
-        for key in asked:
-            yield (
-                f"'{key}' is set, but with the strategy 'spin' nobody judges a person's image against the policy's; "
-                "leave it out"
-            )
-
-
-def _check_draws(config: Config) -> Iterator[str]:
-    """What fewer or other draws do not go with."""
-    scoring, pairs = config["score_candidates"], config["select_pairs"]
-    is_allocated = scoring["allocation"] == "importance"
-    if is_allocated and scoring["weights"] in ("uniform", "velocity"):
-        yield (
-            f"'score_candidates.allocation' is 'importance', but 'score_candidates.weights' is "
-            f"{scoring['weights']!r}: nothing says where the information is; use the weights 'calibrated'"
-        )
-    if is_allocated and scoring["draw_law"] != "uniform":
-        yield (
-            f"'score_candidates.allocation' is 'importance' and 'score_candidates.draw_law' is "
-            f"{scoring['draw_law']!r}: both say where the draws go; set one of them to 'uniform'"
-        )
-    if not scoring["adaptive_confidence"]:
-        return
-    if scoring["first_draws"] >= scoring["num_draws"]:
-        yield (
-            f"'score_candidates.first_draws' is {scoring['first_draws']} and 'score_candidates.num_draws' is "
-            f"{scoring['num_draws']}: no draw would be saved; lower the first"
-        )
-    for key, wanted in (("strategy", "best_worst"), ("ranker", "self")):
-        if pairs[key] != wanted:
-            yield (
-                f"'score_candidates.adaptive_confidence' is set and 'select_pairs.{key}' is {pairs[key]!r}: candidates "
-                f"with fewer draws are ranked for {wanted!r} alone; leave adaptive_confidence out"
-            )
