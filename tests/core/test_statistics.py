@@ -99,6 +99,31 @@ def test_stratified_interval_equals_scipys_of_several_samples() -> None:
     assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-12)
 
 
+def test_interval_of_clusters_of_many_sizes_equals_scipys_of_a_ratio() -> None:
+    rng = np.random.default_rng(8)
+    counts = np.array([40, 1, 1, 2, 3, 1, 25, 1, 1, 2, 5, 1])
+    clusters = np.repeat(np.arange(12), counts)
+    values = rng.exponential(size=12)[clusters] + rng.random(len(clusters))
+    sums = np.bincount(clusters, weights=values)
+    low, high = group_units(values, np.zeros(len(values), np.int64), clusters).interval()
+
+    def mean_of_values(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return sums.sum(axis=axis) / counts.sum(axis=axis)
+
+    expected = stats.bootstrap(
+        (sums, counts),
+        mean_of_values,
+        paired=True,
+        n_resamples=NUM_RESAMPLES,
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # the same draws
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    compared = compare(values, np.zeros(len(values)), clusters=clusters)
+    assert (compared.ci_low, compared.ci_high) == (low, high)
+    assert compared.difference == pytest.approx(sums.sum() / counts.sum())
+    assert low < compared.difference < high
+
+
 def test_strata_take_their_levels_out_of_the_interval() -> None:
     rng = np.random.default_rng(7)
     strata = np.repeat([0, 1], 50)
