@@ -35,6 +35,16 @@ def test_reward_and_standard_error_of_hand_numbers() -> None:
     np.testing.assert_allclose(result.standard_error, [1 / math.sqrt(3)] * 2, rtol=1e-15)
 
 
+def test_weighted_reward_and_standard_error_of_hand_numbers() -> None:
+    weights = np.array([1.0, 2.0, 5.0])
+    result = implicit_reward(policy_errors=POLICY, reference_errors=REFERENCE, weights=weights)
+    # (1 + 2 x 2 + 5 x 3) / 8, and (0 + 2 - 5) / 8
+    assert result.reward.tolist() == [2.5, -0.375]
+    # weighted deviations -1.5, -1, 2.5: squares 9.5; and 0.375, 2.75, -3.125: squares 17.46875
+    expected = [math.sqrt(squares * 3 / 2) / 8 for squares in (9.5, 17.46875)]
+    np.testing.assert_allclose(result.standard_error, expected, rtol=1e-12)
+
+
 def test_margin_standard_error_of_hand_numbers_keeps_what_draws_share() -> None:
     found = margin_standard_error(policy_errors=POLICY, reference_errors=REFERENCE, best=0, worst=1)
     # differences 1, 1, 4: mean 2, squared deviations 1 + 1 + 4 over 2 = 3

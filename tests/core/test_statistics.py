@@ -153,6 +153,12 @@ def test_signed_rank_test_equals_the_share_of_all_sign_patterns() -> None:
     assert signed_rank_test(values) == pytest.approx(expected)
 
 
+def test_signed_rank_test_gives_half_of_the_draws_ranks_to_each_side() -> None:
+    # six draws take the ranks 1 to 6; of 7, 8, 9 and 10, any signs, 10 of 16 sums are as far from 17 as 24 is
+    values = np.array([0.1, 0.2, 0.3, -0.4, *[0.0] * 6])
+    assert signed_rank_test(values) == pytest.approx(10 / 16)
+
+
 def test_tests_of_nothing_but_draws_find_nothing() -> None:
     assert sign_test(np.zeros(5)) == signed_rank_test(np.zeros(5)) == 1.0
     assert effect_size(np.zeros(5)) == 0.0
@@ -203,6 +209,8 @@ def test_clustered_interval_at_its_ends() -> None:
     # alike in every cluster: no narrower than as many independent trials
     even = np.tile([1.0, 0.0], 10)
     assert clustered_share_interval(even, np.arange(20) // 2) == pytest.approx(wilson(0.5, 20))
+    even[-1] = 1.0  # alike in all clusters but one
+    assert clustered_share_interval(even, np.arange(20) // 2) == pytest.approx(wilson(0.55, 20))
 
 
 def test_reliability_of_hand_pairs() -> None:
