@@ -119,13 +119,13 @@ def test_a_judge_without_an_opinion_is_half_right() -> None:
     assert found["reward_accuracy_low"] < 0.5 < found["reward_accuracy_high"]
 
 
-def judged_pairs(path: Path, rights: list[bool], first: int) -> Path:
-    """Held-out pairs by name from a number on, each ranked as people do or not."""
+def judged_pairs(path: Path, rights: list[bool | None], first: int) -> Path:
+    """Held-out pairs by name from a number on, each ranked as people do or not, or None for not at all."""
     rows: list[dict[str, Any]] = [
         {
             "pair_id": f"pair {first + number}",
             "prompt_id": f"pair {first + number}",
-            "winner_reward": 1.0 if right else -1.0,
+            "winner_reward": 0.0 if right is None else 1.0 if right else -1.0,
             "loser_reward": 0.0,
             "probability": 0.5,
             "drift": 0.0,
@@ -140,7 +140,9 @@ def judged_pairs(path: Path, rights: list[bool], first: int) -> Path:
     return path
 
 
-def change(folder: Path, then: list[bool], now: list[bool], first: int = 0) -> dict[str, Any]:
+def change(
+    folder: Path, then: list[bool | None], now: list[bool | None], first: int = 0
+) -> dict[str, Any]:
     """The change of accuracy in an iteration 2 after an iteration 0."""
     holdout = {
         0: judged_pairs(folder / "then.parquet", then, 0),
@@ -176,6 +178,11 @@ def test_a_change_within_its_noise_is_no_finding(tmp_path: Path) -> None:
     assert found["accuracy_change"] == pytest.approx(-0.01)
     row = {"policy": "iter02", "reward_accuracy": 0.79} | found
     assert change_sentence(row, {"policy": "iter00", "reward_accuracy": 0.8}, 0.0) is None
+
+
+def test_a_tie_counts_half_in_a_change(tmp_path: Path) -> None:
+    found = change(tmp_path, [True] * 4, [True, None, None, False])
+    assert found["accuracy_change"] == pytest.approx(-0.5)  # (0 - 1/2 - 1/2 - 1) / 4
 
 
 def test_only_pairs_that_both_judged_are_compared(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ FIRST = {
     "models": "tests/core/test_sampling.py tests/core/test_scoring.py tests/core/test_flow.py",
     "training": "tests/core/test_noticed.py tests/core/test_early_stopping.py "
     "tests/core/test_training.py",
-    "evaluation": "tests/core/test_statistics.py tests/core/test_guards.py tests/core/test_gates.py "
-    "tests/core/test_page.py tests/stages/test_gates.py tests/stages/test_evaluation.py",
+    "evaluation": "tests/core/test_statistics.py tests/core/test_noticed.py tests/core/test_guards.py "
+    "tests/core/test_gates.py tests/core/test_page.py tests/stages/test_gates.py tests/stages/test_evaluation.py",
 }
 ALL = "tests/core tests/stages --ignore tests/core/test_mutants.py"
 """Without the test that finds each line in its file."""
