@@ -29,14 +29,15 @@ from tests.mutants.lines import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = {
-    "method": "tests/core/test_noticed.py tests/core/test_objective.py tests/core/test_rewards.py "
+    "method": "tests/core/test_objective.py tests/core/test_rewards.py "
     "tests/core/test_noising.py tests/core/test_selection.py tests/core/test_mixing.py "
     "tests/core/test_scoring.py tests/core/test_sampling.py tests/core/test_derivative.py "
     "tests/core/test_allocation.py tests/core/test_calibration.py tests/core/test_listwise.py "
-    "tests/core/test_online_objective.py tests/core/test_trajectories.py",
+    "tests/core/test_online_objective.py tests/core/test_trajectories.py "
+    "tests/core/test_noticed.py",
     "models": "tests/core/test_sampling.py tests/core/test_scoring.py tests/core/test_flow.py",
-    "training": "tests/core/test_noticed.py tests/core/test_early_stopping.py "
-    "tests/core/test_training.py",
+    "training": "tests/core/test_early_stopping.py tests/core/test_stopping.py "
+    "tests/core/test_noticed.py tests/core/test_training.py",
     "evaluation": "tests/core/test_statistics.py tests/core/test_noticed.py tests/core/test_guards.py "
     "tests/core/test_gates.py tests/core/test_page.py tests/stages/test_gates.py tests/stages/test_evaluation.py",
 }
