@@ -17,7 +17,7 @@ from stages.core.plan.configuration import (
 )
 from stages.core.execution.disk import DiskError, refuse_full, refuse_unwritable
 from stages.core.errors import UserError
-from stages.core.artifacts.fingerprint import code_version
+from stages.core.artifacts.kept_versions import kept_version
 from stages.core.plan.flags import flags
 from stages.core.plan.run import RunPlan, files_of
 from stages.core.evaluation.gates import left_out, stopped_after
@@ -140,7 +140,7 @@ def stage(name):
     """Params for the rule of a stage; the command, as anyone can paste it, and its code's digest."""
     return {
         "command": f"python -m stages.{name}",
-        "code": code_version(f"stages.{name}"),
+        "code": kept_version(f"stages.{name}"),
     }
 
 
@@ -202,7 +202,7 @@ HELD_OUT = flags(
 def training(name):
     """What both trainings have among their params."""
     return {
-        "code": code_version(f"stages.{name}"),
+        "code": kept_version(f"stages.{name}"),
         "model": MODEL,
         "lora": LORA,
         "seed": config["seed"],

@@ -42,7 +42,7 @@ if PLAN.is_online:
             **TRAINING_GPUS,
             online=flags({"prompts_per_batch": EXECUTION["online_prompts_per_batch"]}),
         params:
-            code=code_version("stages.train_online"),
+            code=kept_version("stages.train_online"),
             model=MODEL,
             lora=LORA,
             seed=config["seed"],
