@@ -78,7 +78,7 @@ def ddim_schedule(model: DiffusionModel, num_inference_steps: int) -> Schedule:
             f"{model.base}: scheduler/scheduler_config.json has thresholding, by which a step is not DDIM's and its "
             "probability is not known; online methods need thresholding false"
         )
-    scheduler.set_timesteps(num_inference_steps)
+    model.set_steps(scheduler, num_inference_steps)
     kept = scheduler.alphas_cumprod.double()
     timesteps = scheduler.timesteps.long()
     after = (timesteps - model.num_timesteps // num_inference_steps).clamp(min=0)
