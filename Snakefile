@@ -71,6 +71,7 @@ rule all:
         POLICIES,
         GATES,
         ONLINE,
+        STEP_JUDGE,
         EVALUATION,
         REPORT,
         EXPORT,

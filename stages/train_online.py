@@ -129,13 +129,19 @@ def main(args: Args) -> None:
 
 def inputs_of(args: Args) -> list[Path]:
     """The files that decide the result."""
-    judge = args.judge
     return [
         args.prompts,
         *(args.held_out.files if args.held_out.num_pairs else []),
-        *(policy_files(judge.policy) if judge.name == SELF else []),
-        *([judge.record] if judge.name == SELF and judge.record else []),
+        *judge_files(args.judge),
     ]
+
+
+def judge_files(judge: JudgeSettings) -> list[Path]:
+    """The files that stand for a judge that a run has trained; none for a metric."""
+    if judge.name == SELF:
+        return [*policy_files(judge.policy), *([judge.record] if judge.record else [])]
+    own = Path(judge.options.get("weights", "")) / "manifest.json"
+    return [own] if judge.name == SPM and own.is_file() else []
 
 
 def read_prompts(model: DiffusionModel, args: Args) -> Asked:

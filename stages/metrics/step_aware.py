@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel
 
 from stages.core.errors import UserError
-from stages.metrics.clip import Prompts, cosines, read_tokenizer, unit
+from stages.core.models.weight_files import save_weights
+from stages.metrics.clip import Prompts, cosines, features, read_clip, read_tokenizer, unit
 from stages.metrics.preprocessing import MEAN, STD
 from stages.metrics.weights import (
     Published,
@@ -33,6 +35,7 @@ from stages.metrics.weights import (
 
 ADDRESS = "https://huggingface.co/SPO-Diffusion-Models/Step-Aware_Preference_Models"
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+WEIGHTS = "model.safetensors"
 FREQUENCIES = 256
 """Width of the sinusoids of a timestep."""
 MAX_PERIOD = 10_000.0
@@ -75,6 +78,11 @@ class StepAwareClip(nn.Module):
         self.model.vision_model.adaLN_modulation = nn.Sequential(
             nn.SiLU(), nn.Linear(width, 2 * width)
         )
+        self.is_checkpointed = False
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute the vision tower's activations twice instead of keeping them."""
+        self.is_checkpointed = True
 
     @torch.no_grad()
     def start_as_clip(self) -> None:
@@ -97,17 +105,36 @@ class StepAwareClip(nn.Module):
         time = self.model.t_embedder(timesteps)
         hidden = vision.pre_layrnorm(vision.embeddings(pixels))
         for layer in vision.encoder.layers:
-            hidden = _layer(layer, hidden, layer.adaLN_modulation(time).chunk(6, dim=1))
+            if self.is_checkpointed and torch.is_grad_enabled():
+                hidden = checkpoint(_layer, layer, hidden, time, use_reentrant=False)
+            else:
+                hidden = _layer(layer, hidden, time)
         pooled = vision.post_layernorm(hidden[:, 0])
         shift, scale = vision.adaLN_modulation(time).chunk(2, dim=1)
         found: Rows = self.model.visual_projection(pooled * (1 + scale) + shift)
         return found
 
+    def forward(
+        self,
+        pixels: Float[Tensor, "image rgb height width"],
+        timesteps: Int[Tensor, " image"],
+        words: Int[Tensor, "prompt word"],
+    ) -> Float[Tensor, " image"]:
+        """exp(logit_scale) times the cosine of each image and its prompt: log-odds, in float32.
+
+        The images are those of all prompts in order, once or several times over.
+        """
+        images = unit(self.image_features(pixels, timesteps).float())
+        texts = unit(features(self.model.get_text_features(input_ids=words)).float())
+        times = len(images) // len(texts)
+        return self.model.logit_scale.exp().float() * cosines(images, texts.repeat(times, 1))
+
 
 def _layer(
-    layer: Any, hidden: Float[Tensor, "image token channel"], changes: Sequence[Rows]
+    layer: Any, hidden: Float[Tensor, "image token channel"], time: Rows
 ) -> Float[Tensor, "image token channel"]:
-    """A layer of the tower: (shift, scale, gate) of the attention, then of the MLP."""
+    """A layer of the tower: the time says (shift, scale, gate) of the attention, then of the MLP."""
+    changes = layer.adaLN_modulation(time).chunk(6, dim=1)
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (each[:, None] for each in changes)
     moved = layer.layer_norm1(hidden) * (1 + scale) + shift
     attended = layer.self_attn(hidden_states=moved, attention_mask=None)[0]
@@ -179,9 +206,30 @@ def read_step_aware(source: str, published: Published) -> tuple[StepAwareClip, P
             f"{published.key} is {source!r}, a pickle; expected .safetensors. Convert it once: docs/online.md has "
             "the four lines"
         )
-    path = published.find(source, ["model.safetensors"])
+    path = published.find(source, [WEIGHTS])
     config = CLIPConfig.from_pretrained(str(published.beside(str(path), "config.json").parent))
     with torch.device("meta"):
         network = StepAwareClip(config)
     load_strictly(network, read_tensors(path), path, unused=("*.position_ids",))
     return network, path
+
+
+def begin_step_aware(source: str, published: Published, seed: int) -> tuple[StepAwareClip, Path]:
+    """A network that is the CLIP of a folder or hub id at every timestep, and the CLIP's file.
+
+    `seed` draws what has no effect yet. UserError where the weights are missing or do not fit.
+    """
+    clip, path = read_clip(source, published, has_text=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = StepAwareClip(clip.config)
+        network.start_as_clip()
+    network.model.load_state_dict(clip.state_dict(), strict=False)
+    return network, path
+
+
+def save_step_aware(network: StepAwareClip, folder: Path) -> None:
+    """Write a network as `read_step_aware` finds it: the published names, and the config of its CLIP."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(network.state_dict(), folder / WEIGHTS, {"format": "pt"})
+    network.model.config.to_json_file(folder / "config.json", use_diff=False)

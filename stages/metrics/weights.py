@@ -53,11 +53,13 @@ class Published:
     metric: str
     option: str
     address: str
+    block: str = "metrics."
+    """What the config's key begins with."""
 
     @property
     def key(self) -> str:
         """The config's key."""
-        return f"metrics.{self.metric}.{self.option}"
+        return f"{self.block}{self.metric}.{self.option}"
 
     def beside(self, source: str, name: str) -> Path:
         """The file `name` of a folder or hub id, or in the folder of a file that `source` names."""

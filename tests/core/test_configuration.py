@@ -25,6 +25,7 @@ from stages.core.plan.configuration import (
 )
 from stages.core.training.held_out import HeldOutFiles
 from stages.core.training.settings import TrainingSettings
+from stages.core.training.step_judge.settings import StepJudgeSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,6 +89,18 @@ def test_a_whole_config_keeps_what_differs_and_passes_with_it_alone(config: Conf
     assert check_config(kept) == checked
 
 
+NO_SETTINGS = (
+    "policy",
+    "reference",
+    "on_collapse",
+    "use_decisions",
+    "clip",
+    "tokenizer",
+    "every_steps",
+)
+"""Keys that rules pass on in another way."""
+
+
 @pytest.mark.parametrize(
     ("block", "settings"),
     [
@@ -96,6 +109,7 @@ def test_a_whole_config_keeps_what_differs_and_passes_with_it_alone(config: Conf
         ("held_out_curve", HeldOutFiles),
         ("guards", Limits),
         ("model", ModelSettings),
+        ("step_judge", StepJudgeSettings),
     ],
 )
 def test_what_is_not_passed_on_has_the_same_default_in_the_stage(
@@ -105,7 +119,7 @@ def test_what_is_not_passed_on_has_the_same_default_in_the_stage(
     there = {field.name: field.default for field in dataclasses.fields(settings)}
     defaults = {k: v["default"] for k, v in known_keys(schema, [block]).items() if "default" in v}
     for key, default in defaults.items():
-        if key not in ("policy", "reference", "on_collapse", "use_decisions"):
+        if key not in NO_SETTINGS:
             wanted = tuple(default) if isinstance(default, list) else default
             assert there[key] == wanted, key
 
@@ -310,6 +324,28 @@ def test_an_online_method_that_cannot_work_is_told(
 ) -> None:
     config["online"] = changed
     assert words in complaint(config)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"batch_pairs": 63}, "'step_judge.batch_pairs' is 63, no multiple of"),
+        ({"warmup_steps": 9, "num_steps": 8}, "'step_judge.warmup_steps' is 9 and"),
+        ({"labels": "nobody"}, "'step_judge.labels' is 'nobody'; expected one of people, clip"),
+    ],
+)
+def test_a_step_judge_that_cannot_be_trained_is_told(
+    config: Config, changed: dict[str, Any], words: str
+) -> None:
+    config["execution"] |= {"training_gpus": 2}
+    config["step_judge"] = {"clip": "some/clip", "batch_pairs": 64} | changed
+    assert words in complaint(config)
+
+
+def test_two_step_judges_are_refused(config: Config) -> None:
+    config["step_judge"] = {"clip": "some/clip"}
+    config["metrics"] = {"spm": {"weights": "some/where"}}
+    assert "'metrics.spm.weights' names another" in complaint(config)
 
 
 def test_what_is_wrong_with_an_online_method_that_is_off_does_not_matter(config: Config) -> None:

@@ -38,6 +38,7 @@ def test_the_list_is_what_the_adapter_offers(pipeline: str) -> None:
     assert tuple(offer["export.policies"]) == adapter.exports
     assert tuple(offer["online.method"]) == ("none", *adapter.online_methods)
     is_flow = issubclass(adapter, FlowModel)
+    assert ("step_judge.clip" in offer) == is_flow == ("ddim" not in adapter.samplers)
     assert tuple(offer["training.weights"]) == (FLOW_WEIGHTS if is_flow else ("uniform",))
     assert set(offer["training.loss"]) <= set(get_args(LossName))
     assert tuple(offer["training.loss"]) == adapter.losses
@@ -87,6 +88,7 @@ def test_every_family_is_listed_and_so_is_every_value() -> None:
         ("sana", "model", {"max_sequence_length": 77}, "'model.max_sequence_length': 77 is not there for models of"),
         ("flux", "export", {"policies": ["lora-kohya"]}, "'lora-kohya' is not there for models of flux"),
         ("sana", "online", {"method": "d3po"}, "'online.method': 'd3po' is not there for models of sana"),
+        ("flux", "step_judge", {"clip": "a/clip"}, "'step_judge.clip': 'a/clip' is not there for models of fl"),
         ("flux", "export", {"policies": ["single-file"]}, "which offer diffusers, lora-diffusers"),
     ],
 )  # fmt: skip

@@ -71,6 +71,11 @@ def test_an_online_method_names_its_judge_and_wants_prompts() -> None:
     plan = world(online={"method": "spo", "judge": "spm", "num_prompts": 4})
     [problem] = plan.metric_problems(["total", "caption_match", "appeal"], [], "perceptual")
     assert problem.key == "metrics.spm.weights"
+    plan = world(
+        online={"method": "spo", "judge": "spm", "num_prompts": 4}, step_judge={"clip": "a/clip"}
+    )
+    assert plan.trains_step_judge
+    assert list(plan.metric_problems(["total", "caption_match", "appeal"], [], "perceptual")) == []
     own_judge = world(online={"method": "spo", "judge": "self", "num_prompts": 4})
     assert "self" not in own_judge.metrics_in_use
 

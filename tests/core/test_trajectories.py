@@ -286,3 +286,16 @@ def test_thresholding_is_refused(base_of_its_own: Path) -> None:
         ModelError, match="has thresholding, .*online methods need thresholding false"
     ):
         ddim_schedule(scheduled(base_of_its_own, thresholding=True), 4)
+
+
+@pytest.mark.parametrize("number", [0, 1000, 1001])
+def test_more_steps_than_the_schedule_has_room_for_are_refused(
+    model: DiffusionModel, number: int
+) -> None:
+    for sampler in model.samplers:
+        with pytest.raises(ModelError, match=rf"num_inference_steps is {number}, .* take 1 to 999"):
+            model.set_steps(model.sampler(sampler), number)
+    with pytest.raises(ModelError, match="take 1 to 999"):
+        ddim_schedule(model, number)
+    assert len(ddim_schedule(model, 999)) == 999
+    assert int(ddim_schedule(model, 999).timesteps[0]) == 999

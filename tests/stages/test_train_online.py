@@ -19,7 +19,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from stages import select_prompts, train_online, train_seed
+from stages import export_policy, select_prompts, train_online, train_seed
 from stages.core.artifacts.provenance import ArtifactError, policy_digest
 from stages.core.errors import UserError
 from stages.core.execution.stopping import STOP, Stopped
@@ -317,6 +317,43 @@ def test_trackers_are_sent_numbers_alone(make: Make, monkeypatch: pytest.MonkeyP
     assert all(isinstance(value, int | float) for values in sent for value in values.values())
 
 
+def test_the_card_of_its_policy_says_method_judge_rounds_and_where_it_began(
+    make: Make, seed_trained: train_seed.Args, tiny_base: str, tmp_path: Path
+) -> None:
+    judge = JudgeSettings(name="self", policy=str(seed_trained.output), num_draws=1)
+    args = make(
+        "carded", replace(SPO, rounds=1), lora=FULL, policy=str(seed_trained.output), judge=judge
+    )
+    train_online.main(args)
+    plain = make("plain", replace(SPO, rounds=1))
+    train_online.main(plain)
+    texts = {}
+    for name, trained in (("carded", args), ("plain", plain)):
+        out = tmp_path / f"{name}-exported"
+        export_policy.main(
+            export_policy.Args(
+                policy=trained.output, model=settings(tiny_base), format="diffusers",
+                dtype="float32", name=name, output=out,
+            )
+        )  # fmt: skip
+        texts[name] = (out / "README.md").read_text()
+    text = texts["carded"]
+    assert "trained online by SPO, a baseline beside SAIL: in 1 rounds the policy" in text
+    assert "the implicit reward of `iter00`, a policy that learnt from human pairs judged" in text
+    assert "It began as the policy `iter00`." in text
+    lines = [
+        line for line in text.splitlines() if line.startswith("| 0 ") or "train_online" in line
+    ]
+    assert "| 0 | train_seed |" in lines[0]
+    assert "| online | train_online |" in lines[1]
+    assert lines[1].split(" | ")[3:6] == ["-", "-", "4"]  # its prompts
+    assert "judges them itself" not in text
+    assert str(tmp_path) not in text
+    assert "the metric `sharpness` judged" in texts["plain"]
+    assert "It began as" not in texts["plain"]
+    assert "train_seed" not in texts["plain"]
+
+
 def start(args: train_online.Args, processes: int) -> subprocess.Popen[str]:
     launcher = ["stages.launch", str(processes)] if processes > 1 else []
     return subprocess.Popen(
@@ -373,6 +410,7 @@ def test_a_training_killed_by_the_kernel_goes_on_to_the_same_end(make: Make) -> 
             {"settings": replace(SPO, candidates_per_prompt=1)},
             "candidates_per_prompt is 1, but spo",
         ),
+        ({"settings": replace(SPO, num_inference_steps=1000)}, r"is 1000, .* take 1 to 999"),
         ({"judge": JudgeSettings(name="self")}, "judges by the policy 'base'"),
         ({"judge": JudgeSettings(name="tase")}, "there is no metric 'tase'"),
         ({"judge": JudgeSettings(name="pickscore")}, "needs metrics.pickscore.weights"),

@@ -387,6 +387,7 @@ ROWS = [
             "guards": {"max_drift": None},
             "model": {"vae": None},
             "online": {"method": "none", "rounds": 1000},
+            "step_judge": {"clip": None, "num_steps": 8000},
             "export": {"dtype": "float16"},
         },
     ),
@@ -681,6 +682,14 @@ ROWS = [
                 "batch_transitions": 40,
             }
         },
+        reshapes=True,
+    ),
+    Row(
+        section=EVALUATION,
+        change="`step_judge.clip`: a judge of unfinished images",
+        begins=("train_step_judge",),
+        note="online training where it judges",
+        config={"step_judge": {"clip": "some/clip"}},
         reshapes=True,
     ),
     Row(

@@ -284,6 +284,29 @@ def test_spin_samples_the_captions_of_the_human_pairs_and_lists_are_trained_on_a
     assert "--listwise" not in Project(tmp_path).call(*flags).stdout
 
 
+def test_a_step_judge_is_trained_before_it_judges(tmp_path: Path) -> None:
+    flags = ("--dry-run", "--printshellcmds")
+    config = {
+        "online": {"method": "spo", "judge": "spm", "num_prompts": 4, "prompts_per_update": 4},
+        "step_judge": {"clip": "some/clip", "tokenizer": "some/words", "labels": "clip"},
+        "held_out_curve": {"num_pairs": 8},
+    }
+    lines = Project(tmp_path).call(*flags, config=config).stdout.splitlines()
+    [trained] = [line for line in lines if "stages.train_step_judge" in line]
+    assert "--clip some/clip --tokenizer some/words" in trained
+    assert "--settings.labels clip" in trained
+    assert "--held-out.num-pairs 8" in trained
+    assert "--held-out.every-steps 1000" in trained
+    [online] = [line for line in lines if "stages.train_online" in line]
+    folder = trained.split("--output ")[1].split()[0]
+    assert folder.endswith("/step_judge/judge")
+    assert f"--judge.options weights {folder} tokenizer some/words" in online
+    alone = config | {"online": {"method": "none"}}
+    lines = Project(tmp_path).call(*flags, config=alone).stdout.splitlines()
+    assert any("stages.train_step_judge" in line for line in lines)
+    assert not any("stages.train_online" in line for line in lines)
+
+
 def test_an_online_judge_has_its_rewards_as_the_candidates_have_theirs(tmp_path: Path) -> None:
     flags = ("--dry-run", "--printshellcmds")
     online = {

@@ -189,13 +189,14 @@ HELD_OUT_FILES = [
     f"{RUN}/seed/holdout.parquet",
     f"{RUN}/seed/holdout_latents.parquet",
 ]
-HELD_OUT = flags(
-    {
-        "preferences": HELD_OUT_FILES[0],
-        "latents": HELD_OUT_FILES[1],
-        **without_defaults(config["held_out_curve"], "held_out_curve"),
-    },
-    "held_out",
+HELD_OUT_CURVE = {
+    "preferences": HELD_OUT_FILES[0],
+    "latents": HELD_OUT_FILES[1],
+    **without_defaults(config["held_out_curve"], "held_out_curve"),
+}
+HELD_OUT = flags(HELD_OUT_CURVE, "held_out")
+STEP_JUDGE_HELD_OUT = flags(
+    {**HELD_OUT_CURVE, "every_steps": config["step_judge"]["every_steps"]}, "held_out"
 )
 
 

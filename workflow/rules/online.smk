@@ -1,4 +1,5 @@
-# A baseline beside SAIL: a policy that is trained on what it samples meanwhile. Off by default.
+# A baseline beside SAIL: a policy that is trained on what it samples meanwhile, and a judge of unfinished images.
+# Both are off by default.
 ONLINE_PROMPTS = f"{RUN}/prompts/online.parquet"
 ONLINE = []
 if PLAN.is_online:
@@ -60,3 +61,45 @@ if PLAN.is_online:
             " --transitions {output.transitions:q} --work {params.work:q}"
             " --held-out-curve {output.held_out_curve:q}"
             " {resources.execution} {resources.online} --threads {threads} 2>&1 | record {log:q}"
+
+
+STEP_JUDGE = []
+if PLAN.trains_step_judge:
+    STEP_JUDGE = [
+        *STEP_JUDGE_FILES,
+        *expand(f"{RUN}/step_judge/{{table}}.parquet", table=["training", "curve"]),
+    ]
+
+    rule train_step_judge:
+        input:
+            preferences=f"{RUN}/seed/preferences.parquet",
+            latents=f"{RUN}/seed/preferences_latents.parquet",
+            held_out=HELD_OUT_FILES,
+        output:
+            *STEP_JUDGE_FILES,
+            training=f"{RUN}/step_judge/training.parquet",
+            curve=f"{RUN}/step_judge/curve.parquet",
+        log:
+            f"{LOGS}/step_judge/train_step_judge.log",
+        benchmark:
+            f"{LOGS}/step_judge/train_step_judge.tsv"
+        threads: 2
+        resources:
+            **TRAINING_GPUS,
+        params:
+            code=code_version("stages.train_step_judge"),
+            model=MODEL,
+            seed=config["seed"],
+            clip=config["step_judge"]["clip"],
+            tokenizer=config["step_judge"]["tokenizer"],
+            settings=step_judge_settings(),
+            held_out=STEP_JUDGE_HELD_OUT,
+            folder=output_folder,
+            work=f"{WORK}/step_judge",
+        shell:
+            "launch {resources.gpu} stages.train_step_judge"
+            " --preferences {input.preferences:q} --latents {input.latents:q} {params.model}"
+            " --clip {params.clip:q} --tokenizer {params.tokenizer:q} --seed {params.seed}"
+            " {params.settings} {params.held_out} --output {params.folder:q}"
+            " --training {output.training:q} --curve {output.curve:q} --work {params.work:q}"
+            " {resources.execution} --threads {threads} 2>&1 | record {log:q}"

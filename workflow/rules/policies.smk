@@ -159,8 +159,14 @@ def online_policy(kind):
     return {"base": "base", "seed": "iter00", "last": f"iter{LAST:02d}"}[kind]
 
 
+STEP_JUDGE_FILES = [
+    f"{RUN}/step_judge/judge/{name}"
+    for name in ("manifest.json", "model.safetensors", "config.json")
+]
+
+
 def online_inputs(wildcards):
-    """Input: what online training starts from, and the policy that judges, with its weights of timesteps."""
+    """Input: what online training starts from, and what judges: a policy with its weights of timesteps, or a CLIP."""
     online = config["online"]
     found = {"policy": policy(online_policy(online["initial"]))}
     if online["judge"] == "self":
@@ -168,6 +174,8 @@ def online_inputs(wildcards):
         found["judge"] = policy(name)
         if HAS_JUDGE:
             found["record"] = expand(JUDGES, policy=name)
+    elif online["judge"] == "spm" and PLAN.trains_step_judge:
+        found["judge"] = STEP_JUDGE_FILES
     return {key: path for key, path in found.items() if path}
 
 
@@ -181,6 +189,11 @@ def online_settings():
     }
     kept["dpo_beta"] = config["update_policy"]["dpo_beta"]
     return flags(kept, "settings")
+
+
+def step_judge_settings():
+    """The block `step_judge` as flags of its training, save what it begins as."""
+    return settings("step_judge", without=("clip", "tokenizer", "every_steps"))
 
 
 def online_judge(wildcards, input):
@@ -199,5 +212,9 @@ def online_judge(wildcards, input):
             values["record"] = input.record[0]
     else:
         values["scale"] = online["judge_scale"]
+    if online["judge"] == "spm" and PLAN.trains_step_judge:
+        words = ["weights", folder(input.judge), "tokenizer"]
+        values["options"] = [*words, config["step_judge"]["tokenizer"]]
+        return flags(values, "judge")
     options = options_of(online["judge"])
     return f"{flags(values, 'judge')} {options.replace('--options', '--judge.options')}"

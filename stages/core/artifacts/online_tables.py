@@ -1,4 +1,4 @@
-"""The tables of online training: what was sampled, judged and trained on, and how the training went."""
+"""The tables of online training, and of a judge's: what was sampled and trained on, and how the training went."""
 
 from __future__ import annotations
 
@@ -65,6 +65,40 @@ ONLINE_TRAINING = Schema(
             column("learning_rate", pa.float64(), "of this step"),
             column("transitions_per_second", pa.float32(), "trained on, of this step"),
             column("sampling_seconds", pa.float32(), "sampling and judging of the round"),
+        ]
+    ),
+)
+
+STEP_JUDGE_TRAINING = Schema(
+    "step_judge_training",
+    1,
+    pa.schema(
+        [
+            column("step", pa.int32(), "optimizer update, from 1"),
+            column("loss", pa.float32(), "weighted mean over the batch; ln 2 = no opinion"),
+            column(
+                "accuracy",
+                pa.float32(),
+                "share of the batch's pairs judged as labelled, at random timesteps; ties count half",
+            ),
+            column("tie_share", pa.float32(), "share of the batch's pairs labelled a tie"),
+            column("gradient_norm", pa.float32(), "before the clip"),
+            column("learning_rate", pa.float64(), "of this step"),
+            column("pairs_per_second", pa.float32(), "trained on, of this step"),
+        ]
+    ),
+)
+
+STEP_JUDGE_CURVE = Schema(
+    "step_judge_curve",
+    1,
+    pa.schema(
+        [
+            column("step", pa.int32(), "optimizer update; 0 is the CLIP that it begins with"),
+            column("timestep", pa.int32(), "how noisy the latents are; 0 is the finished image"),
+            column("num_pairs", pa.int32(), "held-out human pairs"),
+            column("accuracy", pa.float32(), "share judged as people did; equal scores count half"),
+            column("log_loss", pa.float32(), "mean; ln 2 = no opinion"),
         ]
     ),
 )

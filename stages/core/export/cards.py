@@ -95,8 +95,7 @@ def model_card(facts: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     licence = facts["license"]
     return (
         f"{_model_head(facts)}{MARK}\n\n# {plain(facts['title'])}\n\n"
-        f"This is {base}, aligned with human preference pairs by SAIL: the model samples images, "
-        "judges them itself and learns from them by Diffusion-DPO, with no reward model.\n\n"
+        f"This is {base}, {_how(facts.get('online'))}\n\n"
         f"{warned}"
         f"## Use\n\n{use}\n"
         f"## Lineage and data\n\n{_trainings(facts['lineage'])}\n"
@@ -108,9 +107,31 @@ def model_card(facts: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     )
 
 
+def _how(online: Mapping[str, Any] | None) -> str:
+    """How the base was changed: by SAIL, or by the online method beside it."""
+    if online is None:
+        return (
+            "aligned with human preference pairs by SAIL: the model samples images, judges them itself and learns "
+            "from them by Diffusion-DPO, with no reward model."
+        )
+    method = {"spo": "SPO", "ddpo": "DDPO", "d3po": "D3PO"}.get(online["method"], online["method"])
+    judge = {
+        "self": f"the implicit reward of {plain(Code(online['judge_policy']))}, a policy that learnt from human pairs",
+        "spm": "a step-aware preference model",
+    }.get(online["judge"], f"the metric {plain(Code(online['judge']))}")
+    start = online["initial"]
+    begun = "" if start == "base" else f" It began as the policy {plain(Code(start))}."
+    return (
+        f"trained online by {plain(method)}, a baseline beside SAIL: in {plain(online['rounds'])} rounds the policy "
+        f"sampled images of prompts, {judge} judged them, and it learnt from them at once.{begun}"
+    )
+
+
 def _model_head(facts: Mapping[str, Any]) -> str:
     is_lora = facts["format"].startswith("lora-")
-    tags = ["text-to-image", facts["family"], "sail", "dpo", *(["lora"] if is_lora else [])]
+    online = facts.get("online")
+    methods = ["sail", "dpo"] if online is None else [online["method"]]
+    tags = ["text-to-image", facts["family"], *methods, *(["lora"] if is_lora else [])]
     return front_matter(
         {
             "base_model": facts["base_model"],

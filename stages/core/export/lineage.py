@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 from huggingface_hub import hf_hub_download
 
-from stages.core.artifacts.provenance import digest, policy_digest, read_manifest
+from stages.core.artifacts.provenance import BASE, digest, policy_digest, read_manifest
 from stages.core.export.markdown import plain_settings, read_front_matter
 from stages.core.export.policies import ExportedPolicy, Format, lora_file
 from stages.core.models.loading import Source
+
+ONLINE = "train_online"
+"""The stage whose policies learn from what they sample meanwhile."""
 
 
 def card_facts(policy: ExportedPolicy, kind: Format) -> dict[str, Any]:
@@ -30,7 +34,28 @@ def card_facts(policy: ExportedPolicy, kind: Format) -> dict[str, Any]:
         "license": base_license(source),
         "lineage": lineage(policy.folder),
         "settings": plain_settings(policy.manifest.get("sail_arguments", {})),
+        "online": trained_online(policy.manifest),
     }
+
+
+def trained_online(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How an online training made a policy: method, judge, rounds; None for a policy that had another training."""
+    if manifest.get("sail_stage") != ONLINE:
+        return None
+    arguments = manifest.get("sail_arguments", {})
+    judge = arguments.get("judge", {})
+    return {
+        "method": manifest.get("method", "unknown"),
+        "rounds": manifest.get("num_rounds", "-"),
+        "judge": judge.get("name", "unknown"),
+        "judge_policy": _run_name(str(judge.get("policy", BASE))),
+        "initial": _run_name(str(arguments.get("policy", BASE))),
+    }
+
+
+def _run_name(policy: str) -> str:
+    """What a run calls a policy: 'base', 'iter00'; of its folder no more than that."""
+    return policy if policy == BASE else Path(policy).parent.name
 
 
 def base_license(source: Source) -> dict[str, str]:
@@ -59,7 +84,7 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
         if Path(before).is_file() and digest(Path(before)) == known:
             return lineage(Path(before).parent)
     link = {
-        "name": arguments.get("iteration", 0),
+        "name": "online" if manifest.get("sail_stage") == ONLINE else arguments.get("iteration", 0),
         "stage": manifest.get("sail_stage", "unknown"),
         "policy": hashlib.sha256(
             json.dumps(manifest["files"], sort_keys=True).encode()
@@ -67,14 +92,28 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
         "steps": manifest.get("num_steps", "-"),
         **_trained_on(arguments.get("preferences"), manifest.get("num_pairs")),
     }
-    if link["stage"] != "update_policy":
+    if link["stage"] == ONLINE:
+        link["prompts"] = _num_prompts(arguments.get("prompts"), inputs)
+    before = str(arguments.get("policy", BASE))
+    if link["stage"] not in ("update_policy", ONLINE) or before == BASE:
         return [link]
-    earlier = Path(str(arguments.get("policy", "")))
+    earlier = Path(before)
     made = earlier / "manifest.json"
     if made.is_file() and digest(made) == inputs.get(str(made)):
         return [*lineage(earlier), link]
     gone = dict.fromkeys(("stage", "policy", "human", "generated", "prompts", "steps"), "not found")
     return [{"name": "earlier", **gone}, link]
+
+
+def _num_prompts(prompts: str | None, inputs: Mapping[str, str]) -> int | str:
+    """Prompts of an online training; '-' where the table is gone or another one now."""
+    if (
+        prompts is None
+        or not Path(prompts).is_file()
+        or digest(Path(prompts)) != inputs.get(prompts)
+    ):
+        return "-"
+    return int(pq.read_metadata(prompts).num_rows)
 
 
 def _trained_on(preferences: str | None, num_pairs: int | None) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def ddim_schedule(model: DiffusionModel, num_inference_steps: int) -> Schedule:
             f"{model.base}: scheduler/scheduler_config.json has thresholding, by which a step is not DDIM's and its "
             "probability is not known; online methods need thresholding false"
         )
-    scheduler.set_timesteps(num_inference_steps)
+    model.set_steps(scheduler, num_inference_steps)
     kept = scheduler.alphas_cumprod.double()
     timesteps = scheduler.timesteps.long()
     after = (timesteps - model.num_timesteps // num_inference_steps).clamp(min=0)
@@ -99,6 +99,29 @@ def ddim_schedule(model: DiffusionModel, num_inference_steps: int) -> Schedule:
     )
 
 
+def clean_estimate(
+    latents: Latents,
+    prediction: Latents,
+    signal: PerRow,
+    prediction_type: str,
+    clip: float | None,
+) -> tuple[Latents, Latents]:
+    """(clean latents, noise) that a denoiser which predicts this takes noised latents for; in float32 at least.
+
+    `signal` is the share of the variance that is the image's in each row (abar_t); `prediction_type` 'epsilon' or
+    'v_prediction'; `clip` bounds the clean latents. Song et al., "Denoising Diffusion Implicit Models", Eq. 9.
+    """
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    kept = _beside(signal, latents)
+    root, rest = kept.sqrt().to(dtype), (1 - kept).sqrt().to(dtype)
+    noisy, predicted = latents.to(dtype), prediction.to(dtype)
+    if prediction_type == "epsilon":
+        clean, noise = (noisy - rest * predicted) / root, predicted
+    else:
+        clean, noise = root * noisy - rest * predicted, root * predicted + rest * noisy
+    return clean if clip is None else clean.clamp(-clip, clip), noise
+
+
 def gaussian_step(
     schedule: Schedule, numbers: Int[Tensor, " row"], prediction: Latents, latents: Latents
 ) -> Step:
@@ -115,14 +138,9 @@ def gaussian_step(
     )
     sigma = ((1 - after) / (1 - kept) * (1 - kept / after)).sqrt()
     along = (1 - after - sigma.square()).clamp(min=0).sqrt()
-    root, rest = kept.sqrt().to(dtype), (1 - kept).sqrt().to(dtype)
-    noisy, predicted = latents.to(dtype), prediction.to(dtype)
-    if schedule.prediction_type == "epsilon":
-        clean, noise = (noisy - rest * predicted) / root, predicted
-    else:
-        clean, noise = root * noisy - rest * predicted, root * predicted + rest * noisy
-    if schedule.clip is not None:
-        clean = clean.clamp(-schedule.clip, schedule.clip)
+    clean, noise = clean_estimate(
+        latents, prediction, kept.flatten(), schedule.prediction_type, schedule.clip
+    )
     mean = after.sqrt().to(dtype) * clean + along.to(dtype) * noise
     return Step(mean, sigma.flatten().to(dtype), clean)
 

@@ -172,8 +172,23 @@ class ModelFamily(ABC):
         return self.dtype
 
     def set_steps(self, scheduler: Any, num_inference_steps: int) -> None:
-        """Spread a sampler's steps over the noise schedule."""
-        scheduler.set_timesteps(num_inference_steps)
+        """Spread a sampler's steps over the noise schedule. ModelError for more steps than it has room for.
+
+        Diffusers puts the first of 1,000 steps at timestep 1,000 where steps_offset is 1, past the last one, 999.
+        """
+        if 1 <= num_inference_steps <= self.num_timesteps:
+            scheduler.set_timesteps(num_inference_steps)
+            if int(scheduler.timesteps.max()) < self.num_timesteps:
+                return
+        offset = scheduler.config.steps_offset
+        room = self.num_timesteps - (
+            offset if scheduler.config.timestep_spacing == "leading" else 0
+        )
+        raise ModelError(
+            f"{self.base}: num_inference_steps is {num_inference_steps}, but its noise schedule has the timesteps 0 to "
+            f"{self.num_timesteps - 1} and begins at {offset} (steps_offset in scheduler/scheduler_config.json): take "
+            f"1 to {room}"
+        )
 
     def times(self, timesteps: Int[Tensor, " row"]) -> Num[Tensor, " row"]:
         """Timesteps, which count the rows of the noise schedule, as the denoiser is told of them."""

@@ -42,3 +42,25 @@ def online_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
             f"'online.prompt_min_count' is {online['prompt_min_count']} and 'online.prompt_buffer' is "
             f"{online['prompt_buffer']}: a prompt would never have so many rewards; lower the first"
         )
+    yield from _step_judge_mistakes(config)
+
+
+def _step_judge_mistakes(config: Mapping[str, Any]) -> Iterator[str]:
+    """What the training of a step-aware preference model cannot do."""
+    judge, gpus = config["step_judge"], config["execution"]["training_gpus"]
+    if judge["clip"] is None:
+        return
+    if "weights" in config["metrics"].get("spm", {}):
+        yield (
+            "'step_judge.clip' trains a step-aware preference model and 'metrics.spm.weights' names another; take one "
+            "of them out of the config"
+        )
+    if judge["batch_pairs"] % gpus:
+        yield (
+            f"'step_judge.batch_pairs' is {judge['batch_pairs']}, no multiple of 'execution.training_gpus' = {gpus}"
+        )
+    if judge["warmup_steps"] > judge["num_steps"]:
+        yield (
+            f"'step_judge.warmup_steps' is {judge['warmup_steps']} and 'step_judge.num_steps' is "
+            f"{judge['num_steps']}: the learning rate would never be reached; lower the first"
+        )

@@ -69,6 +69,11 @@ class RunPlan:
         return bool(self.config.get("online", {}).get("method", "none") != "none")
 
     @property
+    def trains_step_judge(self) -> bool:
+        """Whether a step-aware preference model is trained from the seed pairs."""
+        return self.config.get("step_judge", {}).get("clip") is not None
+
+    @property
     def prompt_sets(self) -> list[str]:
         """Names of the evaluation's prompt sets; the first is the report's."""
         if self.is_world:
@@ -210,7 +215,8 @@ class RunPlan:
             if name not in known:
                 text = f"there is no metric {name!r}; expected one of {', '.join(known)}"
                 yield Problem(key=self.metric_keys[name], text=text)
-        judges = {"spm"} if self.is_online and self.config["online"]["judge"] == "spm" else set()
+        is_published = self.is_online and not self.trains_step_judge
+        judges = {"spm"} if is_published and self.config["online"]["judge"] == "spm" else set()
         for name in sorted(({*self.metrics_in_use, features} & {*networks}) | judges):
             if "weights" not in self.config["metrics"].get(name, {}):
                 text = (

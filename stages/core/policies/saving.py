@@ -1,9 +1,10 @@
-"""A policy's weights on disk, complete or not at all."""
+"""Weights on disk, complete or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from stages.core.artifacts.files import give_usual_modes
@@ -20,15 +21,20 @@ def _remove(path: Path) -> None:
 
 
 def save_policy(policy: Denoiser, output: Path, part: str) -> None:
-    """The policy in diffusers' layout, replacing what was there at once.
+    """The policy in diffusers' layout, replacing what was there at once; see `replace_weights`."""
+    replace_weights(output, lambda folder: policy.save(folder, part))
 
-    DiskError if the disk is full or read-only; no weights of the new policy stay then.
+
+def replace_weights(output: Path, save: Callable[[Path], None]) -> None:
+    """What `save` writes into a folder, replacing what was in `output` at once.
+
+    DiskError if the disk is full or read-only; no weights of the new ones stay then.
     """
     new = output / "new.part"
     shutil.rmtree(new, ignore_errors=True)
     with writing(output):
         try:
-            policy.save(new, part)
+            save(new)
             give_usual_modes(new)
             for file in (path for path in new.rglob("*") if path.is_file()):
                 with file.open("rb") as written:

@@ -111,7 +111,7 @@ class Training:
         self.curve = [Progress(**point) for point in records["curve"]]
         self.total = num_steps(pairs.num_items, settings)
         self.saved_at = time.monotonic()
-        self.order = _order(pairs.num_items, self.total * settings.batch_pairs, seed)
+        self.order = order_of(pairs.num_items, self.total * settings.batch_pairs, seed)
 
     def run(self) -> tuple[list[Step], list[Progress]]:
         """Train the policy in place; one record per step, and the held-out curve.
@@ -177,7 +177,7 @@ class Training:
         is_asked, is_due = (values.pop(name) > 0 for name in ("asked", "due"))
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, settings.gradient_clip))
-        _refuse_not_finite(number, values["loss"], norm, self.scaler, self.state)
+        refuse_not_finite(number, values["loss"], norm, self.scaler, self.state)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -328,7 +328,7 @@ def _warmup_steps(total: int, settings: TrainingSettings) -> int:
     return math.ceil(settings.warmup_share * total)
 
 
-def _order(num_pairs: int, num_wanted: int, seed: int) -> Int[Tensor, " row"]:
+def order_of(num_pairs: int, num_wanted: int, seed: int) -> Int[Tensor, " row"]:
     """Rows to train on, one shuffled pass after the other."""
 
     def shuffled_passes() -> Iterator[np.ndarray]:
@@ -346,7 +346,7 @@ def _dropped(count: int, share: float, step_seed: int) -> Bool[Tensor, " batch"]
     return torch.rand(count, generator=rng) < share
 
 
-def _refuse_not_finite(
+def refuse_not_finite(
     step: int, loss: float, norm: float, scaler: torch.amp.GradScaler, state: TrainingState
 ) -> None:
     """TrainingError unless loss and gradient are finite.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -11,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stages.core.artifacts.provenance import BASE, policy_files, provenance, write_manifest
+from stages.core.artifacts.provenance import BASE, policy_files, write_manifest
 from stages.core.artifacts.schemas import HELD_OUT_CURVE, TRAINING
 from stages.core.artifacts.tables import write_table
 from stages.core.errors import UserError
@@ -27,11 +25,9 @@ from stages.core.training.loop import Step, Training
 from stages.core.training.pair_data import encode
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings, needs_reference
+from stages.core.training.state import identity_of
 
 log = logging.getLogger(__name__)
-
-RUN_TIME = ("execution", "threads", "trackers", "work")
-"""Arguments that change how a training runs and not what it ends with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +91,7 @@ def train_policy(
     with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
         processes.wait()  # for the main one, which may have to wait for another training
         initial, compared = finished(task.initial), finished(task.reference)
-        identity = _identity(task, inputs)
+        identity = identity_of(task.stage, task.arguments, inputs)
         encoded = encode(
             model,
             {"trained": tables, "held_out": task.held_out.tables()},
@@ -175,12 +171,3 @@ def _write_tables(
             path, [asdict(record) for record in records], schema,
             stage=task.stage, arguments=task.arguments, inputs=inputs,
         )  # fmt: skip
-
-
-def _identity(task: Task, inputs: Sequence[Path]) -> str:
-    """What names a training's state: all that decides its result, not how it runs."""
-    made_by = provenance(task.stage, task.arguments, inputs)
-    arguments = json.loads(made_by["sail_arguments"])
-    decisive = {name: value for name, value in arguments.items() if name not in RUN_TIME}
-    text = json.dumps({**made_by, "sail_arguments": decisive}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

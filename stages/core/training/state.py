@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,25 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from stages.core.artifacts.files import replacing
+from stages.core.artifacts.provenance import provenance
 from stages.core.models.denoiser import Denoiser
 from stages.core.training.early_stopping import KeptWeights
 
 log = logging.getLogger(__name__)
 
 Records = list[dict[str, Any]]
+
+RUN_TIME = ("execution", "threads", "trackers", "work", "prompts_per_batch")
+"""Arguments that change how a training runs and not what it ends with."""
+
+
+def identity_of(stage: str, arguments: object, inputs: Sequence[Path]) -> str:
+    """What names a training's state: all that decides its result, not how it runs."""
+    made_by = provenance(stage, arguments, inputs)
+    given = json.loads(made_by["sail_arguments"])
+    decisive = {name: value for name, value in given.items() if name not in RUN_TIME}
+    text = json.dumps({**made_by, "sail_arguments": decisive}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class TrainingState:

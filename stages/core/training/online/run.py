@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stages.core.artifacts.online_tables import ONLINE_TRAINING, TRANSITIONS
-from stages.core.artifacts.provenance import policy_files, provenance, write_manifest
+from stages.core.artifacts.provenance import policy_files, write_manifest
 from stages.core.artifacts.schemas import HELD_OUT_CURVE
 from stages.core.artifacts.tables import read_table, write_table, writing_table
 from stages.core.execution.locks import held
@@ -27,13 +25,11 @@ from stages.core.training.online.rounds import Asked
 from stages.core.training.online.settings import OnlineSettings
 from stages.core.training.pair_data import encode
 from stages.core.training.processes import Processes
-from stages.core.training.run import RUN_TIME, Outputs, Task
+from stages.core.training.run import Outputs, Task
 from stages.core.training.settings import Execution
+from stages.core.training.state import identity_of
 
 log = logging.getLogger(__name__)
-
-HOW_IT_RUNS = (*RUN_TIME, "prompts_per_batch")
-"""Arguments that change how a training runs and not what it ends with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +63,7 @@ def train_online_policy(
     with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
         processes.wait()  # for the main one, which may have to wait for another training
         initial, compared = finished(task.initial), finished(task.reference)
-        identity = _identity(task, inputs)
+        identity = identity_of(task.stage, task.arguments, inputs)
         encoded = encode(
             model,
             {"held_out": task.held_out.tables()},
@@ -136,12 +132,3 @@ def _write_tables(
     ) as table:  # fmt: skip
         for path in training.rounds:
             table.write(read_table(path, TRANSITIONS).replace_schema_metadata(None))
-
-
-def _identity(task: Task, inputs: Sequence[Path]) -> str:
-    """What names a training's state: all that decides its result, not how it runs."""
-    made_by = provenance(task.stage, task.arguments, inputs)
-    arguments = json.loads(made_by["sail_arguments"])
-    decisive = {name: value for name, value in arguments.items() if name not in HOW_IT_RUNS}
-    text = json.dumps({**made_by, "sail_arguments": decisive}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
