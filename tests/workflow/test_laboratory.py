@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.workflow.projects import ROOT, Project, environment
+from tests.workflow.warm import warm_python
 
 LAB = ROOT / "workflow" / "lab" / "Snakefile"
 
 
 def dry_run(folder: Path, *config: str) -> subprocess.CompletedProcess[str]:
+    python = warm_python()
     command = [
-        sys.executable,
+        str(python),
         "-m",
         "snakemake",
         "--snakefile",
@@ -33,7 +34,7 @@ def dry_run(folder: Path, *config: str) -> subprocess.CompletedProcess[str]:
     ]
     return subprocess.run(
         [*command, *config], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | environment(), check=False,
+        env=environment(python), check=False,
     )  # fmt: skip
 
 
