@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import yaml
 from stages.core.artifacts.files import write_json
 from stages.core.health.jobs import command_line, stage_name
 from tests.chaos.contents import contents, differences
-from tests.workflow.projects import Project, environment
+from tests.workflow.projects import RUN, Project, environment
 
 CONFIG: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("config.yaml").read_text())
 
@@ -29,6 +31,30 @@ KINDS = {"stage": 2, "group": 1, "head": 1}
 
 EARLY_SHARE = 0.25
 """Of the starts: kill also before the first stage is at work, which else takes most of the kills."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A kill that is not left to chance: its kind, the stage that is at work, and the moment."""
+
+    kind: str
+    stage: str
+    state: str = ""
+    """The saved state that a training must have, in the run's folder; else the stage must have begun its work."""
+
+
+AIMS = (
+    Aim("stage", "shapes.make_preferences"),
+    Aim("group", "encode_preferences"),
+    Aim("head", "train_seed", state=f"work/{RUN}/iter00/state.json"),
+    Aim("stage", "sample_candidates"),
+    Aim("head", "score_candidates"),
+    Aim("stage", "update_policy", state=f"work/{RUN}/iter01/state.json"),
+    Aim("group", "generate_evaluation"),
+    Aim("stage", "export_policy"),
+)
+"""Every kind of kill, and every way in which a stage keeps what it has: a table, mapped tensors, a training's state,
+finished batches of images and of rewards, a policy's folder, an export's. In the order in which a run comes to them."""
 
 SECONDS_TO_END = 60.0
 """After a Snakemake has gone, its last stage must be gone by then."""
@@ -55,10 +81,12 @@ class Tally:
 
 
 class Harness:
-    """One unbroken run, and another that is killed in."""
+    """One unbroken run, and another that is killed in: as aimed first, then at random."""
 
-    def __init__(self, folder: Path, *, seed: int, mean_seconds: float) -> None:
-        self.folder, self.seed, self.mean_seconds = folder, seed, mean_seconds
+    def __init__(
+        self, folder: Path, *, seed: int, mean_seconds: float, aims: Sequence[Aim] = ()
+    ) -> None:
+        self.folder, self.seed, self.mean_seconds, self.aims = folder, seed, mean_seconds, aims
         self.unbroken = Project(folder / "unbroken")
         self.killed = Project(folder / "killed")
         self.path = folder / "tally.json"
@@ -107,6 +135,8 @@ class Harness:
                 env=environment(),
                 start_new_session=True,
             )
+            while head.poll() is None and len(self.tally.kills) < len(self.aims):
+                self._kill_as_aimed(head, rng)
             if rng.random() > EARLY_SHARE:
                 self._await_stage(head)
             while head.poll() is None:
@@ -116,7 +146,7 @@ class Harness:
                 try:
                     head.wait(timeout=limit)
                 except subprocess.TimeoutExpired:
-                    self._kill(head, rng)
+                    self._kill_at_random(head, rng)
         self.tally.resumed += log.read_text(errors="replace").count("continuing from step")
         if head.returncode != 0 and len(self.tally.kills) == before:
             kept = self.folder / f"failure-{self.tally.starts}.log"
@@ -130,12 +160,43 @@ class Harness:
         while head.poll() is None and not any(stages_in(self.killed.folder)):
             time.sleep(0.2)
 
-    def _kill(self, head: subprocess.Popen[bytes], rng: random.Random) -> None:
-        """Send SIGKILL to a stage, to everything, or to Snakemake alone; note what was at work."""
+    def _kill_as_aimed(self, head: subprocess.Popen[bytes], rng: random.Random) -> None:
+        """Wait for the next aim's stage and moment, and kill; or return when Snakemake has ended."""
+        aim = self.aims[len(self.tally.kills)]
+        while head.poll() is None:
+            for stage in stages_in(self.killed.folder):
+                if stage_name(command_line(stage)) == aim.stage and self._is_moment(aim, stage):
+                    time.sleep(rng.uniform(0, 0.2))
+                    self._kill(head, aim.kind, [stage] if aim.kind == "stage" else None)
+                    return
+            time.sleep(0.05)
+
+    def _is_moment(self, aim: Aim, stage: psutil.Process) -> bool:
+        """Whether a stage is as far as the aim wants it, by its own log or by the state it has saved."""
+        if aim.state:
+            return (self.killed.folder / aim.state).is_file()
+        begins = re.compile(rf"\b{aim.stage.rpartition('.')[2]}\b[^:]*: begins")
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):
+            return any(
+                log.stat().st_mtime >= stage.create_time() and begins.search(log.read_text())
+                for log in self.killed.logs.rglob("*.log")
+            )
+        return False
+
+    def _kill_at_random(self, head: subprocess.Popen[bytes], rng: random.Random) -> None:
         stages = list(stages_in(self.killed.folder))
         kinds = {kind: parts for kind, parts in KINDS.items() if stages or kind != "stage"}
         [kind] = rng.choices(list(kinds), weights=list(kinds.values()))
-        victims = [rng.choice(stages)] if kind == "stage" else stages
+        self._kill(head, kind, [rng.choice(stages)] if kind == "stage" else stages)
+
+    def _kill(
+        self, head: subprocess.Popen[bytes], kind: str, victims: list[psutil.Process] | None
+    ) -> None:
+        """Send SIGKILL to a stage, to everything, or to Snakemake alone; note what was at work.
+
+        Without victims these are the stages at work.
+        """
+        victims = list(stages_in(self.killed.folder)) if victims is None else victims
         names = [stage_name(command_line(victim)) or "?" for victim in victims]
         try:
             if kind == "stage":

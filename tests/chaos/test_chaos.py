@@ -1,4 +1,4 @@
-"""The chaos harness's short version: 25 kills, and not a bit is lost."""
+"""The chaos harness's short versions: eight aimed kills, or 25 at random, and not a bit is lost."""
 
 from __future__ import annotations
 
@@ -9,12 +9,27 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.chaos.contents import contents, differences
-from tests.chaos.harness import KINDS, Harness
+from tests.chaos.harness import AIMS, KINDS, Harness
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_25_kills_lose_nothing(tmp_path: Path) -> None:
+def test_a_kill_of_each_kind_in_each_kind_of_stage_loses_nothing(tmp_path: Path) -> None:
+    tally = Harness(tmp_path, seed=1, mean_seconds=4.0, aims=AIMS).run(len(AIMS))
+    assert [kill["kind"] for kill in tally.kills] == [aim.kind for aim in AIMS]
+    assert {aim.kind for aim in AIMS} == set(KINDS)
+    for kill, aim in zip(tally.kills, AIMS, strict=True):
+        if kill["kind"] == "stage":
+            assert kill["stages"] == [aim.stage]
+    assert tally.resumed >= 1
+    assert tally.completed >= 1
+    assert tally.files > 50
+    assert tally.losses == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_25_kills_at_random_lose_nothing(tmp_path: Path) -> None:
     tally = Harness(tmp_path, seed=1, mean_seconds=4.0).run(25)
     assert len(tally.kills) == 25
     assert {kill["kind"] for kill in tally.kills} == set(KINDS)

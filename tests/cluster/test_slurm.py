@@ -23,9 +23,8 @@ from tests.workflow.projects import ROOT, RUN, Project, environment
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.xdist_group(
-        "slurm"
-    ),  # there is one at a time, and another process would wait for it
+    # There is one at a time, and another test process would wait for it.
+    pytest.mark.xdist_group("slurm"),
 ]
 
 GPUS = 4

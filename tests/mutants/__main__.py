@@ -11,10 +11,8 @@ is tried again only where the file has changed; `--quick` leaves out the second 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +24,7 @@ import tyro
 
 from stages.core.artifacts.files import write_text
 from tests.mutants.lines import MUTANTS, Mutant
+from tests.mutants.warm import run_pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = {
@@ -130,16 +129,13 @@ def notice(mutant: Mutant, tree: Path, args: Args) -> str:
 
 def first_failure(tree: Path, tests: str) -> str:
     """Name of the first test that fails, or what else went wrong; empty if all pass."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m"]
-    command += ["not slow and not long and not gpu", *tests.split()]
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=tree, env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode == 0:
+    words = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not long and not gpu"]
+    output = tree / "pytest.txt"
+    if run_pytest(tree, [*words, *tests.split()], output) == 0:
         return ""
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return lines[0].split(" ")[1].split(" - ")[0] if lines else done.stdout[-300:]
+    text = output.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0].split(" ")[1].split(" - ")[0] if lines else text[-300:]
 
 
 def table(mutants: list[Mutant], found: list[str]) -> str:

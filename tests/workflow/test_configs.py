@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 import textwrap
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,20 @@ import yaml
 from stages.core.plan.configuration import read_config
 from tests.workflow.dry_run import overlaid, plan
 from tests.workflow.projects import CONFIG, ROOT, RUN, Project, environment
+from tests.workflow.warm import warm_python
 
 
-@pytest.mark.parametrize(
-    "config", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_every_config_plans_jobs(config: Path) -> None:
+@cache
+def planned_by(name: str) -> dict[str, int]:
+    """The jobs that a config of the folder plans; each is planned once."""
+    return plan([ROOT / "config" / f"{name}.yaml"])
+
+
+@pytest.mark.xdist_group("configs")  # one process plans them all
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "config").glob("*.yaml")))
+def test_every_config_plans_jobs(name: str) -> None:
     """As every overlay does: .ci/run plans them all."""
-    planned = plan([config])
+    planned = planned_by(name)
     assert planned["score_holdout"] >= 1
     assert planned["write_report"] == 1
 
@@ -47,11 +53,12 @@ def test_the_example_for_pairs_of_ones_own_plans_a_run_on_its_own_files(tmp_path
     assert config["evaluation"]["prompt_layouts"] == {}
 
 
+@pytest.mark.xdist_group("configs")
 def test_the_papers_settings_plan_the_papers_run() -> None:
-    sd15, sdxl = (plan([ROOT / "config" / f"{name}.yaml"]) for name in ("sd15", "sdxl"))
+    sd15, sdxl = planned_by("sd15"), planned_by("sdxl")
     assert (sd15["update_policy"], sdxl["update_policy"]) == (3, 2)  # Sec. 5.1
     assert sd15["sample_candidates"] == sd15["score_candidates"] == 3 * 32
-    large = plan([ROOT / "config" / "sd15-large-seed.yaml"])
+    large = planned_by("sd15-large-seed")
     assert large["adopt_policy"] == 1
     assert "train_seed" not in large
     assert large["update_policy"] == 2  # Sec. 5.3
@@ -199,10 +206,11 @@ def own_config(tmp_path: Path) -> Path:
 
 
 def test_a_config_of_ones_own_stands_alone_and_its_missing_labels_are_named(tmp_path: Path) -> None:
+    python = warm_python()
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run",
+        [str(python), "-m", "snakemake", "--cores", "1", "--dry-run",
          "--configfile", str(own_config(tmp_path))],
-        capture_output=True, text=True, env=environment(), cwd=ROOT, check=False,
+        capture_output=True, text=True, env=environment(python), cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.returncode != 0
     for line in (
@@ -253,11 +261,14 @@ def test_without_an_activated_environment_the_stages_run_by_snakemakes_python(
 def test_a_block_given_twice_is_refused_by_its_lines(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text(CONFIG.read_text() + "\nlora: {rank: 4}\nlora: {alpha: 8}\n")
+    python = warm_python()
     command = [
-        *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
+        *(str(python), "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
         *("--directory", str(tmp_path), "--cores", "1", "--configfile", str(path), "-n"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(python)
+    )
     said = " ".join((done.stdout + done.stderr).split())
     assert done.returncode != 0
     assert "the key 'lora' stands in line" in said

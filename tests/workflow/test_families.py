@@ -91,7 +91,7 @@ def write_data(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("family", "lora"),
     [
-        pytest.param("sd15", False, id="sd15-full"),
+        pytest.param("sd15", False, id="sd15-full", marks=pytest.mark.slow),
         pytest.param("sdxl", True, id="sdxl-lora", marks=pytest.mark.slow),
         pytest.param("sd3", True, id="sd3-lora", marks=pytest.mark.slow),
         pytest.param("sd15", True, id="sd15-lora", marks=pytest.mark.long),

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 from stages.core.laboratory.experiments import chosen, plan_runs, read_base, read_experiment
 from stages.core.laboratory.memory import Measured, as_text, of_results
 from tests.workflow.projects import ROOT, Project, environment
+from tests.workflow.warm import warm_python
 
 LAB = ROOT / "workflow" / "lab" / "Snakefile"
 
 
 def dry_run(folder: Path, *config: str) -> subprocess.CompletedProcess[str]:
+    python = warm_python()
     command = [
-        sys.executable,
+        str(python),
         "-m",
         "snakemake",
         "--snakefile",
@@ -35,7 +36,7 @@ def dry_run(folder: Path, *config: str) -> subprocess.CompletedProcess[str]:
     ]
     return subprocess.run(
         [*command, *config], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | environment(), check=False,
+        env=environment(python), check=False,
     )  # fmt: skip
 
 
