@@ -4,23 +4,30 @@ The base samples pools as SPO does. At each comparison every judge scores the sa
 and so does the taste, of the same decoded estimates. Example, with the run of benchmarks/tuning.yaml:
 
     python -m benchmarks.step_judges --policy results/tuning/iter00/policy \
-        --record results/tuning/evaluation/judges/iter00.json --prompts results/tuning/prompts/iter01.parquet
+        --record results/tuning/evaluation/judges/iter00.json --prompts results/tuning/prompts/iter01.parquet \
+        --figure docs/images/step-judges.svg
+
+The figure has both measures of each judge by timestep, with intervals of 95 % over pools.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
 import tyro
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from stages.core.artifacts.files import replacing
 from stages.core.artifacts.schemas import PROMPTS
 from stages.core.artifacts.tables import read_table
-from stages.core.evaluation.statistics import rank_correlation
+from stages.core.evaluation.statistics import rank_correlation, wilson
 from stages.core.method.seeding import seed_of
 from stages.core.method.trajectories import Chains, ddim_schedule
 from stages.core.models.conditioning import Conditioning
@@ -56,6 +63,8 @@ class Args:
     """Draws of an implicit reward."""
     seed: int = 101
     """Decides all noise."""
+    figure: Path | None = None
+    """Where a figure goes (SVG)."""
     model: ModelSettings = field(
         default_factory=lambda: ModelSettings(base="stages/shapes/pipeline", dtype="float32")
     )
@@ -121,14 +130,41 @@ def main(args: Args) -> None:
         f"| timestep | pools | {' | '.join(f'{n}: rank correlation, best beats worst' for n in names)} |"
     )
     print("|---|---|" + "---|" * len(names))
+    measured: dict[str, list[Measure]] = {name: [] for name in names}
     for timestep in dict.fromkeys(each for each, _ in together.said):
         found = [scores for each, scores in together.said if each == timestep]
-        cells = [_cell(found, name, args.truth) for name in names]
+        for name in names:
+            measured[name].append(measure(found, name, args.truth, timestep))
+        cells = [measured[name][-1].cell for name in names]
         print(f"| {timestep} | {len(found)} | {' | '.join(cells)} |", flush=True)
+    if args.figure is not None:
+        draw(measured, args.figure)
 
 
-def _cell(found: Sequence[dict[str, np.ndarray]], name: str, truth: str) -> str:
-    """Mean rank correlation in a pool with its standard error; how often the best is truly above the worst."""
+@dataclass(frozen=True)
+class Measure:
+    """How well a judge tells the images of a pool apart at a timestep."""
+
+    timestep: int
+    rank: float
+    """Mean rank correlation with the truth in a pool."""
+    rank_error: float
+    """Its standard error."""
+    wins: float
+    """How often the best is truly above the worst."""
+    wins_low: float
+    wins_high: float
+
+    @property
+    def cell(self) -> str:
+        """For the table."""
+        return f"{self.rank:.3f} (se {self.rank_error:.3f}), {self.wins:.3f}"
+
+
+def measure(
+    found: Sequence[dict[str, np.ndarray]], name: str, truth: str, timestep: int
+) -> Measure:
+    """Of the pools at a timestep."""
     ranks, wins = [], []
     for scores in found:
         own, true = scores[name][0], scores[truth][0]
@@ -137,7 +173,43 @@ def _cell(found: Sequence[dict[str, np.ndarray]], name: str, truth: str) -> str:
         wins.append(0.5 if difference == 0 else float(difference > 0))
     values = np.array([rank for rank in ranks if np.isfinite(rank)])
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return f"{values.mean():.3f} (se {error:.3f}), {np.mean(wins):.3f}"
+    share = float(np.mean(wins))
+    return Measure(timestep, float(values.mean()), float(error), share, *wilson(share, len(wins)))
+
+
+def draw(measured: Mapping[str, Sequence[Measure]], path: Path) -> None:
+    """Both measures by timestep, from noise to the finished image; a dashed line is chance."""
+    colours = ("#1f5fa8", "#c4561c")
+    with mpl.rc_context({"svg.hashsalt": "sail", "font.size": 9, "axes.spines.top": False,
+                         "axes.spines.right": False}):  # fmt: skip
+        figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for shift, (name, points) in enumerate(measured.items()):
+            places = np.arange(len(points)) + 0.12 * shift
+            look: dict[str, Any] = {
+                "color": colours[shift % 2], "marker": "o", "markersize": 3.5, "linewidth": 1.1,
+                "elinewidth": 0.9, "label": name,
+            }  # fmt: skip
+            ranks, wins = (
+                np.array([getattr(each, key) for each in points]) for key in ("rank", "wins")
+            )
+            errors = 1.96 * np.array([each.rank_error for each in points])
+            left.errorbar(places, ranks, yerr=errors, **look)
+            ends = np.array(
+                [[each.wins - each.wins_low, each.wins_high - each.wins] for each in points]
+            )
+            right.errorbar(places, wins, yerr=ends.T, **look)
+        for axes, chance, words in (
+            (left, 0.0, "rank correlation with the taste"),
+            (right, 0.5, "the best truly beats the worst"),
+        ):
+            axes.axhline(chance, color="#777777", linestyle=(0, (4, 3)), linewidth=0.9)
+            axes.set_title(words, fontsize=9)
+            axes.set_xticks(range(len(points)), [str(each.timestep) for each in points])
+            axes.set_xlabel("timestep")
+        left.legend(frameon=False, fontsize=8)
+        with replacing(path) as part:
+            figure.savefig(part, format="svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
