@@ -130,6 +130,7 @@ def notice(mutant: Mutant, tree: Path, args: Args) -> str:
 def first_failure(tree: Path, tests: str) -> str:
     """Name of the first test that fails, or what else went wrong; empty if all pass."""
     words = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not long and not gpu"]
+    words += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of libraries imported before
     output = tree / "pytest.txt"
     if run_pytest(tree, [*words, *tests.split()], output) == 0:
         return ""
