@@ -128,7 +128,7 @@ def notice(mutant: Mutant, tree: Path, args: Args) -> str:
 
 
 def first_failure(tree: Path, tests: str) -> str:
-    """Name of the first test that fails, or what else went wrong; empty if all pass."""
+    """Name of the first test that fails; empty if all pass. RuntimeError if pytest itself fails."""
     words = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not long and not gpu"]
     words += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of libraries imported before
     output = tree / "pytest.txt"
@@ -136,7 +136,9 @@ def first_failure(tree: Path, tests: str) -> str:
         return ""
     text = output.read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return lines[0].split(" ")[1].split(" - ")[0] if lines else text[-300:]
+    if not lines:
+        raise RuntimeError(f"pytest did not say which test failed:\n{text[-2000:]}")
+    return lines[0].split(" ")[1].split(" - ")[0]
 
 
 def table(mutants: list[Mutant], found: list[str]) -> str:
