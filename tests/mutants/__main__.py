@@ -3,7 +3,7 @@
 Example (about half an hour on two CPU cores):
     python -m tests.mutants --output tests/mutants/results.md
 
-The tests of the file's room run first; if they pass, all of tests/core and tests/stages that is not
+The tests of the file run first, then those of its room; if they pass, all of tests/core and tests/stages that is not
 slow does. A mutant that passes all of them has survived. With `--answers` what was noticed is kept, and
 is tried again only where the file has changed; `--quick` leaves out the second part and writes no table.
 """
@@ -40,6 +40,19 @@ FIRST = {
     "evaluation": "tests/core/test_statistics.py tests/core/test_noticed.py tests/core/test_guards.py "
     "tests/core/test_gates.py tests/core/test_page.py tests/stages/test_gates.py tests/stages/test_evaluation.py",
 }
+OWN = {
+    "method/adaptive.py": "tests/stages/test_draws.py",
+    "method/secant.py": "tests/core/test_derivative.py",
+    "models/interface.py": "tests/core/test_sampling.py",
+    "training/pair_losses.py": "tests/core/test_training.py",
+    "training/loop.py": "tests/core/test_training.py",
+    "training/held_out.py": "tests/core/test_early_stopping.py tests/core/test_noticed.py",
+    "training/optimizers.py": "tests/core/test_families.py",
+    "evaluation/judge_guards.py": "tests/core/test_noticed.py tests/core/test_guards.py",
+    "evaluation/image_guards.py": "tests/core/test_guards.py",
+    "evaluation/verdicts.py": "tests/core/test_page.py",
+}
+"""The tests of single files, which come before their room's; else those of the same name."""
 ALL = "tests/core tests/stages --ignore tests/core/test_mutants.py"
 """Without the test that finds each line in its file."""
 
@@ -113,11 +126,9 @@ def notice(mutant: Mutant, tree: Path, args: Args) -> str:
     path = tree / "stages/core" / mutant.file
     right = path.read_text(encoding="utf-8")
     path.write_text(right.replace(mutant.right, mutant.wrong), encoding="utf-8")
+    sets = [own_tests(mutant.file), FIRST[mutant.file.split("/")[0]], *[ALL] * (not args.quick)]
     try:
-        room = FIRST[mutant.file.split("/")[0]]
-        failed = first_failure(tree, room)
-        if not failed and not args.quick:
-            failed = first_failure(tree, ALL)
+        failed = next(filter(None, (first_failure(tree, tests) for tests in sets if tests)), "")
     finally:
         path.write_text(right, encoding="utf-8")
     if failed and args.answers:
@@ -125,6 +136,12 @@ def notice(mutant: Mutant, tree: Path, args: Args) -> str:
             file.write(json.dumps([mutant.digest(), failed]) + "\n")
     print(f"{time.strftime('%H:%M:%S')} {mutant.name}: {failed or 'SURVIVED'}", flush=True)
     return failed
+
+
+def own_tests(file: str) -> str:
+    """The tests that know a file best; empty if there are none of its name."""
+    same_name = f"tests/core/test_{Path(file).stem}.py"
+    return OWN.get(file, same_name if (ROOT / same_name).is_file() else "")
 
 
 def first_failure(tree: Path, tests: str) -> str:
