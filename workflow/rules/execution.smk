@@ -51,12 +51,12 @@ def limit_of(name):
 def starts_warm(num_jobs):
     """Whether stages run in forks of one Python that has imported their libraries.
 
-    Unless the config says, not beside a graphics card: no card has seen it.
+    Unless the config says, not for one job alone, nor beside a graphics card: no card has seen it.
     """
     wanted = EXECUTION["warm_start"]
     if wanted is None:
-        wanted = not allowed and not has_card()
-    return wanted and num_jobs > 1 and not workflow.non_local_exec
+        wanted = num_jobs > 1 and not allowed and not has_card()
+    return wanted and not workflow.non_local_exec
 
 
 def planned_jobs():
