@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -209,6 +210,26 @@ def test_kto_takes_each_image_by_itself_and_equals_its_published_formula_in_floa
         found = kto_loss(pair, settings)
         assert found.tolist() == pytest.approx(((1 - utility)[:6] + (1 - utility)[6:]) / 2)
     assert kto_loss(errors(0.1, 0.2, 0.1, 0.2), PLAIN).item() == 0.5  # as the reference
+
+
+def test_ktos_liked_share_is_the_published_loss_of_a_batch_with_so_many_liked_images() -> None:
+    """Four liked images in five, each with its sign, and the base by the whole batch: train_kto_sd_v1.5.py."""
+    rng = np.random.default_rng(6)
+    values = {name: 0.1 + 4e-4 * rng.standard_normal(5) for name in PairErrors.__annotations__}
+    gains = {side: values[f"reference_{side}"] - values[f"policy_{side}"] for side in "wl"}
+    batch = np.concatenate([np.repeat(gains["w"], 4), gains["l"]])
+    sign = np.concatenate([np.ones(20), -np.ones(5)])
+    base = max(0.0, batch.mean())
+    expected = (1 - 1 / (1 + np.exp(-sign * BETA * (batch - base)))).mean()
+    pair = PairErrors(**{name: torch.from_numpy(value) for name, value in values.items()})
+    settings = LossSettings(
+        dpo_beta=BETA, label_smoothing=0.0, num_timesteps=1000,
+        mean_gain=float(mean_gain(pair, 0.8)), liked_share=0.8,
+    )  # fmt: skip
+    assert float(mean_gain(pair, 0.8)) == pytest.approx(batch.mean(), rel=1e-12)
+    assert float(kto_loss(pair, settings).mean()) == pytest.approx(expected, rel=1e-12)
+    same = replace(PLAIN, liked_share=0.8)
+    assert kto_loss(errors(0.1, 0.2, 0.1, 0.2), same).item() == 0.5  # as the reference
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -41,6 +41,8 @@ class LossSettings:
     """Length of the noise schedule, which MaPO multiplies its margin by."""
     mean_gain: float = 0.0
     """Of all images of a batch (`mean_gain`), which KTO compares each one's with."""
+    liked_share: float = 0.5
+    """How much liked images count in KTO's loss; the others count the rest."""
 
 
 def denoising_error(
@@ -105,25 +107,30 @@ def mapo_loss(errors: PairErrors, settings: LossSettings) -> Float[Tensor, " pai
     return errors.policy_w - MAPO_WEIGHT * ratio
 
 
-def mean_gain(errors: PairErrors) -> Float[Tensor, ""]:
-    """How much smaller the policy's errors are than the reference's, on average over both images of the pairs."""
+def mean_gain(errors: PairErrors, liked_share: float = 0.5) -> Float[Tensor, ""]:
+    """How much smaller the policy's errors are than the reference's, on average over both images of the pairs.
+
+    `liked_share` is how much the winners count in it.
+    """
     gain_w = errors.reference_w - errors.policy_w
     gain_l = errors.reference_l - errors.policy_l
-    return (gain_w.mean() + gain_l.mean()) / 2
+    return liked_share * gain_w.mean() + (1 - liked_share) * gain_l.mean()
 
 
 def kto_loss(errors: PairErrors, settings: LossSettings) -> Float[Tensor, " pair"]:
-    """1 - sigmoid(+-dpo_beta (gain - base)), mean of winner (+) and loser (-); 1/2 where policy equals reference.
+    """1 - sigmoid(+-dpo_beta (gain - base)), of winner (+) and loser (-); 1/2 where policy equals reference.
 
     An image's gain is the reference's error minus the policy's; base is the batch's mean gain, 0 if that is
     negative, and has no gradient. Each image counts by itself, as one that is liked or one that is not. Li et
     al., "Aligning Diffusion Models by Optimizing Human Utility", Eq. 8, with the mean errors, the weights of 1
-    and the sigmoid of its published code. Differs from it: winners and losers are equally many.
+    and the sigmoid of its published code. Differs from it: it draws `liked_share` of a batch from the liked images, and
+    here they count so much. The expected loss is the same.
     """
     base = max(0.0, settings.mean_gain)
     liked = torch.sigmoid(settings.dpo_beta * (errors.reference_w - errors.policy_w - base))
     disliked = torch.sigmoid(-settings.dpo_beta * (errors.reference_l - errors.policy_l - base))
-    return 1 - (liked + disliked) / 2
+    share = settings.liked_share
+    return 1 - (share * liked + (1 - share) * disliked)
 
 
 LOSSES: dict[LossName, Callable[[PairErrors, LossSettings], Float[Tensor, " pair"]]] = {

@@ -240,7 +240,8 @@ class Training:
                     self.model, self.policy, self.reference, self.pairs, rows[part],
                     Draws(draws.timesteps[part], draws.noise[part]), dropped[part], self.settings,
                 )  # fmt: skip
-            found += mean_gain(errors).to(found) * (len(rows[part]) / len(rows))
+            gain = mean_gain(errors, self.settings.kto_liked_share)
+            found += gain.to(found) * (len(rows[part]) / len(rows))
         return self.processes.mean({"gain": found})["gain"]
 
     def _share(

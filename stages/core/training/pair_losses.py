@@ -78,6 +78,7 @@ def pair_losses(
             ),
             num_timesteps=model.num_timesteps,
             mean_gain=mean_gain,
+            liked_share=settings.kto_liked_share,
         ),
     )
 

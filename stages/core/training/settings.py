@@ -35,6 +35,8 @@ class TrainingSettings:
     """Share of pairs that are trained on with an empty caption, the same for both images."""
     loss: LossName = "sigmoid"
     """'sigmoid' (paper), 'ipo', 'mapo' (no reference; Table 1's baseline), or 'kto' (each image by itself)."""
+    kto_liked_share: float = 0.5
+    """kto: how much the liked images count, the others the rest (published: 0.8 of a batch are liked)."""
     label_smoothing: float = 0.0
     """Share of labels taken to be wrong (cDPO, with the sigmoid loss); 0 trusts them all (paper)."""
     optimizer: OptimizerName = "adamw"
