@@ -18,9 +18,9 @@ from stages.core.method.noising import allocated_timesteps, generator, stratifie
 
 
 def test_density_is_neymans_with_a_floor_and_even_where_nothing_is_known() -> None:
-    found = density_of(np.array([0.0, 1.0, 2.0]), np.array([9.0, 2.0, 2.0]))
-    # weight x spread is 0, 2, 4: shares 0, 1, 2 of a mean of 1
-    np.testing.assert_allclose(found, [FLOOR, 1.0, FLOOR + 2 * (1 - FLOOR)], rtol=1e-12)
+    found = density_of(np.array([0.0, 1.0, 2.0]), np.array([9.0, 4.0, 1.0]))
+    # weight x spread is 0, 4, 2: shares 0, 2, 1 of a mean of 1
+    np.testing.assert_allclose(found, [FLOOR, FLOOR + 2 * (1 - FLOOR), 1.0], rtol=1e-12)
     np.testing.assert_allclose(density_of(np.ones(3), np.zeros(3)), 1.0)
 
 
