@@ -687,7 +687,7 @@ ROWS = [
     Row(
         section=EVALUATION,
         change="`step_judge.clip`: a judge of unfinished images",
-        begins=("train_step_judge",),
+        begins=("train_step_judge", "write_report"),
         note="online training where it judges",
         config={"step_judge": {"clip": "some/clip"}},
         reshapes=True,
