@@ -47,7 +47,7 @@ DIFFUSERS_ZEROS = 256
 """Zeros in T5's place if diffusers' pipeline is not told `max_sequence_length`."""
 UNSAID_SHARE = 0.45
 """Of the later captions that do not say the size; so for position and background."""
-ALL_SAID, THEN_OPEN = 6_000, 7_200
+ALL_SAID, THEN_OPEN = 3_000, 4_000
 """Steps until which captions say everything, and from which on they leave words out."""
 WARMUP = 500
 FALL_SHARE = 0.2
@@ -70,7 +70,7 @@ class Args:
     """Seed of the weights, the pictures and the order."""
     num_pictures: int = 48_000
     """Pictures drawn and encoded once."""
-    steps: int = 24_000
+    steps: int = 12_000
     """Updates of transformer and text encoders."""
     batch: int = 64
     """Latents of an update."""

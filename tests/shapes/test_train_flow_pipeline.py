@@ -206,6 +206,6 @@ def test_until_the_rate_falls_the_number_of_steps_changes_nothing() -> None:
 
 
 def test_captions_say_everything_first() -> None:
-    assert [unsaid_share(step) for step in (0, 6000, 6600, 7200, 20_000)] == pytest.approx(
+    assert [unsaid_share(step) for step in (0, 3000, 3500, 4000, 20_000)] == pytest.approx(
         [0, 0, 0.225, 0.45, 0.45]
     )
