@@ -87,7 +87,7 @@ if PLAN.trains_step_judge:
         resources:
             **TRAINING_GPUS,
         params:
-            code=code_version("stages.train_step_judge"),
+            code=kept_version("stages.train_step_judge"),
             model=MODEL,
             seed=config["seed"],
             clip=config["step_judge"]["clip"],
