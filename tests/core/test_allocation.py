@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.core.method.adaptive import weighted_parts
 from stages.core.method.allocation import (
     FLOOR,
     cannot_win_or_lose,
@@ -15,6 +16,7 @@ from stages.core.method.allocation import (
     spread_order,
 )
 from stages.core.method.noising import allocated_timesteps, generator, stratified_timesteps
+from stages.core.method.scoring import Errors
 
 
 def test_density_is_neymans_with_a_floor_and_even_where_nothing_is_known() -> None:
@@ -88,3 +90,13 @@ def test_dropping_keeps_the_best_and_the_worst_of_clear_candidates(share: float)
     dropped = np.array([cannot_win_or_lose(part, 0.95) for part in parts])
     assert dropped[:, [0, 7]].sum() == 0
     assert dropped[:, 2:6].mean() > share
+
+
+def test_what_each_draw_adds_to_a_reward_by_hand() -> None:
+    errors = Errors(
+        policy=torch.tensor([[1.0, 2.0, 9.0], [4.0, 4.0, 9.0]]),
+        reference=torch.tensor([[2.0, 5.0, 0.0], [4.0, 2.0, 0.0]]),
+        drift=torch.zeros(2, 3),
+    )
+    parts = weighted_parts(errors, np.array([1, 0]), 2, np.array([1.0, 0.5, 7.0]))
+    assert parts.tolist() == [[0.0, -1.0], [1.0, 1.5]]

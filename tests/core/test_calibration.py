@@ -17,6 +17,7 @@ from stages.core.method.calibration import (
     folds_by_prompt,
     log_losses,
     snr_weights,
+    softened_log_loss,
 )
 from stages.core.method.rewards import implicit_reward, margin_standard_error, weighted_mean
 
@@ -171,3 +172,20 @@ def test_an_empty_bin_gets_no_say() -> None:
     features[:, 4] = 0
     for shape in (Shape(2.0, 0.0), Shape(1.0, 1.0)):
         assert fit_shape(features, shape)[4] == 0
+
+
+def test_weights_by_the_spreads_power_by_hand() -> None:
+    rng = np.random.default_rng(4)
+    spreads = np.array([1.0, 2.0, 4.0])
+    features = spreads * rng.choice([-1.0, 1.0], size=(200, 3)) + 0.2 * spreads
+    found = fit_shape(features, Shape(power=1.5))
+    measured = np.sqrt((features**2).mean(axis=0))
+    np.testing.assert_allclose(found / found[0], (measured / measured[0]) ** -1.5, rtol=1e-9)
+    assert found[0] > found[1] > found[2] > 0
+
+
+def test_softened_log_loss_of_hand_logits() -> None:
+    # of four margins of 4 one is wrong: c is best where c x 4 is the log-odds of 3 to 1
+    loss, share = softened_log_loss(np.array([4.0, 4.0, 4.0, -4.0]))
+    assert share == pytest.approx(np.log(3) / 4, rel=1e-6)
+    assert loss == pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25), rel=1e-6)
