@@ -15,6 +15,7 @@ PROGRAMS = sorted(
     path
     for path in (ROOT / "stages").rglob("*.py")
     if 'if __name__ == "__main__"' in path.read_text()
+    and not path.stem.startswith("warm_")  # the one imports little, the other collects never
 )
 WITHOUT_TORCH = (
     "check_collapse", "check_leakage", "compare", "doctor", "export_preferences", "import_preferences",

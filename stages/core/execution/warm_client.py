@@ -26,6 +26,7 @@ LOADS_A_MODEL = (
     "shapes.make_preferences",
     "train_online",
     "train_seed",
+    "train_step_judge",
     "update_policy",
 )
 """Stages that wait until the warm Python has imported everything; others start cold until then."""
