@@ -268,3 +268,13 @@ def test_the_stretch_of_special_cases() -> None:
     assert best_stretch(lambda s: noise * float("inf")) == 1
     assert best_stretch(lambda s: noise if s < 8 else noise * float("nan")) == 1
     assert best_stretch(lambda s: torch.randn(1000, generator=generator(int(s))) / s) == 32
+
+
+def test_half_of_the_way_off_the_middle_is_the_policy(base: Path) -> None:
+    model = load_model(settings(base), device=CPU)
+    network = model.load_denoiser().network
+    reference = {name: value.data for name, value in network.named_parameters()}
+    policy = moved(network, 0.1)
+    ahead = Derivative.between(network, policy, reference).moved(0.5).middle
+    for name, value in policy.items():
+        torch.testing.assert_close(ahead[name], value, atol=1e-6, rtol=1e-5)

@@ -87,6 +87,16 @@ def test_a_gradient_is_clipped(model: DiffusionModel, pairs: EncodedPairs, tmp_p
     assert clipped < 0.02 * SETTINGS.learning_rate
 
 
+def test_a_step_of_the_warmup_takes_its_share_of_the_learning_rate(
+    model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
+) -> None:
+    """AdamW moves a weight by the learning rate in a step at most: twice it in two, 1.5 times it in a warmup of two."""
+    plain = largest_change(*trained(model, pairs, tmp_path / "plain", passes=2.0))
+    warmed = largest_change(*trained(model, pairs, tmp_path / "warm", passes=2.0, warmup_share=1.0))
+    assert plain > 1.7 * SETTINGS.learning_rate
+    assert warmed < 1.52 * SETTINGS.learning_rate
+
+
 def test_weights_decay_by_the_learning_rate_times_the_decay(
     model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ def test_first_step_from_the_reference_has_loss_ln_2_and_moves_only_the_policy(
     before = {name: value.clone() for name, value in reference.state_dict().items()}
     steps, weights = train(model, pairs, tmp_path / "work", policy=policy, reference=reference)
     assert steps[0].loss == pytest.approx(math.log(2), abs=1e-7)
+    assert steps[0].implicit_accuracy == 0  # no pair is ranked yet
     assert (steps[0].logit, steps[0].winner_error, steps[0].loser_error) == (0, 0, 0)
     assert steps[-1].loss != steps[0].loss
     assert same(before, reference.state_dict())
