@@ -25,6 +25,7 @@ from stages.core.evaluation.judge_guards import (
 )
 from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
+from stages.core.models.denoiser import Denoiser
 from stages.core.models.families import load_model
 from stages.core.policies.encoding import EncodedPairs
 from stages.core.training.held_out import HeldOut
@@ -231,6 +232,26 @@ def test_a_policy_that_is_its_reference_is_half_right_on_held_out_pairs(
     held_out = HeldOut(pairs=pairs, num_draws=2, every_steps=1, seed=1)
     point = held_out.score(model, model.load_denoiser(), model.load_denoiser(), SETTINGS, step=0)
     assert (point.accuracy, point.logit) == (0.5, 0.0)
+
+
+def test_what_is_told_of_held_out_pairs_is_of_their_own_winners_and_losers(
+    model: DiffusionModel, other_denoiser: Denoiser, pairs: EncodedPairs
+) -> None:
+    held_out = HeldOut(pairs=pairs, num_draws=2, every_steps=1, seed=1)
+    reference = model.load_denoiser()
+    errors = held_out.errors(model, other_denoiser, reference, SETTINGS)
+    moved_w, moved_l = (
+        (policy - frozen).numpy()
+        for policy, frozen in (
+            (errors.policy_w, errors.reference_w),
+            (errors.policy_l, errors.reference_l),
+        )
+    )
+    point = held_out.score(model, other_denoiser, reference, SETTINGS, step=0)
+    assert abs(moved_w.mean() - moved_l.mean()) > 1e-4  # the case says something
+    assert point.winner_error == pytest.approx(moved_w.mean(), abs=1e-6)
+    assert point.loser_error == pytest.approx(moved_l.mean(), abs=1e-6)
+    assert point.logit == pytest.approx(-50 * (moved_w - moved_l).mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("is_forced", [True, False])
