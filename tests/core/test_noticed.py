@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -23,6 +24,7 @@ from stages.core.evaluation.judge_guards import (
     measure_change,
     measure_confidence,
 )
+from stages.core.method.calibration import softened_log_loss
 from stages.core.method.noising import generator
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
@@ -30,6 +32,7 @@ from stages.core.models.families import load_model
 from stages.core.policies.encoding import EncodedPairs
 from stages.core.training.held_out import HeldOut
 from stages.core.training.loop import Training
+from stages.core.training.optimizers import make_optimizer
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings
 from tests import tiny_models
@@ -237,7 +240,7 @@ def test_a_policy_that_is_its_reference_is_half_right_on_held_out_pairs(
 def test_what_is_told_of_held_out_pairs_is_of_their_own_winners_and_losers(
     model: DiffusionModel, other_denoiser: Denoiser, pairs: EncodedPairs
 ) -> None:
-    held_out = HeldOut(pairs=pairs, num_draws=2, every_steps=1, seed=1)
+    held_out = HeldOut(pairs=pairs, num_draws=3, every_steps=1, seed=1)
     reference = model.load_denoiser()
     errors = held_out.errors(model, other_denoiser, reference, SETTINGS)
     moved_w, moved_l = (
@@ -248,10 +251,26 @@ def test_what_is_told_of_held_out_pairs_is_of_their_own_winners_and_losers(
         )
     )
     point = held_out.score(model, other_denoiser, reference, SETTINGS, step=0)
-    assert abs(moved_w.mean() - moved_l.mean()) > 1e-4  # the case says something
+    assert abs(moved_w.mean() - moved_l.mean()) > 1e-5  # the case says something
     assert point.winner_error == pytest.approx(moved_w.mean(), abs=1e-6)
     assert point.loser_error == pytest.approx(moved_l.mean(), abs=1e-6)
-    assert point.logit == pytest.approx(-50 * (moved_w - moved_l).mean(), rel=1e-4)
+    logits = -50 * (moved_w - moved_l)  # draw 0 of both pairs, then draw 1, then draw 2
+    by_pair = np.array([logits[0::2].mean(), logits[1::2].mean()])
+    assert point.logit == pytest.approx(logits.mean(), rel=1e-4)
+    _, softening = softened_log_loss(by_pair.astype(np.float64))
+    expected = np.logaddexp(0, -softening * by_pair)
+    np.testing.assert_allclose(point.pair_log_losses, expected, rtol=1e-4)
+    assert point.log_loss == pytest.approx(expected.mean(), rel=1e-4)
+
+
+def test_adafactor_moves_large_and_small_weights_by_the_learning_rate() -> None:
+    weights = [torch.nn.Parameter(torch.full((3, 3), size)) for size in (100.0, 0.01)]
+    optimizer = make_optimizer("adafactor", weights, learning_rate=1e-3, weight_decay=0.0)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    for weight, size in zip(weights, (100.0, 0.01), strict=True):
+        torch.testing.assert_close(weight.detach(), torch.full((3, 3), size - 1e-3))
 
 
 @pytest.mark.parametrize("is_forced", [True, False])

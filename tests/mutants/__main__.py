@@ -48,7 +48,7 @@ OWN = {
     "training/pair_losses.py": "tests/core/test_training.py tests/core/test_flow.py",
     "training/loop.py": "tests/core/test_noticed.py tests/core/test_training.py",
     "training/held_out.py": "tests/core/test_early_stopping.py tests/core/test_noticed.py",
-    "training/optimizers.py": "tests/core/test_families.py",
+    "training/optimizers.py": "tests/core/test_noticed.py tests/core/test_families.py",
     "evaluation/judge_guards.py": "tests/core/test_noticed.py tests/core/test_guards.py",
     "evaluation/image_guards.py": "tests/core/test_guards.py",
     "evaluation/verdicts.py": "tests/core/test_page.py",
