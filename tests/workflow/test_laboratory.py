@@ -52,6 +52,9 @@ def test_arms_of_a_seed_adopt_its_policy_0_and_wait_for_it(tmp_path: Path) -> No
     assert all(named.startswith(f"{base}, ") for named in inputs.values())
     assert all(f"results/lab/runs/{owner}.json" in named for named in inputs.values())
     assert done.stdout.count(f"policy: results/{owner}/iter00/policy") == 4
+    kept = re.findall(r"--command '(.*?)'", done.stdout)
+    assert len(kept) == 5
+    assert all(words.startswith("snakemake --configfile config/config.yaml ") for words in kept)
     assert "--configfile" in done.stdout
     assert "summarise_laboratory" in done.stdout
 
