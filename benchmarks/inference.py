@@ -11,6 +11,7 @@ of its draws in one batch. Arms take turns; each figure is the median over repea
 
 from __future__ import annotations
 
+import gc
 import io
 import platform
 import statistics
@@ -29,7 +30,7 @@ import tyro
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.training import build
+from benchmarks.training import FamilyName, build
 from stages.core.artifacts.files import write_text
 from stages.core.method.derivative import Derivative
 from stages.core.method.noising import generator, reward_draws
@@ -46,8 +47,15 @@ PROMPT = "an oil painting of a ship in a storm"
 FAMILIES: dict[str, dict[str, Any]] = {
     "sd15": {"pipeline": "StableDiffusionPipeline", "sampler": "ddpm", "guidance_scale": 7.5},
     "sdxl": {"pipeline": "StableDiffusionXLPipeline", "sampler": "ddim", "guidance_scale": 5.0},
-}
-"""Sampler and guidance as in Sec. 5.1."""
+    "sd35-medium": {
+        "pipeline": "StableDiffusion3Pipeline", "sampler": "euler", "guidance_scale": 4.5,
+    },
+    "sd35-large": {
+        "pipeline": "StableDiffusion3Pipeline", "sampler": "euler", "guidance_scale": 4.5,
+    },
+    "flux": {"pipeline": "FluxPipeline", "sampler": "euler", "guidance_scale": 3.5, "calls": 1},
+}  # fmt: skip
+"""Sampler and guidance as in Sec. 5.1 and the models' own cards; calls of the denoiser a step, if not 2."""
 SCHEDULERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}
 
 
@@ -59,7 +67,7 @@ class Args:
     """'real' is the published architectures, which need a GPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the networks."""
-    families: tuple[Literal["sd15", "sdxl"], ...] = ("sd15", "sdxl")
+    families: tuple[FamilyName, ...] = ("sd15", "sdxl")
     """Architectures."""
     works: tuple[Literal["sampling", "scoring"], ...] = ("sampling", "scoring")
     """What is measured."""
@@ -79,6 +87,8 @@ class Args:
     """Draws of an image's score."""
     repeats: int = 3
     """Turns of each arm, after one that is not timed."""
+    models: Path | None = None
+    """Folder where the random models are kept for another call; none throws them away."""
     output: Path = Path("benchmarks/inference.md")
     """Where the table goes (Markdown)."""
 
@@ -114,11 +124,12 @@ def main(args: Args) -> None:
     ]
     for family in args.families:
         with tempfile.TemporaryDirectory() as folder:
-            base = build(family, args.shapes, Path(folder))
+            base = build(family, args.shapes, args.models or Path(folder))
             model = load_model(ModelSettings(base=str(base), dtype=args.dtype), device=device)
             operations_of_a_row = row_operations(model)
+            steps = FAMILIES[family].get("calls", 2) * args.inference_steps
             for work, made, calls in (
-                ("sampling", sampling_arms, 2 * args.inference_steps),
+                ("sampling", sampling_arms, steps),
                 ("scoring", scoring_arms, 2 * args.num_draws),
             ):
                 if work not in args.works:
@@ -127,6 +138,8 @@ def main(args: Args) -> None:
                 operations = calls * operations_of_a_row
                 lines += rows(family, work, take_turns(arms, args.repeats, device), operations, rate,
                               args)  # fmt: skip
+                del arms  # and the networks that they hold
+                gc.collect()
                 print("\n".join(lines[-2:]), flush=True)
     text = "\n".join(lines) + "\n"
     write_text(args.output, text)
@@ -139,13 +152,16 @@ Arms = dict[str, Callable[[], torch.Tensor]]
 def sampling_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
     """Images of some prompts as PNG files in memory; their pixels are compared."""
     facts, count = FAMILIES[family], args.images_per_prompt
+    policy = model.load_denoiser()
     pipeline = getattr(diffusers, facts["pipeline"]).from_pretrained(
-        model.base, torch_dtype=model.dtype, local_files_only=True
+        model.base, torch_dtype=model.dtype, local_files_only=True,
+        **{model.denoiser_part: policy.network},
     ).to(model.device)  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    # As model_index.json's scheduler says: diffusers' own default would clip the latents.
-    kind = SCHEDULERS[facts["sampler"]]
-    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, clip_sample=False)
+    if facts["sampler"] in SCHEDULERS:
+        # As model_index.json's scheduler says: diffusers' own default would clip the latents.
+        kind = SCHEDULERS[facts["sampler"]]
+        pipeline.scheduler = kind.from_config(pipeline.scheduler.config, clip_sample=False)
     settings = SamplingSettings(
         sampler=facts["sampler"],
         num_inference_steps=args.inference_steps,
@@ -177,7 +193,7 @@ def sampling_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
         )  # fmt: skip
         return pixels([row["image"]["bytes"] for row in made])  # type: ignore[index]
 
-    arms: Arms = {"diffusers pipeline": plain, "SAIL": partial(ours, model.load_denoiser())}
+    arms: Arms = {"diffusers pipeline": plain, "SAIL": partial(ours, policy)}
     if args.compile:
         arms["SAIL, compiled"] = partial(ours, model.load_denoiser().compile())
     return arms
@@ -211,19 +227,15 @@ def scoring_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
             for image in images:
                 clean = model.encode_images(image[None]).float().repeat(args.num_draws, 1, 1, 1)
                 noised = model.add_noise(clean, noise, timesteps).to(model.dtype)
+                target = model.target(clean, noise, timesteps)
                 context = text.repeat(args.num_draws)
                 errors = [
-                    (model.predict(network, noised, timesteps, context).float() - noise)
+                    (model.predict(network, noised, timesteps, context).float() - target)
                     .square().mean(dim=(1, 2, 3))
                     for network in (policy, reference)
                 ]  # fmt: skip
                 rewards.append((errors[1] - errors[0]).mean().cpu())
         return torch.stack(rewards)
-
-    weights, base = (
-        {name: value.data.float().cpu() for name, value in denoiser.network.named_parameters()}
-        for denoiser in (policy, reference)
-    )
 
     def ours(judge: Judge) -> torch.Tensor:
         found = draw_errors(
@@ -237,6 +249,11 @@ def scoring_arms(model: DiffusionModel, family: str, args: Args) -> Arms:
             Denoiser(policy.network).compile(), Denoiser(reference.network).compile()
         )
         arms["SAIL, compiled"] = partial(ours, compiled)
+    if args.secant or args.derivative:
+        weights, base = (
+            {name: value.data.float().cpu() for name, value in denoiser.network.named_parameters()}
+            for denoiser in (policy, reference)
+        )
     if args.secant:
         arms["SAIL, by secant"] = partial(ours, Secant.between(model, weights, base))
     if args.derivative:

@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,16 +36,16 @@ from stages.core.policies.encoding import EncodedPairs, encode_captions
 from stages.core.training.loop import Training
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings
-from tests import tiny_models
+from tests import flow_models, tiny_models
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FamilyName = Literal["sd15", "sdxl", "sd35-medium", "sd35-large", "flux"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One way to train."""
 
-    family: Literal["sd15", "sdxl"]
+    family: FamilyName
     lora_rank: int
     micro_batch_pairs: int
     gradient_checkpointing: bool
@@ -66,8 +68,16 @@ class Args:
     """Pairs of one optimizer step."""
     steps: int = 4
     """Steps that are timed, after one that is not."""
-    families: tuple[Literal["sd15", "sdxl"], ...] = ("sd15", "sdxl")
+    families: tuple[FamilyName, ...] = ("sd15", "sdxl")
     """Architectures."""
+    ranks: tuple[int, ...] = (0, 16)
+    """Of the LoRA; 0 is a full fine-tune."""
+    pairs_at_once: tuple[int, ...] = (8, 2)
+    """Pairs of a micro-batch."""
+    checkpointing: tuple[bool, ...] = (False, True)
+    """Whether activations are computed again."""
+    models: Path | None = None
+    """Folder where the random models are kept for another call; none throws them away."""
     output: Path = Path("benchmarks/training.md")
     """Where the table goes (Markdown)."""
 
@@ -77,18 +87,19 @@ def main(args: Args) -> None:
     rows = [
         Row(family=family, lora_rank=rank, micro_batch_pairs=micro, gradient_checkpointing=saving)
         for family in args.families
-        for rank in (0, 16)
-        for micro in (args.batch_pairs, max(1, args.batch_pairs // 4))
-        for saving in (False, True)
+        for rank in args.ranks
+        for micro in args.pairs_at_once
+        for saving in args.checkpointing
     ]
     with tempfile.TemporaryDirectory() as folder:
-        bases = {family: build(family, args.shapes, Path(folder)) for family in args.families}
+        where = args.models or Path(folder)
+        bases = {family: build(family, args.shapes, where) for family in args.families}
         measured = [
             pair for group in groups(rows) for pair in measure(group, bases[group[0].family], args)
         ]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else (
         f"{platform.machine()} CPU, one thread")  # fmt: skip
-    command = f"python -m benchmarks.training --shapes {args.shapes} --output {args.output}"
+    command = f"python -m benchmarks.training {' '.join(sys.argv[1:])}"
     lines = [
         f"Made by `{command}` on {machine}; {args.batch_pairs} pairs a step, AdamW, {args.shapes} "
         "shapes, random weights. Memory is the peak of the process (CPU) or of the device (GPU), and "
@@ -112,13 +123,28 @@ def main(args: Args) -> None:
     print(text)
 
 
-def build(family: str, shapes: str, folder: Path) -> Path:
-    """A random model in diffusers' layout."""
-    if shapes == "real":
-        return {"sd15": tiny_models.real_sd15, "sdxl": tiny_models.real_sdxl}[family](
-            folder / family
-        )
-    return {"sd15": tiny_models.sd15, "sdxl": tiny_models.sdxl}[family](folder / family)
+def build(family: FamilyName, shapes: str, folder: Path) -> Path:
+    """A random model in diffusers' layout, which is found again if it was made here before."""
+    made = folder / f"{shapes}-{family}.txt"
+    if made.exists():
+        return Path(made.read_text())
+    real: dict[FamilyName, Callable[[Path], Path]] = {
+        "sd15": tiny_models.real_sd15,
+        "sdxl": tiny_models.real_sdxl,
+        "sd35-medium": partial(flow_models.real_sd35, transformer=flow_models.SD35_MEDIUM),
+        "sd35-large": partial(flow_models.real_sd35, transformer=flow_models.SD35_LARGE),
+        "flux": flow_models.real_flux,
+    }
+    tiny: dict[FamilyName, Callable[[Path], Path]] = {
+        "sd15": tiny_models.sd15,
+        "sdxl": tiny_models.sdxl,
+        "sd35-medium": flow_models.sd3,
+        "sd35-large": flow_models.sd3,
+        "flux": flow_models.flux,
+    }
+    base = (real if shapes == "real" else tiny)[family](folder / family)
+    write_text(made, str(base))
+    return base
 
 
 def groups(rows: list[Row]) -> list[list[Row]]:
@@ -177,7 +203,7 @@ def child(job: dict[str, Any]) -> dict[str, float]:
         dpo_beta=5000.0, learning_rate=1e-8, batch_pairs=count, passes=1.0, warmup_share=0.0,
         gradient_clip=1.0, weight_decay=0.01, caption_dropout=0.0,
     )  # fmt: skip
-    lora = LoraSettings(rank=row.lora_rank, alpha=16.0, target_modules=ATTENTION)
+    lora = LoraSettings(rank=row.lora_rank, alpha=16.0)
     policy, reference = model.load_for_training(None, None, lora, seed=0)
     how = Execution(
         micro_batch_pairs=row.micro_batch_pairs,

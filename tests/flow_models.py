@@ -6,6 +6,8 @@ numbers of channels, layers and words are small. Nothing about them is trained.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,16 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from tests.tiny_models import text_config, tokenizer, with_scheduler
+from tests.tiny_models import (
+    CLIP_BIG_G,
+    CLIP_L,
+    PUBLISHED_VAE,
+    on_the_device,
+    published_text,
+    text_config,
+    tokenizer,
+    with_scheduler,
+)
 
 SD3_SCHEDULER: dict[str, Any] = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
@@ -124,6 +135,67 @@ SANA_1600M: dict[str, Any] = {
     "patch_size": 1,
 }
 """As published in the models' own transformer/config.json."""
+FLOW_VAE: dict[str, Any] = {
+    **PUBLISHED_VAE,
+    "sample_size": 1024,
+    "latent_channels": 16,
+    "force_upcast": True,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""As in SD3.5's and FLUX.1's own vae/config.json, save for scaling and shift."""
+T5_XXL_BUT_SHALLOW: dict[str, Any] = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_heads": 64,
+    "num_layers": 2,
+    "feed_forward_proj": "gated-gelu",
+}
+"""As published but for the layers, which are 24: a caption is encoded once, and the encoder then released."""
+
+
+def real_sd35(folder: Path, transformer: dict[str, Any]) -> Path:
+    """Stable Diffusion 3.5 at its published size with random weights in bfloat16; few words, a shallow T5."""
+    base = sd3(folder)
+    with on_the_device(), _in_bfloat16():
+        SD3Transformer2DModel(**transformer).save_pretrained(base / "transformer")
+        AutoencoderKL(**FLOW_VAE, scaling_factor=1.5305, shift_factor=0.0609).save_pretrained(
+            base / "vae"
+        )
+        published_text(CLIPTextModelWithProjection, CLIP_L, base, "")
+        published_text(CLIPTextModelWithProjection, CLIP_BIG_G, base, "_2")
+        _shallow_t5(base / "text_encoder_3")
+    return base
+
+
+def real_flux(folder: Path) -> Path:
+    """FLUX.1-dev at its published size with random weights in bfloat16; few words, a shallow T5."""
+    base = flux(folder)
+    with on_the_device(), _in_bfloat16():
+        FluxTransformer2DModel(**FLUX_DEV).save_pretrained(base / "transformer")
+        AutoencoderKL(**FLOW_VAE, scaling_factor=0.3611, shift_factor=0.1159).save_pretrained(
+            base / "vae"
+        )
+        published_text(CLIPTextModel, CLIP_L, base, "")
+        _shallow_t5(base / "text_encoder_2")
+    return base
+
+
+def _shallow_t5(folder: Path) -> None:
+    T5EncoderModel(T5Config(vocab_size=len(t5_words()), **T5_XXL_BUT_SHALLOW)).save_pretrained(
+        folder
+    )
+
+
+@contextmanager
+def _in_bfloat16() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def t5_words() -> T5TokenizerFast:

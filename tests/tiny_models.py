@@ -246,31 +246,32 @@ CLIP_BIG_G: dict[str, Any] = {
 def real_sd15(folder: Path) -> Path:
     """Stable Diffusion 1.5 at its published size with random weights; only the words are few."""
     base = sd15(folder)
-    with _on_the_device():
+    with on_the_device():
         UNet2DConditionModel(**SD15_UNET).save_pretrained(base / "unet")
         AutoencoderKL(**PUBLISHED_VAE, scaling_factor=0.18215).save_pretrained(base / "vae")
-        _published_text(CLIPTextModel, CLIP_L, base, "")
+        published_text(CLIPTextModel, CLIP_L, base, "")
     return base
 
 
 def real_sdxl(folder: Path) -> Path:
     """SDXL 1.0 at its published size with random weights; only the words are few."""
     base = sdxl(folder)
-    with _on_the_device():
+    with on_the_device():
         UNet2DConditionModel(**SDXL_UNET).save_pretrained(base / "unet")
         larger = {**PUBLISHED_VAE, "sample_size": 1024, "force_upcast": True}
         AutoencoderKL(**larger, scaling_factor=0.13025).save_pretrained(base / "vae")
-        _published_text(CLIPTextModel, CLIP_L, base, "")
-        _published_text(CLIPTextModelWithProjection, CLIP_BIG_G, base, "_2")
+        published_text(CLIPTextModel, CLIP_L, base, "")
+        published_text(CLIPTextModelWithProjection, CLIP_BIG_G, base, "_2")
     return base
 
 
-def _published_text(kind: Any, numbers: dict[str, Any], base: Path, suffix: str) -> None:
+def published_text(kind: Any, numbers: dict[str, Any], base: Path, suffix: str) -> None:
+    """Put a CLIP of the published size in the place of a small one, whose words it keeps."""
     words = len(CLIPTokenizer.from_pretrained(base / f"tokenizer{suffix}"))
     small = text_config(words, 24, 24).to_dict()
     kind(CLIPTextConfig(**{**small, **numbers})).save_pretrained(base / f"text_encoder{suffix}")
 
 
-def _on_the_device() -> torch.device:
+def on_the_device() -> torch.device:
     """Billions of random numbers are drawn in seconds on a GPU, in minutes on a CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

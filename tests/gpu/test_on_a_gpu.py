@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from peft import LoraConfig
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stages.core.execution.runtime import choose_device
 from stages.core.method.derivative import Derivative
@@ -23,7 +29,7 @@ from stages.core.policies.encoding import EncodedPairs
 from stages.core.training.loop import Training
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings
-from tests import tiny_models
+from tests import flow_models, tiny_models
 from tests.builders import FULL, LORA, settings
 
 pytestmark = [
@@ -53,6 +59,12 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sdxl": tiny_models.sdxl(folder / "sdxl"),
         "v": tiny_models.sd15(folder / "v", prediction_type="v_prediction"),
     }
+
+
+@pytest.fixture(scope="module")
+def flow_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("flow-bases")
+    return {name: getattr(flow_models, name)(folder / name) for name in ("sd3", "flux", "sana")}
 
 
 @pytest.fixture(params=["sd15", "sdxl", "v"])
@@ -230,3 +242,113 @@ def test_a_secant_equals_the_cpus_difference(base: Path, dtype: str, close: floa
     found = draw_errors(gpu, secant, latents, gpu.encode_text(PROMPTS[:1]), draws)
     gains = [(each.reference - each.policy).double() for each in (expected, found)]
     assert (gains[1] - gains[0]).abs().max() < close * gains[0].abs().max()
+
+
+def waits(work: Callable[[], object]) -> int:
+    """How often the CPU waits for the device, by torch's own count."""
+    work()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # which itself warns that it is a prototype
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(each.message) for each in caught)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux", "sana"])
+@pytest.mark.parametrize("stage", ["sampling", "scoring", "training"])
+def test_no_step_waits_for_the_device(
+    bases: dict[str, Path],
+    flow_bases: dict[str, Path],
+    name: str,
+    stage: str,
+    tmp_path: Path,
+) -> None:
+    """What waits once a call or a batch may; nothing waits once a step."""
+    model = loaded({**bases, **flow_bases}[name], "cuda")
+    text, denoiser = model.encode_text(PROMPTS), model.load_denoiser()
+    latents = torch.randn((2, *model.latents_shape), generator=generator(0))
+    sampler = "euler" if name in flow_bases else "ddim"
+
+    def sample(steps: int) -> object:
+        return sample_latents(
+            model, denoiser, text=text, unconditional=model.unconditional(), seeds=[5, 6],
+            sampler=sampler, num_inference_steps=steps, guidance_scale=5.0,
+        )  # fmt: skip
+
+    def score(steps: int) -> object:
+        draws = reward_draws(
+            1, num_draws=2 * steps, num_timesteps=model.num_timesteps,
+            latents_shape=model.latents_shape,
+        )  # fmt: skip
+        return draw_errors(
+            model, Difference(denoiser, denoiser), latents, text.rows(torch.tensor([0])), draws,
+            rows_per_batch=4,
+        )  # fmt: skip
+
+    def train(steps: int) -> object:
+        AcceleratorState._reset_state(True)
+        policy, reference = model.load_for_training(None, None, LORA, seed=1)
+        pairs = EncodedPairs(
+            winner=latents, loser=latents.flip(0), caption=torch.tensor([0, 1]),
+            text=model.encode_text([*PROMPTS, ""]).to(CPU),
+            winner_geometry=model.native_geometry(2), loser_geometry=model.native_geometry(2),
+        )  # fmt: skip
+        settings = replace(TRAINING, batch_pairs=2, passes=float(steps))
+        return Training(
+            model, policy, reference, pairs, settings, seed=3, work=tmp_path / str(steps),
+            identity="one", processes=Processes(model.device),
+            execution=Execution(micro_batch_pairs=2, save_minutes=10**9),
+        ).run()  # fmt: skip
+
+    work = {"sampling": sample, "scoring": score, "training": train}[stage]
+    few, many = waits(partial(work, 2)), waits(partial(work, 8))
+    print(f"waits of {name} {stage}: {few} for 2 steps, {many} for 8")
+    assert many - few < 6
+
+
+ATTENTIONS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=lambda each: each.name.lower())
+@pytest.mark.parametrize("name", ["sd35-medium", "flux"])
+def test_a_training_step_of_the_published_width_is_finite(name: str, attention: SDPBackend) -> None:
+    """Two blocks of each kind, 1,024 x 1,024 pixels, LoRA, checkpointing, bfloat16."""
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "sd35-medium": (SD3Transformer2DModel, {**flow_models.SD35_MEDIUM, "num_layers": 2,
+                                                "dual_attention_layers": (0,)}),
+        "flux": (FluxTransformer2DModel, {**flow_models.FLUX_DEV, "num_layers": 2,
+                                          "num_single_layers": 2}),
+    }  # fmt: skip
+    kind, config = kinds[name]
+    with torch.device("cuda"):
+        network = kind(**config).to(torch.bfloat16).requires_grad_(False)
+    network.add_adapter(LoraConfig(r=16, target_modules=["to_q", "to_k", "to_v"]))
+    network.enable_gradient_checkpointing()
+    network.train()
+    rows, device = 4, torch.device("cuda")
+    text = torch.randn((rows, 512, config["joint_attention_dim"]), device=device)
+    pooled = torch.randn((rows, config["pooled_projection_dim"]), device=device)
+    times = torch.full((rows,), 0.5, device=device)
+    if name == "flux":
+        inputs = {
+            "hidden_states": torch.randn((rows, 4096, 64), device=device), "guidance": times,
+            "img_ids": torch.zeros((4096, 3), device=device),
+            "txt_ids": torch.zeros((512, 3), device=device),
+        }  # fmt: skip
+    else:
+        inputs = {"hidden_states": torch.randn((rows, 16, 128, 128), device=device)}
+    with torch.autocast("cuda", torch.bfloat16), sdpa_kernel(attention):
+        output = network(**inputs, encoder_hidden_states=text, pooled_projections=pooled,
+                         timestep=times).sample  # fmt: skip
+        output.float().square().mean().backward()
+    torch.cuda.synchronize()
+    gradients = [each.grad for each in network.parameters() if each.grad is not None]
+    assert gradients and all(each.isfinite().all() for each in gradients)

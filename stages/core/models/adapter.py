@@ -128,13 +128,16 @@ class DiffusionModel(ModelFamily):
         return self._adapted(network, policy, "reference").freeze()
 
     def _training_network(self, policy: Policy | None, *, is_frozen: bool) -> Any:
-        """A full network with float32 weights; a frozen one's matrices in the model's dtype."""
-        network = self._full_network(policy, torch.float32)
+        """A full network with float32 weights; a frozen one's matrices in the model's dtype.
+
+        They are made narrow before the device sees them: FLUX.1 in float32 alone would fill 48 GB of it.
+        """
+        network = self._read_full_network(policy, torch.float32)
         if is_frozen:
             for module in network.modules():
                 if isinstance(module, MATRICES):
                     module.to(self.dtype)
-        return network
+        return self._frozen(network)
 
     def _new_lora(self, network: Any, lora: LoraSettings, seed: int) -> Denoiser:
         """The network seen through a fresh LoRA, the adapter "policy"."""
@@ -215,12 +218,15 @@ class DiffusionModel(ModelFamily):
 
     def _full_network(self, policy: Policy | None, dtype: torch.dtype | None = None) -> Any:
         """The base's network, or that of a full policy, which is known to fit the base."""
+        return self._frozen(self._read_full_network(policy, dtype))
+
+    def _read_full_network(self, policy: Policy | None, dtype: torch.dtype | None) -> Any:
         if policy is None:
-            return self._network(dtype)
+            return self.source.read(self.denoiser_part, self.denoiser_class, dtype)
         source = Source(replace(self.source.settings, base=str(policy)))
         found = source.read(self.denoiser_part, self.denoiser_class, dtype)
         self._check_family(policy, found.config)
-        return self._frozen(found)
+        return found
 
     def check_fits(self, policy: Policy) -> None:
         """ModelError if a full policy belongs to another base; its weights are not read."""

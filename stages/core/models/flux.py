@@ -152,18 +152,19 @@ class Flux(FlowModel, WithKlVae):
         patches = latents.reshape(rows, channels, high, PATCH, wide, PATCH).permute(
             0, 2, 4, 1, 3, 5
         )
-        places = torch.stack(
-            [torch.zeros(high, wide), *torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")],
-            dim=-1,
-        )  # fmt: skip
+        device = latents.device  # a copy from the CPU would wait for the device at each call
+        rows_and_columns = torch.meshgrid(
+            torch.arange(high, device=device), torch.arange(wide, device=device), indexing="ij"
+        )
+        places = torch.stack([torch.zeros((high, wide), device=device), *rows_and_columns], dim=-1)
         output = denoiser(
             patches.reshape(rows, high * wide, channels * PATCH**2),
             timestep=times.to(latents.dtype) / 1000,
             guidance=context["guidance"] if self.is_told_guidance else None,
             pooled_projections=context["pooled"],
             encoder_hidden_states=context["text"],
-            txt_ids=torch.zeros((context["text"].shape[1], 3), device=latents.device),
-            img_ids=places.reshape(high * wide, 3).to(latents.device),
+            txt_ids=torch.zeros((context["text"].shape[1], 3), device=device),
+            img_ids=places.reshape(high * wide, 3),
         )
         velocity = output.sample.reshape(rows, high, wide, channels, PATCH, PATCH)
         return cast(Tensor, velocity.permute(0, 3, 1, 4, 2, 5).reshape(latents.shape))
