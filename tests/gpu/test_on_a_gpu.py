@@ -351,4 +351,5 @@ def test_a_training_step_of_the_published_width_is_finite(name: str, attention: 
         output.float().square().mean().backward()
     torch.cuda.synchronize()
     gradients = [each.grad for each in network.parameters() if each.grad is not None]
-    assert gradients and all(each.isfinite().all() for each in gradients)
+    assert gradients
+    assert all(each.isfinite().all() for each in gradients)
