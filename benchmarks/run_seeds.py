@@ -45,6 +45,8 @@ class Args:
     """Run seeds; 0 is the default run's."""
     weights: tuple[Literal["uniform", "inverse_snr", "calibrated"], ...] = ("uniform",)
     """score_candidates.weights of each run of a seed."""
+    config: Path = Path("config/config.yaml")
+    """The embedded world's config, or config/flow.yaml."""
     output: Path = Path("benchmarks/seeds.md")
     """Where the page goes (Markdown)."""
     cores: int = 2
@@ -58,35 +60,37 @@ def main(args: Args) -> None:
     if not args.read_only:
         for seed, weights in itertools.product(args.seeds, args.weights):
             run(seed, weights, args)
-    flags = f"--seeds {' '.join(map(str, args.seeds))} --weights {' '.join(args.weights)}"
-    text = f"Made by `python -m benchmarks.run_seeds {flags} --output {args.output}` with `config/config.yaml`.\n"
+    flags = f"--seeds {' '.join(map(str, args.seeds))} --weights {' '.join(args.weights)} --config {args.config}"
+    text = f"Made by `python -m benchmarks.run_seeds {flags} --output {args.output}`.\n"
     for weights in args.weights:
-        results = {seed: read_result(run_name(seed, weights)) for seed in args.seeds}
+        results = {seed: read_result(run_name(seed, weights, args)) for seed in args.seeds}
         text += f"\n## {IN_WORDS[weights]}\n"
         for metric in ("total", "caption_match", "appeal"):
             text += f"\n{metric_table(metric, results)}"
         text += f"\n{guard_table(results)}"
         text += f"\n{alarm_table(results)}"
     for weights in args.weights[1:]:
-        text += f"\n{judges_table(args.seeds, args.weights[0], weights)}"
+        text += f"\n{judges_table(args, weights)}"
     write_text(args.output, text)
     print(text)
 
 
 def run(seed: int, weights: str, args: Args) -> None:
     """One run to its end."""
-    name, first = run_name(seed, weights), run_name(seed, args.weights[0])
+    name, first = run_name(seed, weights, args), run_name(seed, args.weights[0], args)
     config = [f"run={name}", f"seed={seed}", f"score_candidates={{weights: {weights}}}"]
     if name != first:
         config.append(f"train_seed={{policy: results/{first}/iter00/policy}}")
-    command = ["snakemake", "--cores", str(args.cores), "--quiet", "all", "--config", *config]
+    command = ["snakemake", "--cores", str(args.cores), "--quiet", "all",
+               "--configfile", str(args.config), "--config", *config]  # fmt: skip
     print("+", " ".join(command), file=sys.stderr)
     subprocess.run(command, check=True)
 
 
-def run_name(seed: int, weights: str) -> str:
+def run_name(seed: int, weights: str, args: Args) -> str:
     """The name of a run in results/."""
-    return f"shapes-seed{seed}-{weights}"
+    world = "shapes" if args.config.stem == "config" else args.config.stem
+    return f"{world}-seed{seed}-{weights}"
 
 
 def read_result(name: str) -> tuple[list[Row], list[Row]]:
@@ -98,8 +102,9 @@ def read_result(name: str) -> tuple[list[Row], list[Row]]:
     )
 
 
-def judges_table(seeds: tuple[int, ...], first: str, second: str) -> str:
+def judges_table(args: Args, second: str) -> str:
     """The last policies of two judges on the same prompts and noise, and the judges themselves."""
+    first = args.weights[0]
     lines = [
         f"## {IN_WORDS[second]}, beside: {IN_WORDS[first].lower()}\n",
         "The last policies on the same prompts and noise. Ranks: the judge's rank correlation with the truth "
@@ -108,8 +113,8 @@ def judges_table(seeds: tuple[int, ...], first: str, second: str) -> str:
         "|---|---|---|---|---|---|",
     ]
     gains = []
-    for seed in seeds:
-        names = [run_name(seed, weights) for weights in (second, first)]
+    for seed in args.seeds:
+        names = [run_name(seed, weights, args) for weights in (second, first)]
         guards = [read_result(name)[1] for name in names]
         last = guards[0][-1]["policy"]
         found = {
@@ -135,8 +140,8 @@ def judges_table(seeds: tuple[int, ...], first: str, second: str) -> str:
         "| seed | plain | weighted | difference [95 %] |",
         "|---|---|---|---|",
     ]
-    for seed in seeds:
-        paired_ranks = compare(*correlations(Path("results") / run_name(seed, second)))
+    for seed in args.seeds:
+        paired_ranks = compare(*correlations(Path("results") / run_name(seed, second, args)))
         lines.append(
             f"| {seed} | {paired_ranks.baseline_mean:.3f} | {paired_ranks.mean:.3f} | {paired_ranks.difference:+.3f} "
             f"[{paired_ranks.ci_low:+.3f}, {paired_ranks.ci_high:+.3f}] |"
