@@ -22,7 +22,7 @@ from stages.core.method.noising import generator, reward_draws
 from stages.core.method.sampling import sample_latents
 from stages.core.method.scoring import Difference, draw_errors
 from stages.core.method.secant import Secant
-from stages.core.models.adapter import DiffusionModel
+from stages.core.models.adapter import MATRICES, DiffusionModel
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
 from stages.core.policies.encoding import EncodedPairs
@@ -318,9 +318,12 @@ ATTENTIONS = [
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=lambda each: each.name.lower())
+@pytest.mark.parametrize("norms", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["sd35-medium", "flux"])
-def test_a_training_step_of_the_published_width_is_finite(name: str, attention: SDPBackend) -> None:
-    """Two blocks of each kind, 1,024 x 1,024 pixels, LoRA, checkpointing, bfloat16."""
+def test_a_training_step_of_the_published_width_is_finite(
+    name: str, norms: torch.dtype, attention: SDPBackend
+) -> None:
+    """Two blocks of each kind, 1,024 x 1,024 pixels, LoRA, checkpointing, matrices in bfloat16; ours has float32 norms."""
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
         "sd35-medium": (SD3Transformer2DModel, {**flow_models.SD35_MEDIUM, "num_layers": 2,
                                                 "dual_attention_layers": (0,)}),
@@ -329,7 +332,10 @@ def test_a_training_step_of_the_published_width_is_finite(name: str, attention: 
     }  # fmt: skip
     kind, config = kinds[name]
     with torch.device("cuda"):
-        network = kind(**config).to(torch.bfloat16).requires_grad_(False)
+        network = kind(**config).to(norms).requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, MATRICES):
+            module.to(torch.bfloat16)
     network.add_adapter(LoraConfig(r=16, target_modules=["to_q", "to_k", "to_v"]))
     network.enable_gradient_checkpointing()
     network.train()

@@ -1,4 +1,4 @@
-"""The whole DAG on SD1.5, SDXL and SD3.5, tiny and random, full and LoRA, on 64 prompts."""
+"""The whole DAG on SD1.5, SDXL, SD3.5, FLUX.1 and Sana, tiny and random, full and LoRA, on 64 prompts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import (
+    FluxPipeline,
+    SanaPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -29,6 +31,7 @@ from tests.workflow.projects import Project
 
 NUM_PROMPTS = 64
 OWN_PROMPTS = Path(__file__).with_name("prompts.txt")
+FLOW = ("sd3", "flux", "sana")
 TABLES = {
     "seed/preferences.parquet": schemas.PREFERENCES,
     "seed/holdout.parquet": schemas.PREFERENCES,
@@ -94,6 +97,8 @@ def write_data(folder: Path) -> dict[str, Any]:
         pytest.param("sd15", False, id="sd15-full", marks=pytest.mark.slow),
         pytest.param("sdxl", True, id="sdxl-lora", marks=pytest.mark.slow),
         pytest.param("sd3", True, id="sd3-lora", marks=pytest.mark.slow),
+        pytest.param("flux", True, id="flux-lora", marks=pytest.mark.slow),
+        pytest.param("sana", True, id="sana-lora", marks=pytest.mark.long),
         pytest.param("sd15", True, id="sd15-lora", marks=pytest.mark.long),
         pytest.param("sdxl", False, id="sdxl-full", marks=pytest.mark.long),
     ],
@@ -102,8 +107,9 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
     tmp_path: Path, family: str, lora: bool
 ) -> None:
     project = Project(tmp_path)
-    build = {"sd15": tiny_models.sd15, "sdxl": tiny_models.sdxl, "sd3": flow_models.sd3}[family]
-    base = build(tmp_path / "base")
+    base = getattr(tiny_models if family in ("sd15", "sdxl") else flow_models, family)(
+        tmp_path / "base"
+    )
     training = {"learning_rate": 1e-4, "dpo_beta": 500.0, "batch_pairs": 8}
     if family == "sdxl":
         training["optimizer"] = "adafactor"
@@ -118,12 +124,14 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
         "execution": {"micro_batch_pairs": 4, "gradient_checkpointing": True},
         **write_data(tmp_path),
     }
-    if family == "sd3":
+    if family in FLOW:
         of_flow = {"weights": "elbo", "draw_law": "logit_normal"}
         config["train_seed"] = config["update_policy"] = training | of_flow
         config["score_candidates"] = {"weights": "epsilon", "draw_law": "logit_normal"}
         config["sampling"] = {"sampler": "euler"}
         config["export"] = {"policies": ["diffusers", "lora-diffusers"]}
+    if family == "flux":
+        config["model"]["image_size"] = [64, 64]  # no config of it names one
     project.make("--quiet", "all", config=config)
     results = project.results
     for pattern, schema in TABLES.items():
@@ -143,7 +151,12 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
         "sd15": StableDiffusionPipeline,
         "sdxl": StableDiffusionXLPipeline,
         "sd3": StableDiffusion3Pipeline,
+        "flux": FluxPipeline,
+        "sana": SanaPipeline,
     }[family]
+    how = {"flux": {"height": 64, "width": 64}, "sana": {"use_resolution_binning": False}}.get(
+        family, {}
+    )
     opened = pipeline.from_pretrained(base)
     policy = results / "iter02" / "policy"
     if lora:
@@ -153,13 +166,15 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
     opened.set_progress_bar_config(disable=True)
     exports = results / "export" / "iter02"
     kinds = {"diffusers", "lora-diffusers", "lora-kohya"} if lora else {"diffusers"}
-    if family == "sd3":
+    if family in FLOW:
         kinds -= {"lora-kohya"}
     assert {path.name for path in exports.iterdir()} == kinds
     exported = pipeline.from_pretrained(exports / "diffusers", torch_dtype=torch.float32)
     exported.set_progress_bar_config(disable=True)
     pictures = [
-        pipe("a cat", num_inference_steps=2, generator=generator(0), output_type="np").images[0]
+        pipe(
+            "a cat", num_inference_steps=2, generator=generator(0), output_type="np", **how
+        ).images[0]
         for pipe in (opened, exported)
     ]
     np.testing.assert_allclose(*pictures, atol=0.01)  # a fused LoRA is float16 by default
@@ -167,5 +182,5 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
         card = (exports / kind / "README.md").read_text()
         assert "| parti | colourfulness |" in card
         assert "| 2 | update_policy |" in card
-    assert opened("a cat", num_inference_steps=1).images[0].size == (64, 64)
+    assert opened("a cat", num_inference_steps=1, **how).images[0].size == (64, 64)
     assert project.planned(config=config) == {}
