@@ -333,7 +333,7 @@ class Bench:
         """The captions that every policy draws."""
         self.args = args
         self.pictures = Pictures(
-            run=args.run, base=args.base, captions=args.captions,
+            run=args.run, captions=args.captions,
             images_per_caption=args.images_per_caption, threads=args.threads,
         )  # fmt: skip
 

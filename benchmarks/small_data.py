@@ -192,7 +192,7 @@ class Bench:
 def main(args: Args) -> None:
     """Search the rates, then the ranks and the numbers of pairs at the best ones."""
     pictures = Pictures(
-        run=args.run, base=args.base, captions=args.captions, images_per_caption=2,
+        run=args.run, captions=args.captions, images_per_caption=2,
         threads=args.threads,
     )  # fmt: skip
     usual = SamplingSettings(

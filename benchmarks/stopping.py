@@ -53,8 +53,6 @@ class Args:
 
     run: Path = Path("results/tuning")
     """A run of the embedded world: its stages `seed` and its evaluation's prompts."""
-    base: str = "stages/shapes/pipeline"
-    """The run's base model."""
     guidance_scale: float = 5.0
     """The run's guidance scale."""
     numbers: tuple[int, ...] = (50, 100, 300, 512)
@@ -163,7 +161,6 @@ def main(args: Args) -> None:
     ]
     pictures = Pictures(
         run=args.run,
-        base=args.base,
         captions=args.captions,
         images_per_caption=1,
         threads=args.threads,

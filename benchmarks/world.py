@@ -10,6 +10,7 @@ would be no proof of the loop. Every picture of one caption and number is sample
 from __future__ import annotations
 
 import itertools
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ HEAD = """# What the embedded world proves
 
     python -m benchmarks.world {flags}
 
-On two CPU cores (x86-64), after `make demo`: {captions} captions of its evaluation fold, {images} pictures of
+On two CPU cores (x86-64), after the run: {captions} captions of its evaluation fold, {images} pictures of
 each, the same noise for every policy. Intervals are of 95 %, over captions.
 """
 
@@ -50,10 +51,6 @@ class Args:
 
     run: Path = Path("results/shapes")
     """A finished run of the embedded world."""
-    base: str = "stages/shapes/pipeline"
-    """The run's base model."""
-    guidance_scale: float = 5.0
-    """The run's guidance scale."""
     guidance_scales: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
     """Guidance scales of the curve."""
     captions: int = 200
@@ -75,11 +72,11 @@ class Args:
 class Pictures:
     """What each policy draws of the captions by each sampler, each set drawn once."""
 
-    def __init__(
-        self, *, run: Path, base: str, captions: int, images_per_caption: int, threads: int
-    ) -> None:
+    def __init__(self, *, run: Path, captions: int, images_per_caption: int, threads: int) -> None:
         device = choose_device(threads)
-        self.model = load_model(ModelSettings(base=base, dtype="float32"), device=device)
+        config = json.loads((run / "config.json").read_text())
+        self.model = load_model(ModelSettings(**config["model"]), device=device)
+        self.usual = SamplingSettings(**config["sampling"])
         self.run, self.images_per_caption = run, images_per_caption
         table = read_table(run / "evaluation/shapes/prompts.parquet", PROMPTS)
         rows = table.slice(0, captions).to_pylist()
@@ -117,13 +114,11 @@ class Pictures:
 def main(args: Args) -> None:
     """Draw, measure, write."""
     pictures = Pictures(
-        run=args.run, base=args.base, captions=args.captions,
-        images_per_caption=args.images_per_caption, threads=args.threads,
+        run=args.run, captions=args.captions, images_per_caption=args.images_per_caption,
+        threads=args.threads,
     )  # fmt: skip
     policies = ["base", *sorted(path.parent.name for path in args.run.glob("iter*/policy"))]
-    usual = SamplingSettings(
-        sampler="ddim", num_inference_steps=12, guidance_scale=args.guidance_scale
-    )
+    usual = pictures.usual
     with replacing(args.picture) as part:
         shown = [policies[0], policies[1], policies[-1]]
         strip_of(pictures, shown, usual, args.strip).save(part, format="JPEG", quality=90)
@@ -226,13 +221,14 @@ def settings_table(
         f"guidance {scale:g}": replace(usual, guidance_scale=scale)
         for scale in args.guidance_scales
     }
-    for sampler, steps in (("ddim", 25), ("ddpm", 25)):
-        ways[f"guidance {usual.guidance_scale:g}, {sampler.upper()}, {steps} steps"] = replace(
+    others = {"ddim": "ddpm", "euler": "euler_stochastic"}
+    for sampler, steps in ((usual.sampler, 25), (others[usual.sampler], 25)):
+        ways[f"guidance {usual.guidance_scale:g}, {in_words(sampler)}, {steps} steps"] = replace(
             usual, sampler=sampler, num_inference_steps=steps
         )
     lines = [
         "## At other guidance scales and samplers\n",
-        f"Total. The run samples with DDIM, {usual.num_inference_steps} steps, at guidance "
+        f"Total. The run samples with {in_words(usual.sampler)}, {usual.num_inference_steps} steps, at guidance "
         f"{usual.guidance_scale:g}.\n",
         *header("", [*policies, f"{last} - {start}"]),
     ]
@@ -245,6 +241,11 @@ def settings_table(
         cells = [f"{totals[policy].mean():.3f}" for policy in policies]
         lines.append(row(name, [*cells, interval(gain)]))
     return "\n".join(lines) + "\n"
+
+
+def in_words(sampler: str) -> str:
+    """A sampler as tables name it."""
+    return sampler.upper() if sampler.startswith("dd") else sampler.replace("_", " ").capitalize()
 
 
 def filter_table(pictures: Pictures, policies: Sequence[str], usual: SamplingSettings) -> str:
