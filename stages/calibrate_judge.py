@@ -40,7 +40,7 @@ from stages.core.method.calibration import (
 from stages.core.method.noising import DrawLaw
 from stages.core.method.rewards import weighted_mean
 from stages.core.method.seeding import seed_of
-from stages.core.models.loading import ModelError, ModelSettings
+from stages.core.models.loading import ModelSettings
 
 FIXED = {"inverse_snr": "the SNR", "epsilon": "epsilon", "elbo": "the bound", "calibrated": "Eq. 8"}
 """What says what timesteps count where nothing can be fitted."""
@@ -59,7 +59,8 @@ class Args:
     policy: str
     """Policy folder that judges; its digest is kept with the weights."""
     weights: Literal["inverse_snr", "epsilon", "elbo", "calibrated"]
-    """'inverse_snr': (1/SNR)^snr_power; of flow matching 'epsilon' or 'elbo'; 'calibrated': fitted to the pairs."""
+    """'inverse_snr': the noise's error times (1/SNR)^snr_power; of flow matching 'epsilon' or 'elbo'; 'calibrated':
+    fitted to the pairs."""
     snr_power: float = 1.0
     """Only with inverse_snr."""
     draw_law: DrawLaw = "uniform"
@@ -79,7 +80,7 @@ def main(args: Args) -> None:
         pairs = HeldOut.of(table, args.holdout)
         fixed = np.ones(NUM_BINS)
         if args.weights == "inverse_snr":
-            fixed = snr_weights(signal_to_noise(args.model), args.snr_power).weights
+            fixed = by_signal_to_noise(args.model, args.snr_power).weights
         elif args.weights != "calibrated":
             fixed = middle_weights(error_weights(args.model, args.weights)).weights
         shapes = SHAPES if args.weights == "calibrated" else (EQUAL,)
@@ -281,8 +282,8 @@ def error_weights(settings: ModelSettings, name: str) -> Float[np.ndarray, " tim
     return np.asarray(model.error_weights(name).numpy(), np.float64)
 
 
-def signal_to_noise(settings: ModelSettings) -> Float[np.ndarray, " timestep"]:
-    """The model's signal-to-noise ratio at every timestep. ModelError for a model of flow matching."""
+def by_signal_to_noise(settings: ModelSettings, power: float) -> BinWeights:
+    """What each bin counts if the noise's error counts (1/SNR)^power, whatever the model predicts."""
     import torch  # slow to import, and wanted for this alone
 
     from stages.core.models.families import load_model
@@ -290,11 +291,8 @@ def signal_to_noise(settings: ModelSettings) -> Float[np.ndarray, " timestep"]:
 
     model = load_model(settings, device=torch.device("cpu"))
     if isinstance(model, FlowModel):
-        raise ModelError(
-            f"{settings.base}: weights 'inverse_snr' are those of models that predict noise or v, and "
-            f"{model.family} predicts a velocity; use 'uniform', 'velocity', 'epsilon', 'elbo' or 'calibrated'"
-        )
-    return np.asarray(model.signal_to_noise.numpy(), np.float64)
+        return middle_weights(np.asarray(model.snr_weights(power).numpy(), np.float64))
+    return snr_weights(np.asarray(model.signal_to_noise.numpy(), np.float64), power)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_every_family_is_listed_and_so_is_every_value() -> None:
         ("stable-diffusion", "update_policy", {"weights": "elbo"}, "'elbo' is not there for models of stable-d"),
         ("stable-diffusion", "sampling", {"sampler": "euler"}, "which offer ddpm, ddim"),
         ("stable-diffusion-3", "sampling", {"sampler": "dpm"}, "which offer euler, euler_stochastic"),
-        ("stable-diffusion-3", "score_candidates", {"weights": "inverse_snr"}, "'inverse_snr' is not there"),
+        ("stable-diffusion", "score_candidates", {"weights": "velocity"}, "'velocity' is not there for models of"),
         ("stable-diffusion-3", "train_seed", {"embedded_guidance": 3.5}, "'train_seed.embedded_guidance': 3.5"),
         ("sana", "model", {"max_sequence_length": 77}, "'model.max_sequence_length': 77 is not there for models of"),
         ("flux", "export", {"policies": ["lora-kohya"]}, "'lora-kohya' is not there for models of flux"),

@@ -156,6 +156,15 @@ class FlowModel(DiffusionModel):
             raise ModelError(f"weights are {name!r}; expected one of {', '.join(FLOW_WEIGHTS)}")
         return weights[name].float()
 
+    def snr_weights(self, power: float) -> Float[Tensor, " timestep"]:
+        """What the velocity's squared error counts if the noise's error counts (1/SNR)^power.
+
+        (1 - s)^(2 - 2 power) s^(2 power). Power 0 is 'epsilon'; power 1 is s^2, the error of the clean latents,
+        since x_0 = x_s - s v. Infinite at s = 1 above that.
+        """
+        s = self.sigmas.double()
+        return ((1 - s) ** (2 - 2 * power) * s ** (2 * power)).float()
+
     def add_noise(
         self,
         latents: Float[Tensor, "row ..."],
