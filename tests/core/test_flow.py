@@ -560,6 +560,32 @@ def test_a_schedule_that_is_none_is_refused(
         load_model(settings(base), device=CPU)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_weights_by_the_signal_to_noise_ratio_are_errors_of_noise_and_of_clean_latents(
+    family: Family, power: float
+) -> None:
+    """Worked out from two guesses of the velocity: what each says of the noise and of x_0."""
+    model = family.load()
+    rng = generator(4)
+    clean, noise, off = (
+        torch.randn((5, 4, 8, 8), generator=rng, dtype=torch.float64) for _ in range(3)
+    )
+    timesteps = torch.tensor([3, 250, 500, 750, 990])
+    s = model.sigmas.double()[timesteps].reshape(-1, 1, 1, 1)
+    noised = (1 - s) * clean + s * noise
+    guess = noise - clean + off
+    errors = {
+        "velocity": guess - (noise - clean),
+        "noise": noised + (1 - s) * guess - noise,
+        "clean": noised - s * guess - clean,
+    }
+    mean = {name: error.square().mean(dim=(1, 2, 3)) for name, error in errors.items()}
+    ratio = ((1 - s) / s).square().flatten()
+    expected = {0.0: mean["noise"], 0.5: mean["noise"] * ratio**-0.5, 1.0: mean["clean"]}[power]
+    found = mean["velocity"] * model.snr_weights(power)[timesteps]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
 def test_weights_of_flow_are_refused_for_a_family_that_has_none(model: DiffusionModel) -> None:
     with pytest.raises(UserError, match="those of flow matching, and stable-diffusion has none"):
         model.error_weights("elbo")

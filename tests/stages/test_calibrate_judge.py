@@ -16,6 +16,7 @@ from stages.core.artifacts.provenance import policy_name
 from stages.core.artifacts.schemas import HOLDOUT_REWARDS
 from stages.core.artifacts.tables import write_table
 from stages.core.errors import UserError
+from tests import flow_models
 from tests.builders import read_rows, settings
 
 Row = dict[str, Any]
@@ -152,6 +153,18 @@ def test_weights_by_the_signal_to_noise_ratio_rise_with_the_timestep(
     assert list(record.weights) == sorted(record.weights)
     assert record.weights[9] > 10 * record.weights[0]
     assert record.log_odds is not None
+
+
+def test_a_flow_models_velocities_count_as_errors_of_clean_latents(
+    args: calibrate_judge.Args, tmp_path: Path
+) -> None:
+    """By s squared in the middle of each bin; SD3's schedule has s = 3 u / (1 + 2 u)."""
+    base = settings(flow_models.sd3(tmp_path / "sd3"))
+    calibrate_judge.main(replace(args, model=base, weights="inverse_snr", snr_power=1.0))
+    u = (np.arange(10) + 0.5) / 10 + 0.001
+    expected = (3 * u / (1 + 2 * u)) ** 2
+    found = np.array(read_judge(args.output).weights)
+    np.testing.assert_allclose(found / found[9], expected / expected[9], rtol=0.01)
 
 
 def broken(args: calibrate_judge.Args, change: dict[str, Any]) -> calibrate_judge.Args:
