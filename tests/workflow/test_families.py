@@ -154,9 +154,10 @@ def test_the_whole_dag_runs_and_every_artifact_validates(
         "flux": FluxPipeline,
         "sana": SanaPipeline,
     }[family]
-    how = {"flux": {"height": 64, "width": 64}, "sana": {"use_resolution_binning": False}}.get(
-        family, {}
-    )
+    size = {"height": 64, "width": 64}
+    how: dict[str, Any] = {
+        "flux": size, "sana": {**size, "use_resolution_binning": False}
+    }.get(family, {})  # fmt: skip
     opened = pipeline.from_pretrained(base)
     policy = results / "iter02" / "policy"
     if lora:
