@@ -181,6 +181,7 @@ def test_a_browser_that_goes_away_disturbs_nothing(run: Path) -> None:
             assert CAPTIONS[0] in client.get(address).text
 
 
+@pytest.mark.slow
 @NEEDS_BROWSER
 def test_by_keyboard_alone_in_a_browser(run: Path) -> None:
     from selenium.common.exceptions import StaleElementReferenceException
