@@ -57,9 +57,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "golden" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
+    leave_out_of_make_test(config, items)
     items.sort(key=lambda item: next(
         (place for place, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST)
     ))  # fmt: skip
+
+
+def leave_out_of_make_test(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark slow the cases of a test that its mark `quick` does not name.
+
+    UsageError for a case that there is not, save where single tests are asked for.
+    """
+    named: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
+    for item in items:
+        if (mark := item.get_closest_marker("quick")) and isinstance(item, pytest.Function):
+            test, case = item.nodeid.split("[")[0], item.callspec.id
+            named[test] = {*mark.args}
+            found.setdefault(test, set()).add(case)
+            if case not in mark.args:
+                item.add_marker(pytest.mark.slow)
+    if any("::" in name for name in config.args):
+        return
+    for test, cases in named.items():
+        if missing := cases - found[test]:
+            raise pytest.UsageError(
+                f"{test}: found no case {sorted(missing)}, expected some of {sorted(found[test])}"
+            )
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import socket
@@ -106,6 +107,40 @@ def test_a_server_that_is_killed_a_hundred_times_loses_no_decision(run: Path) ->
     kill_often(run, 100)
 
 
+@pytest.mark.slow
+def test_the_stages_own_process_that_is_killed_keeps_whole_what_it_has_acknowledged(
+    run: Path,
+) -> None:
+    """`python -m stages.audit` as a person starts it, where the kills above are of forks."""
+    kept: list[tuple[str, str]] = []
+    for _ in range(2):
+        with serving(run) as (server, address):
+            before = len(kept)
+            person = threading.Thread(target=decide_until_refused, args=(address, kept))
+            person.start()
+            while len(kept) < before + 5 and person.is_alive():
+                time.sleep(0.002)
+            server.kill()
+            assert server.wait(60) == -signal.SIGKILL
+            person.join()
+        assert len(kept) >= before + 5
+        with serving(run) as (_, address), httpx.Client(follow_redirects=True) as client:
+            entries = [json.loads(line) for line in journal_of(run).read_bytes().splitlines()]
+            found = [(entry["winner_digest"], entry["decision"]) for entry in entries]
+            assert len(found) - len(kept) in (0, 1)  # whose answer the kill has cut off
+            assert found[: len(kept)] == kept
+            assert {*map(frozenset, entries)} == {frozenset(entries[0])}
+            holding = {entry["pair_id"]: entry["decision"] for entry in entries}
+            client.get(address)
+            for pair_id, kind in holding.items():
+                text = client.get(httpx.URL(address).join("/"), params={"key": pair_id}).text
+                assert f'<span class="state {kind}">' in text
+            kept = found
+    applied = {pair_id: kind for pair_id, kind in holding.items() if kind != "accept"}
+    rows = read_rows(decisions_file(run, 1))
+    assert {row["pair_id"]: row["decision"] for row in rows} == applied
+
+
 def test_a_port_in_use_and_a_second_audit_are_one_message(run: Path) -> None:
     with serving(run) as (_, address):
         port = str(httpx.URL(address).port)
@@ -146,6 +181,7 @@ def test_a_browser_that_goes_away_disturbs_nothing(run: Path) -> None:
             assert CAPTIONS[0] in client.get(address).text
 
 
+@pytest.mark.slow
 @NEEDS_BROWSER
 def test_by_keyboard_alone_in_a_browser(run: Path) -> None:
     from selenium.common.exceptions import StaleElementReferenceException

@@ -71,6 +71,7 @@ def wide(model: DiffusionModel, denoiser: Denoiser) -> Denoiser:
     return denoiser
 
 
+@pytest.mark.quick("sd15-v")
 def test_halving_the_distance_makes_the_error_an_eighth(base: Path) -> None:
     """Against the difference itself, all in float64."""
     model = load_model(settings(base), device=CPU)
@@ -118,6 +119,7 @@ def gain64(model, judge, latents, text, draws) -> np.ndarray:  # type: ignore[no
     return (reference - policy).numpy()
 
 
+@pytest.mark.quick("sd15-v-float16")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_in_half_precision_it_is_right_where_the_difference_is_rounding(
     base: Path, dtype: str
@@ -149,6 +151,7 @@ def test_in_half_precision_it_is_right_where_the_difference_is_rounding(
     assert wrong["difference"] > 4 * wrong["secant"]
 
 
+@pytest.mark.quick("sd15-v-secant", "sd15-v-derivative")
 @pytest.mark.parametrize("by", ["secant", "derivative"])
 def test_a_model_beside_itself_has_reward_exactly_0_and_its_own_errors(
     base: Path, by: RewardsBy
@@ -178,6 +181,7 @@ def save(model: DiffusionModel, folder: Path, lora: object, seed: int) -> Path:
     return folder
 
 
+@pytest.mark.quick("sd15-v-secant-another-lora", "sdxl-derivative-base-full")
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("against", ["base", "another"])
 @pytest.mark.parametrize("by", ["secant", "derivative"])
@@ -212,6 +216,7 @@ def test_attention_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(found, attention(query, key, value))
 
 
+@pytest.mark.quick("sd15-v")
 def test_the_policys_folder_is_known_to_the_judge(base: Path, tmp_path: Path) -> None:
     model = load_model(settings(base), device=CPU)
     folder = save(model, tmp_path / "policy", LORA, 1)
@@ -221,6 +226,7 @@ def test_the_policys_folder_is_known_to_the_judge(base: Path, tmp_path: Path) ->
     assert sum(not torch.equal(fused[name], plain[name]) for name in plain) > 10
 
 
+@pytest.mark.quick("sd15-v")
 def test_two_points_come_closer_than_the_middle(base: Path) -> None:
     model = load_model(settings(base), device=CPU)
     latents, draws = question(model)
@@ -270,6 +276,7 @@ def test_the_stretch_of_special_cases() -> None:
     assert best_stretch(lambda s: torch.randn(1000, generator=generator(int(s))) / s) == 32
 
 
+@pytest.mark.quick("sd15-v")
 def test_half_of_the_way_off_the_middle_is_the_policy(base: Path) -> None:
     model = load_model(settings(base), device=CPU)
     network = model.load_denoiser().network

@@ -138,6 +138,7 @@ def test_the_family_is_recognised(any_family: Family) -> None:
     assert model.native_geometry(2).tolist() == [[64, 64, 0, 0, 64, 64]] * 2
 
 
+@pytest.mark.quick("sd15-5.0-ddim", "sdxl-5.0-ddpm", "v-1.0-ddim")
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 def test_latents_and_images_equal_those_of_diffusers_own_pipeline(
@@ -166,6 +167,7 @@ def test_latents_and_images_equal_those_of_diffusers_own_pipeline(
     torch.testing.assert_close(model.decode_latents(found), images.detach(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.quick("sd15-full", "sdxl-lora", "v-full")
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_the_loss_of_a_batch_equals_the_formulas_in_float64(
     any_family: Family, lora: LoraSettings, tmp_path: Path
@@ -217,6 +219,7 @@ def test_the_loss_of_a_batch_equals_the_formulas_in_float64(
     assert found["winner_error"].item() == pytest.approx(gain_w.mean(), abs=1e-6)
 
 
+@pytest.mark.quick("sd15-lora", "sdxl-full")
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_training_starts_at_ln_2_moves_the_policy_and_leaves_the_reference(
     any_family: Family, lora: LoraSettings, tmp_path: Path
@@ -239,6 +242,7 @@ def test_training_starts_at_ln_2_moves_the_policy_and_leaves_the_reference(
     )
 
 
+@pytest.mark.quick("sd15-full", "sdxl-lora")
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_a_saved_policy_is_read_back_and_scores_as_it_was_trained(
     family: Family, lora: LoraSettings, tmp_path: Path
@@ -261,6 +265,7 @@ def test_a_saved_policy_is_read_back_and_scores_as_it_was_trained(
     assert torch.equal(equal.policy, equal.reference)
 
 
+@pytest.mark.quick("sd15-lora", "sdxl-full")
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_the_next_iteration_starts_from_the_policy_at_ln_2(
     family: Family, lora: LoraSettings, tmp_path: Path
@@ -301,6 +306,7 @@ def test_the_next_iteration_starts_from_the_policy_at_ln_2(
     assert steps[0].logit != 0
 
 
+@pytest.mark.quick("sd15-micro-batches-full", "sdxl-checkpointing-lora")
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize(
     "how",
@@ -320,6 +326,7 @@ def test_how_a_training_runs_moves_its_weights_by_rounding_only(
         torch.testing.assert_close(value, weights[name], atol=4e-5, rtol=0)
 
 
+@pytest.mark.quick("sd15-full-bfloat16", "sdxl-lora-float16")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_in_half_precision_policy_and_reference_still_start_equal_and_weights_are_float32(
@@ -334,6 +341,12 @@ def test_in_half_precision_policy_and_reference_still_start_equal_and_weights_ar
     assert {value.dtype for value in policy.state_dict().values()} == {torch.float32}
 
 
+@pytest.mark.quick(
+    "sd15-full-sigmoid-adamw",
+    "sd15-lora-kto-adafactor",
+    "sdxl-full-mapo-adafactor",
+    "sdxl-lora-ipo-adamw",
+)
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "mapo", "kto"])
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
@@ -377,6 +390,7 @@ def test_adamw8bit_without_bitsandbytes_says_what_to_install() -> None:
         assert make_optimizer("adamw8bit", [weight], learning_rate=1e-3, weight_decay=0.0)
 
 
+@pytest.mark.quick("sd15")
 def test_float16_that_overflows_stops_with_what_to_do(family: Family, tmp_path: Path) -> None:
     model = family.load("float16")
     policy, reference = model.load_for_training(None, None, FULL, seed=1)
@@ -397,6 +411,7 @@ def test_float16_that_overflows_stops_with_what_to_do(family: Family, tmp_path: 
         ).run()
 
 
+@pytest.mark.quick("sd15")
 def test_an_average_of_the_weights_is_not_the_last_weights(family: Family, tmp_path: Path) -> None:
     last, _, _ = trained(family.load(), tmp_path / "a", LORA)
     average, _, _ = trained(family.load(), tmp_path / "b", LORA, ema_decay=0.9)
@@ -406,6 +421,7 @@ def test_an_average_of_the_weights_is_not_the_last_weights(family: Family, tmp_p
     )
 
 
+@pytest.mark.quick("sd15")
 def test_a_lora_of_another_base_is_refused(family: Family, tmp_path: Path) -> None:
     trained(family.load(), tmp_path / "work", LORA)[0].save(tmp_path / "policy", "unet")
     other = tiny_models.sd15(tmp_path / "other")
@@ -421,6 +437,7 @@ def test_a_lora_of_another_base_is_refused(family: Family, tmp_path: Path) -> No
         load_model(settings(other), device=CPU).load_denoiser(Policy(tmp_path / "policy"))
 
 
+@pytest.mark.quick("sd15")
 def test_a_run_keeps_one_kind_of_training(family: Family, tmp_path: Path) -> None:
     model = family.load()
     trained(model, tmp_path / "work", LORA)[0].save(tmp_path / "policy", "unet")
@@ -443,6 +460,7 @@ def test_a_long_prompt_is_cut_and_counted(family: Family) -> None:
     assert model.encode_text(prompts)["text"].shape[:2] == (2, 77)
 
 
+@pytest.mark.quick("sd15-full", "sdxl-lora")
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_nothing_is_dropped_out_in_a_training(
     family: Family, lora: LoraSettings, tmp_path: Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from stages.core.plan.flags import flags
+from stages.core.plan.flags import flags, numbered, tables
 
 HOSTILE = ["a b", "$HOME", "`id`", "it's", '"quoted"', "; rm -rf /", "é\n*", "", "{x}", "\\"]
 
@@ -26,3 +26,16 @@ def test_names_are_sorted_dashed_and_nested_under_the_prefix() -> None:
         "--my-settings.reencode False --my-settings.take None"
     )
     assert flags({"num_draws": 10}) == "--num-draws 10"
+
+
+def test_rows_of_words_and_files_become_one_flag_row_by_row() -> None:
+    assert shlex.split(numbered("candidate_scores", [(1, "a b"), (2, "c")])) == [
+        "--candidate-scores", "1", "a b", "2", "c",
+    ]  # fmt: skip
+    assert numbered("rewards", []) == "--rewards"
+
+
+def test_flags_of_tables_are_sorted_and_those_without_rows_are_left_out() -> None:
+    found = tables(scores=[("set", "base", "s")], others=[], prompts=[("set", "p"), ("own", "q")])
+    assert found == "--prompts set p own q --scores set base s"
+    assert tables(scores=[]) == ""

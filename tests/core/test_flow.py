@@ -157,6 +157,7 @@ def test_the_family_is_recognised(family: Family) -> None:
         family.load(family=other)
 
 
+@pytest.mark.quick("sd3-1.0", "sd3-4.5", "flux-4.5", "sana-4.5")
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
 def test_images_equal_those_of_diffusers_own_pipeline(
     family: Family, guidance_scale: float
@@ -298,6 +299,10 @@ def velocity_by_hand(
     return FluxPipeline._unpack_latents(out, 8 * height, 8 * width, 8)
 
 
+@pytest.mark.quick(
+    "sd3-uniform-uniform-full", "flux-logit_normal-velocity-lora",
+    "sana-logit_normal-epsilon-full", "sd3-uniform-elbo-lora",
+)  # fmt: skip
 @KINDS
 @pytest.mark.parametrize("how", WEIGHTINGS, ids=lambda how: f"{how.law}-{how.weights}")
 def test_loss_and_gradient_of_a_batch_equal_the_formulas_in_float64(
@@ -371,6 +376,7 @@ def test_loss_and_gradient_of_a_batch_equal_the_formulas_in_float64(
             )
 
 
+@pytest.mark.quick("sd3-float32-full", "flux-float32-lora", "sana-bfloat16-lora")
 @KINDS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_training_starts_at_ln_2_and_leaves_the_reference_and_the_policy_is_read_back(
@@ -404,6 +410,7 @@ def test_training_starts_at_ln_2_and_leaves_the_reference_and_the_policy_is_read
     assert (reward == 0).all()
 
 
+@pytest.mark.quick("sd3-lora", "sana-full")
 @KINDS
 def test_a_lowered_loss_of_a_fixed_batch(family: Family, lora: LoraSettings) -> None:
     model = family.load()
@@ -438,6 +445,7 @@ def test_a_lora_opens_in_a_fresh_pipeline_with_the_policys_images(
     assert float((found - before).abs().max()) > 1e-3
 
 
+@pytest.mark.quick("sd3-full", "flux-lora")
 @KINDS
 def test_gradient_checkpointing_moves_weights_by_rounding_only(
     family: Family, lora: LoraSettings, tmp_path: Path
@@ -455,6 +463,7 @@ def test_gradient_checkpointing_moves_weights_by_rounding_only(
         torch.testing.assert_close(value, weights[name], atol=4e-5, rtol=0)
 
 
+@pytest.mark.quick("sd3-secant", "sana-derivative")
 @pytest.mark.parametrize("rewards_by", ["secant", "derivative"])
 def test_every_way_to_judge_agrees_with_the_difference(
     family: Family, rewards_by: Any, tmp_path: Path
@@ -595,6 +604,7 @@ class PowerCut(RuntimeError):
     """What breaks a training off."""
 
 
+@pytest.mark.quick("sd3-full", "flux-lora")
 @KINDS
 def test_a_training_that_was_killed_goes_on_and_ends_bit_identical(
     family: Family, lora: LoraSettings, tmp_path: Path

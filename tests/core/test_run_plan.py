@@ -11,6 +11,7 @@ import yaml
 from stages.core.plan import pool
 from stages.core.plan.configuration import check_config
 from stages.core.plan.pool import count_free, small_pool_problems
+from stages.core.plan.problems import problems_of
 from stages.core.plan.run import Problem, RunPlan, files_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,3 +238,32 @@ def test_a_large_pool_is_left_to_preflight(here: Path, monkeypatch: pytest.Monke
     assert keys(small_pool_problems(plan)) == ["prompts.per_iteration"]
     monkeypatch.setattr(pool, "MAX_BYTES", 10)
     assert list(small_pool_problems(plan)) == []
+
+
+METRICS = ("total", "caption_match", "appeal")
+
+
+def test_a_worlds_prompts_are_what_its_seed_captions_leave() -> None:
+    asked: list[int] = []
+
+    def world_pool(num_seed_captions: int) -> int:
+        asked.append(num_seed_captions)
+        return 419
+
+    plan = world()
+    [found] = problems_of(plan, METRICS, [], "perceptual", world_pool=world_pool)
+    assert found.key == "prompts.per_iteration"
+    assert asked == [plan.config["shapes"]["num_seed_captions"]]
+    assert problems_of(plan, METRICS, [], "perceptual", world_pool=lambda _: 420) == []
+
+
+def test_prompts_are_counted_only_where_all_else_is_right(here: Path) -> None:
+    def no_world(num_seed_captions: int) -> int:
+        raise AssertionError(num_seed_captions)
+
+    plan = own(here, sizes=[2, 2])
+    found = problems_of(plan, METRICS, [], "perceptual", world_pool=no_world)
+    assert keys(found) == ["prompts.per_iteration"]
+    (here / "labels.parquet").unlink()
+    found = problems_of(plan, ("total",), [], "perceptual", world_pool=no_world)
+    assert keys(found) == ["preferences.files", "evaluation.metrics", "evaluation.metrics"]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.core.errors import UserError
 from stages.core.execution.stopping import STOP, Stopped
 from stages.core.method.noising import generator, training_draws
 from stages.core.method.objective import PairErrors
@@ -467,6 +468,19 @@ def test_a_state_of_another_identity_is_not_used(
     assert afresh.calls == 6
     assert without_speed(steps) == without_speed(unbroken)
     assert same(weights, expected)
+
+
+class OneOfTwo(Processes):
+    """The second of two processes, without the first."""
+
+    count, rank = 2, 1  # type: ignore[assignment]
+
+
+def test_a_batch_is_shared_in_equal_parts_or_refused() -> None:
+    second = OneOfTwo(CPU)
+    assert second.share(6) == slice(3, 6)
+    with pytest.raises(UserError, match="batch_pairs is 3, which 2 processes cannot share equally"):
+        second.share(3)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_loss_and_what_is_kept(

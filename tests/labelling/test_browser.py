@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from stages import import_preferences, label
 from stages.core.artifacts.schemas import PREFERENCES
 from stages.core.artifacts.tables import read_table
@@ -14,7 +16,7 @@ from tests.labelling.builders import write_images
 from tests.labelling.servers import serving
 from tests.labelling.windows import Window
 
-pytestmark = NEEDS_BROWSER
+pytestmark = [pytest.mark.slow, NEEDS_BROWSER]
 
 
 def test_twenty_pairs_by_keyboard_are_what_the_import_reads(tmp_path: Path) -> None:

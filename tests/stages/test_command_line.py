@@ -103,7 +103,14 @@ def test_a_missing_flag_is_named_and_exit_code_2() -> None:
     assert "Traceback" not in found.stderr
 
 
-@pytest.mark.parametrize("given", [("stages.train_seed",), ("0", "stages.train_seed"), ("2",)])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("2",),
+        pytest.param(("stages.train_seed",), marks=pytest.mark.slow),
+        pytest.param(("0", "stages.train_seed"), marks=pytest.mark.slow),
+    ],
+)
 def test_the_launcher_says_what_it_needs(given: tuple[str, ...]) -> None:
     found = run("stages.launch", *given)
     assert found.returncode == 1

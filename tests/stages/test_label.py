@@ -103,6 +103,7 @@ def test_killed_after_any_key_no_answer_is_lost(tmp_path: Path) -> None:
     kill_after_any_key(tmp_path, 10, 0)
 
 
+@pytest.mark.slow
 def test_killed_after_any_ranking_no_order_is_lost(tmp_path: Path) -> None:
     kill_after_any_key(tmp_path, 4, 0, "--show", "4")
 
@@ -130,7 +131,9 @@ def test_killed_a_hundred_times_no_answer_is_lost(tmp_path: Path) -> None:
     kill_after_any_key(tmp_path, 100, 1)
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "end", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_however_it_is_ended_the_labels_are_written(tmp_path: Path, end: signal.Signals) -> None:
     images, labels = write_images(tmp_path / "images", 5), tmp_path / "labels"
     with serving("--images", str(images), "--labels", str(labels)) as (process, address):

@@ -136,6 +136,7 @@ def test_accelerate_launch_works_too_and_two_jobs_at_once_do_not_collide(
     assert policy_digest(one.output) == policy_digest(two.output)
 
 
+@pytest.mark.slow
 def test_a_batch_that_two_processes_cannot_share_is_refused(
     seed_trained: train_seed.Args, tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(
     assert not (tmp_path / "policy").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_takes_its_workers_with_it(
     seed_trained: train_seed.Args, tmp_path: Path
 ) -> None:
@@ -198,7 +200,8 @@ def test_killed_and_run_again_two_processes_end_with_the_weights_of_an_unbroken_
     assert read_rows(broken.held_out_curve) == read_rows(unbroken.held_out_curve)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_has_a_training_save_its_state_and_the_next_call_ends_with_the_same_weights(
     seed_trained: train_seed.Args, tmp_path: Path, processes: int
 ) -> None:

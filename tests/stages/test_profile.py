@@ -37,6 +37,7 @@ def sampling(args: sample_candidates.Args, prompts: Path, output: Path) -> list[
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_some_items_are_profiled_and_the_stage_goes_on_from_there(
     sampled: list[sample_candidates.Args], prompts: select_prompts.Args, tmp_path: Path
 ) -> None:
@@ -66,8 +67,12 @@ def test_some_items_are_profiled_and_the_stage_goes_on_from_there(
     ("words", "said"),
     [
         (["stages.no_such_stage"], "there is no stage 'stages.no_such_stage'"),
-        (["json.tool"], "there is no stage 'json.tool'"),
-        (["--items", "0", "stages.sample_candidates"], "--items must be at least 1, found 0"),
+        pytest.param(["json.tool"], "there is no stage 'json.tool'", marks=pytest.mark.slow),
+        pytest.param(
+            ["--items", "0", "stages.sample_candidates"],
+            "--items must be at least 1, found 0",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_cannot_be_profiled_is_refused(tmp_path: Path, words: list[str], said: str) -> None:

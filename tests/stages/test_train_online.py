@@ -370,6 +370,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("online", [SPO, DDPO], ids=["spo", "ddpo"])
 def test_two_processes_do_as_one(make: Make, online: OnlineSettings) -> None:
     alone, shared = make("alone", online), make("shared", online)

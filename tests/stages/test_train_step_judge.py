@@ -294,6 +294,7 @@ def test_micro_batches_and_checkpointing_change_only_the_rounding(make: Make) ->
             assert row[name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
 
 
+@pytest.mark.slow
 def test_two_processes_do_as_one(make: Make) -> None:
     even = replace(SMALL, batch_pairs=4, num_steps=2)
     alone, shared = make("alone", even), make("shared", even)

@@ -21,6 +21,11 @@ from tests.workflow.projects import CONFIG, ROOT, RUN, Project, environment
 from tests.workflow.warm import warm_python
 
 
+def slow(*cases: tuple[Any, ...]) -> list[Any]:
+    """More of the same: each is a Snakemake, of 1 to 3 CPU seconds."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 @cache
 def planned_by(name: str) -> dict[str, int]:
     """The jobs that a config of the folder plans; each is planned once."""
@@ -28,7 +33,13 @@ def planned_by(name: str) -> dict[str, int]:
 
 
 @pytest.mark.xdist_group("configs")  # one process plans them all
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "config").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.stem, marks=() if path.stem in ("config", "sd15") else pytest.mark.slow)
+        for path in sorted((ROOT / "config").glob("*.yaml"))
+    ],
+)
 def test_every_config_plans_jobs(name: str) -> None:
     """As every overlay does: .ci/run plans them all."""
     planned = planned_by(name)
@@ -53,6 +64,7 @@ def test_the_example_for_pairs_of_ones_own_plans_a_run_on_its_own_files(tmp_path
     assert config["evaluation"]["prompt_layouts"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("configs")
 def test_the_papers_settings_plan_the_papers_run() -> None:
     sd15, sdxl = planned_by("sd15"), planned_by("sdxl")
@@ -80,10 +92,12 @@ def test_the_default_config_plans_three_iterations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "absent"),
     [
-        ("seed", {"sample_candidates", "generate_evaluation", "write_report"}),
         ("datasets", {"generate_evaluation", "write_report"}),
-        ("evaluate", {"write_report"}),
-        ("report", set()),
+        *slow(
+            ("seed", {"sample_candidates", "generate_evaluation", "write_report"}),
+            ("evaluate", {"write_report"}),
+            ("report", set()),
+        ),
     ],
 )
 def test_named_targets_go_only_so_far(tmp_path: Path, target: str, absent: set[str]) -> None:
@@ -96,9 +110,11 @@ def test_named_targets_go_only_so_far(tmp_path: Path, target: str, absent: set[s
     ("config", "expected"),
     [
         ({"sampling": {"guidence_scale": 3.0}}, ["'sampling.guidence_scale'", "'guidance_scale'"]),
-        ({"iteratons": 3}, ["'iteratons'", "'iterations'"]),
-        ({"sample_candidates": {"shards": "two"}}, ["'sample_candidates.shards'", "integer"]),
-        ({"iterations": 3}, ["'prompts.per_iteration' lists 2 sizes", "'iterations' is 3"]),
+        *slow(
+            ({"iteratons": 3}, ["'iteratons'", "'iterations'"]),
+            ({"sample_candidates": {"shards": "two"}}, ["'sample_candidates.shards'", "integer"]),
+            ({"iterations": 3}, ["'prompts.per_iteration' lists 2 sizes", "'iterations' is 3"]),
+        ),
     ],
 )
 def test_a_wrong_config_is_refused_by_key(
@@ -132,6 +148,7 @@ def test_gpus_that_torch_does_not_see_are_refused_before_the_first_job(tmp_path:
     Project(tmp_path).make(*target, config={"execution": {"allow_cpu": True}})
 
 
+@pytest.mark.slow
 def test_a_runs_name_with_other_data_is_told_before_it_is_made_anew(tmp_path: Path) -> None:
     project, target = Project(tmp_path), ("--", f"results/{RUN}/world/pool.txt")
     project.make(*target)
@@ -143,7 +160,9 @@ def test_a_runs_name_with_other_data_is_told_before_it_is_made_anew(tmp_path: Pa
     assert "--config run=another" in done.stdout
 
 
-@pytest.mark.parametrize(("on_collapse", "images"), [("rollback", 1), ("stop", 2), ("warn", 1)])
+@pytest.mark.parametrize(
+    ("on_collapse", "images"), [("rollback", 1), *slow(("stop", 2), ("warn", 1))]
+)
 def test_a_gate_that_cannot_see_diversity_is_warned_of_once(
     tmp_path: Path, on_collapse: str, images: int
 ) -> None:

@@ -54,19 +54,28 @@ def test_a_second_call_does_nothing(finished: Project) -> None:
     assert finished.planned() == {}
 
 
-def test_a_deleted_shard_is_rebuilt_with_what_depends_on_it(
-    finished: Project, tmp_path: Path
-) -> None:
+@pytest.fixture
+def without_a_shard(finished: Project, tmp_path: Path) -> Project:
     project = finished.copy(tmp_path / "copy")
     (project.results / "iter02/candidates/shard-1.parquet").unlink()
-    planned = project.planned()
+    return project
+
+
+def test_a_deleted_shard_is_planned_with_what_depends_on_it(without_a_shard: Project) -> None:
+    planned = without_a_shard.planned()
     assert planned["sample_candidates"] == 1
     assert planned["score_candidates"] == 1
     assert planned["select_pairs"] == planned["update_policy"] == 1
     assert "train_seed" not in planned
     assert "import_preferences" not in planned
-    project.make("--quiet", "all")
-    assert contents(project) == contents(finished)
+
+
+@pytest.mark.slow
+def test_a_deleted_shard_is_rebuilt_and_the_run_ends_as_it_was(
+    finished: Project, without_a_shard: Project
+) -> None:
+    without_a_shard.make("--quiet", "all")
+    assert contents(without_a_shard) == contents(finished)
 
 
 def test_dpo_beta_of_the_update_leaves_the_first_candidates_alone(finished: Project) -> None:

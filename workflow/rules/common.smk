@@ -7,7 +7,6 @@ sys.path.insert(0, workflow.basedir)
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
-from snakemake.settings.enums import Quietness
 
 from stages.core.plan.configuration import (
     ConfigError,
@@ -15,23 +14,16 @@ from stages.core.plan.configuration import (
     refuse_repeated_keys,
     without_defaults,
 )
-from stages.core.execution.disk import DiskError, refuse_full, refuse_unwritable
+from stages.core.execution.disk import DiskError, refuse_full
 from stages.core.errors import UserError
 from stages.core.artifacts.kept_versions import kept_version
-from stages.core.plan.flags import flags
+from stages.core.plan.flags import flags, numbered, tables
+from stages.core.plan.problems import problems_of
 from stages.core.plan.run import RunPlan, files_of
 from stages.core.evaluation.gates import left_out, stopped_after
-from stages.core.execution.calm_stop import be_calm
-from stages.core.execution.run_record import other_data, record_of, record_run
-from stages.core.execution.snakemake_lock import free_stale_lock, hold_run
-from stages.core.execution.warm_start import has_card, offer_warm_start
-from stages.metrics import (
-    NETWORKS,
-    PERCEPTUAL,
-    choose_features,
-    metric_names,
-    needs_gpu,
-)
+from stages.core.execution.run_record import other_data, record_of
+from stages.core.execution.snakemake_lock import free_stale_lock
+from stages.metrics import NETWORKS, choose_features, metric_names
 from stages.shapes.folds import num_pool_captions
 
 if workflow.is_main_process:
@@ -79,40 +71,22 @@ if STOP and workflow.is_main_process:
 LAST = last_iteration(STOP)
 PLAN = RunPlan(config=config, last=LAST)
 ITERATIONS, TRAINED, POLICY_NAMES = PLAN.iterations, PLAN.trained, PLAN.policies
-ADOPTED_POLICY = config["train_seed"].get("policy")
 SHARDS = list(range(config["sample_candidates"]["shards"]))
 EVALUATION_SHARDS = list(range(config["evaluation"]["shards"]))
 EXCLUDED_SETS = PLAN.excluded_sets
-METRICS, PROMPT_SETS = config["evaluation"]["metrics"], PLAN.prompt_sets
+PROMPT_SETS = PLAN.prompt_sets
 FEATURES = choose_features(
     config["evaluation"]["diversity_features"], PLAN.metrics_in_use
 )
-RANKER = config["select_pairs"]["ranker"]
-
-
-def problems():
-    """What is wrong with the run and can be known before its first job."""
-    found = [
-        *PLAN.file_problems(),
-        *PLAN.family_problems(),
-        *PLAN.metric_problems(metric_names(), NETWORKS, FEATURES),
-    ]
-    if found:
-        return found
-    if PLAN.is_world:
-        num_captions = num_pool_captions(config["shapes"]["num_seed_captions"])
-        return list(PLAN.pool_problems(num_captions))
-    # Only here, for it imports pyarrow, which other jobs need not wait for.
-    from stages.core.plan.pool import small_pool_problems
-
-    return list(small_pool_problems(PLAN))
-
 
 if workflow.is_main_process:
-    if lines := [str(problem) for problem in problems()]:
+    problems = problems_of(
+        PLAN, metric_names(), NETWORKS, FEATURES, world_pool=num_pool_captions
+    )
+    if problems:
         raise WorkflowError(
             f"the run cannot begin (paths begin in {Path.cwd()}):\n  - "
-            + "\n  - ".join(lines)
+            + "\n  - ".join(map(str, problems))
         )
     if Path(RUN).is_dir() and (changes := other_data(Path(), config)):
         logger.warning(
@@ -136,12 +110,10 @@ wildcard_constraints:
     part="preferences|holdout",
 
 
-def stage(name):
-    """Params for the rule of a stage; the command, as anyone can paste it, and its code's digest."""
-    return {
-        "command": f"python -m stages.{name}",
-        "code": kept_version(f"stages.{name}"),
-    }
+def stage(name, **params):
+    """A stage's params: the command, as anyone can paste it, its code's digest, and its own."""
+    code = kept_version(f"stages.{name}")
+    return {"command": f"python -m stages.{name}", "code": code, **params}
 
 
 def settings(block, prefix="settings", without=()):
@@ -156,35 +128,21 @@ def settings(block, prefix="settings", without=()):
 
 MODEL = settings("model", "model")
 # The same model in the precision that judges.
-JUDGING = {**config["model"], "dtype": config["score_candidates"]["dtype"]}
+SCORING = config["score_candidates"]
+JUDGING = {**config["model"], "dtype": SCORING["dtype"]}
 JUDGE = flags(without_defaults(JUDGING, "model"), "model")
 # How much each timestep counts in a reward, and where a policy's weights and its held-out pairs lie.
-DRAWS_BY_JUDGE = (
-    config["score_candidates"]["allocation"] == "importance"
-    or config["score_candidates"]["adaptive_confidence"] > 0
-)
-WEIGHTING = {key: config["score_candidates"][key] for key in ("weights", "snr_power")}
+WEIGHTING = {key: SCORING[key] for key in ("weights", "snr_power")}
 HAS_JUDGE = WEIGHTING["weights"] not in ("uniform", "velocity")
 # How timesteps are drawn and what a distilled model is told where it judges; nothing at the defaults.
-DRAWING = {
-    key: config["score_candidates"][key] for key in ("draw_law", "embedded_guidance")
-}
+DRAWING = {key: SCORING[key] for key in ("draw_law", "embedded_guidance")}
 DRAWING = without_defaults(DRAWING, "score_candidates")
 JUDGES = f"{RUN}/evaluation/judges/{{policy}}.json"
 JUDGED_HOLDOUT = (
     f"{RUN}/evaluation/{'judged' if HAS_JUDGE else 'holdout'}/{{policy}}.parquet"
 )
-REWARDS_BY = flags({"rewards_by": config["score_candidates"]["rewards_by"], **DRAWING})
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")
-CANDIDATE_FILES = flags(
-    without_defaults(
-        config["sample_candidates"]["files"], "sample_candidates", "files"
-    ),
-    "files",
-)
-
-
 HELD_OUT_FILES = [
     f"{RUN}/seed/holdout.parquet",
     f"{RUN}/seed/holdout_latents.parquet",
@@ -195,9 +153,6 @@ HELD_OUT_CURVE = {
     **without_defaults(config["held_out_curve"], "held_out_curve"),
 }
 HELD_OUT = flags(HELD_OUT_CURVE, "held_out")
-STEP_JUDGE_HELD_OUT = flags(
-    {**HELD_OUT_CURVE, "every_steps": config["step_judge"]["every_steps"]}, "held_out"
-)
 
 
 def training(name):
@@ -225,11 +180,11 @@ def prompt_set_files(name):
     return matching([config["evaluation"]["prompt_sets"][name]])
 
 
-def numbered(flag, rows):
-    """A repeated flag whose values are words and files; there also where it has none."""
-    return flags({flag: [word for row in rows for word in row]})
+def shown(path, category):
+    """An output that `snakemake --report` shows, with the caption of that name."""
+    return report(path, category=category, caption=f"../report/{Path(path).stem}.rst")
 
 
-def tables(**rows):
-    """Such flags in one; one that has no values is left out."""
-    return " ".join(numbered(flag, rows[flag]) for flag in sorted(rows) if rows[flag])
+def where_given(name):
+    """Param: the files of an input as a flag of its name; nothing where there are none."""
+    return lambda wildcards, input: flags({name: input[name]} if input[name] else {})

@@ -1,4 +1,5 @@
 # Every policy and the base on the same prompts and the same noise; and the guards of the loop.
+METRICS = config["evaluation"]["metrics"]
 CANDIDATE_METRIC = config["evaluation"]["candidate_metric"]
 CANDIDATE_SCORES = expand(
     f"{RUN}/iter{{i:02d}}/candidate_scores/{CANDIDATE_METRIC}.parquet",
@@ -36,6 +37,7 @@ EVALUATION = [
         shard=EVALUATION_SHARDS,
     ),
 ]
+LAYOUTS = config["evaluation"]["prompt_layouts"]
 # What a stage is told of tables: the words that name each, and its path.
 SET_PROMPTS = [(name, *expand(PROMPTS, set=name)) for name in PROMPT_SETS]
 TRAINING_PROMPTS = [
@@ -79,9 +81,7 @@ rule select_evaluation_prompts:
     localrule: True
     params:
         **stage("select_evaluation_prompts"),
-        layout=lambda wildcards: config["evaluation"]["prompt_layouts"].get(
-            wildcards.set, "plain"
-        ),
+        layout=lambda wildcards: LAYOUTS.get(wildcards.set, "plain"),
     shell:
         "{params.command} --files {input:q} --layout {params.layout}"
         " --output {output:q} 2>&1 | record {log:q}"
@@ -92,17 +92,12 @@ rule check_leakage:
         evaluation=[path for _, path in SET_PROMPTS],
         training=[path for _, path in TRAINING_PROMPTS],
     output:
-        report(
-            f"{RUN}/evaluation/leakage.parquet",
-            category="Evaluation",
-            caption="../report/leakage.rst",
-        ),
+        shown(f"{RUN}/evaluation/leakage.parquet", "Evaluation"),
     log:
         f"{LOGS}/evaluation/check_leakage.log",
     priority: 20
     params:
-        **stage("check_leakage"),
-        allow=config["evaluation"]["allow_leakage"],
+        **stage("check_leakage", allow=config["evaluation"]["allow_leakage"]),
         tables=tables(evaluation=SET_PROMPTS, training=TRAINING_PROMPTS),
     shell:
         "{params.command} --allow {params.allow} {params.tables}"
@@ -118,12 +113,9 @@ rule generate_evaluation:
     log:
         f"{LOGS}/evaluation/{{set}}/{{policy}}/generate_evaluation-{{shard}}.log",
     resources:
-        **SMALL_GPU,
-        execution=batches("evaluation_prompts_per_batch"),
+        **small_gpu("evaluation_prompts_per_batch"),
     params:
-        **stage("generate_evaluation"),
-        policy=policy_folder,
-        model=MODEL,
+        **stage("generate_evaluation", policy=policy_folder, model=MODEL),
         images_per_prompt=config["evaluation"]["images_per_prompt"],
         num_shards=len(EVALUATION_SHARDS),
         seed=config["evaluation"]["seed"],
@@ -147,7 +139,6 @@ rule score_metric:
         metric_environment
     resources:
         **METRIC_GPU,
-        execution=batches("metric_images_per_batch"),
     params:
         **stage("score_metric"),
         options=lambda wildcards: options_of(wildcards.metric),
@@ -177,12 +168,9 @@ rule measure_diversity:
     conda:
         metric_environment
     resources:
-        **(SMALL_GPU if FEATURES != PERCEPTUAL else {}),
-        execution=flags(SHARING),
+        **FEATURES_GPU,
     params:
-        **stage("measure_diversity"),
-        features=FEATURES,
-        options=options_of(FEATURES),
+        **stage("measure_diversity", features=FEATURES, options=options_of(FEATURES)),
     shell:
         "{params.command} --images {input.images:q} --base {input.base:q}"
         " --features {params.features:q} {params.options}"
@@ -199,13 +187,10 @@ rule score_holdout:
     log:
         f"{LOGS}/evaluation/score_holdout-{{policy}}.log",
     resources:
-        **SMALL_GPU,
-        execution=batches("score_rows_per_batch"),
+        **small_gpu("score_rows_per_batch"),
     params:
-        **stage("score_holdout"),
-        policy=policy_folder,
-        model=JUDGE,
-        rewards_by=REWARDS_BY,
+        **stage("score_holdout", policy=policy_folder, model=JUDGE),
+        rewards_by=flags({"rewards_by": SCORING["rewards_by"], **DRAWING}),
         dpo_beta=config["update_policy"]["dpo_beta"],
         num_draws=config["evaluation"]["holdout_draws"],
         skip_pairs=PLAN.pairs_that_stop,
@@ -219,6 +204,7 @@ rule score_holdout:
 
 
 if HAS_JUDGE:
+    DRAW_LAW = {key: law for key, law in DRAWING.items() if key == "draw_law"}
 
     rule calibrate_judge:
         input:
@@ -231,12 +217,8 @@ if HAS_JUDGE:
             f"{LOGS}/evaluation/calibrate_judge-{{policy}}.log",
         priority: 10
         params:
-            **stage("calibrate_judge"),
-            policy=policy_folder,
-            model=MODEL,
-            weights=flags(
-                {**WEIGHTING, **{k: v for k, v in DRAWING.items() if k == "draw_law"}}
-            ),
+            **stage("calibrate_judge", policy=policy_folder, model=MODEL),
+            weights=flags({**WEIGHTING, **DRAW_LAW}),
             seed=config["evaluation"]["seed"],
         shell:
             "{params.command} --holdout {input.holdout:q} --policy {params.policy:q} {params.model}"
@@ -250,16 +232,8 @@ rule summarise_evaluation:
         prompts=[path for _, path in SET_PROMPTS],
         others=[path for *_, path in OTHER_SCORES],
     output:
-        summary=report(
-            f"{RUN}/evaluation/summary.parquet",
-            category="Evaluation",
-            caption="../report/summary.rst",
-        ),
-        breakdown=report(
-            f"{RUN}/evaluation/breakdown.parquet",
-            category="Evaluation",
-            caption="../report/breakdown.rst",
-        ),
+        summary=shown(f"{RUN}/evaluation/summary.parquet", "Evaluation"),
+        breakdown=shown(f"{RUN}/evaluation/breakdown.parquet", "Evaluation"),
     log:
         f"{LOGS}/evaluation/summarise_evaluation.log",
     localrule: True
@@ -280,26 +254,14 @@ rule summarise_guards:
         candidate_scores=CANDIDATE_SCORES,
         prompts=[path for _, path in SET_PROMPTS],
     output:
-        guards=report(
-            f"{RUN}/evaluation/guards.parquet",
-            category="Evaluation",
-            caption="../report/guards.rst",
-        ),
-        reliability=report(
-            f"{RUN}/evaluation/reliability.parquet",
-            category="Evaluation",
-            caption="../report/reliability.rst",
-        ),
+        guards=shown(f"{RUN}/evaluation/guards.parquet", "Evaluation"),
+        reliability=shown(f"{RUN}/evaluation/reliability.parquet", "Evaluation"),
     log:
         f"{LOGS}/evaluation/summarise_guards.log",
     params:
-        **stage("summarise_guards"),
-        model=MODEL,
-        limits=LIMITS,
+        **stage("summarise_guards", model=MODEL, limits=LIMITS),
         rewards=numbered("rewards", REWARDS),
-        candidate_scores=numbered(
-            "candidate_scores", list(zip(ITERATIONS, CANDIDATE_SCORES))
-        ),
+        candidate_scores=numbered("candidate_scores", zip(ITERATIONS, CANDIDATE_SCORES)),
     shell:
         "{params.command} --holdout {input.holdout:q} --pairs {input.pairs:q}"
         " --diversity {input.diversity:q}"

@@ -1,4 +1,13 @@
 # How jobs run, and never what they compute: GPUs, batches, environments, where files lie.
+from snakemake.settings.enums import Quietness
+
+from stages.core.execution.calm_stop import be_calm
+from stages.core.execution.disk import refuse_unwritable
+from stages.core.execution.run_record import record_run
+from stages.core.execution.snakemake_lock import hold_run
+from stages.core.execution.warm_start import has_card, offer_warm_start
+from stages.metrics import PERCEPTUAL, needs_gpu
+
 # Where files go through a bucket, as on Kubernetes: the provider's name. Nothing on a shared disk.
 STORAGE = workflow.storage_settings.default_storage_provider
 if STORAGE and ON_COLLAPSE != "warn":
@@ -14,7 +23,6 @@ JOBS_PER_GPU = EXECUTION["jobs_per_gpu"]
 IS_SHARED = JOBS_PER_GPU > 1
 SHARING = {"jobs_per_gpu": JOBS_PER_GPU} if IS_SHARED else {}
 SMALL_GPU = {"gpu": int(not IS_SHARED), "gpu_slot": int(IS_SHARED)}
-
 
 allowed = workflow.global_resources.get("gpu")
 allowed = getattr(allowed, "value", allowed)
@@ -190,6 +198,11 @@ def batches(key):
     return flags({**({flag: size} if size else {}), **SHARING})
 
 
+def small_gpu(key=None, name="execution"):
+    """What a small stage takes: a GPU or a slot of one, and how many items go at once."""
+    return {**SMALL_GPU, name: batches(key) if key else flags(SHARING)}
+
+
 def options_of(metric):
     """A metric's own block of the config, as one flag."""
     options = config["metrics"].get(metric, {})
@@ -207,7 +220,9 @@ def metric_environment(wildcards):
 METRIC_GPU = {
     "gpu": lambda wildcards: SMALL_GPU["gpu"] * needs_gpu(wildcards.metric),
     "gpu_slot": lambda wildcards: SMALL_GPU["gpu_slot"] * needs_gpu(wildcards.metric),
+    "execution": batches("metric_images_per_batch"),
 }
+FEATURES_GPU = small_gpu() if FEATURES != PERCEPTUAL else {"execution": flags(SHARING)}
 
 
 def stored_results():

@@ -40,9 +40,7 @@ rule export_policy:
     wildcard_constraints:
         kind="diffusers|lora-diffusers|lora-kohya|single-file",
     params:
-        **stage("export_policy"),
-        policy=policy_folder,
-        folder=output_folder,
+        **stage("export_policy", policy=policy_folder, folder=output_folder),
         model=MODEL,
         name=lambda wildcards: f"{config['run']}-{wildcards.policy}",
         dtype=config["export"]["dtype"],
@@ -66,10 +64,9 @@ if EXPORTED_POLICIES:
             f"{LOGS}/export/write_model_cards.log",
         localrule: True
         params:
-            **stage("write_model_cards"),
+            **stage("write_model_cards", limits=LIMITS),
             exports=tables(exports=EXPORTED_POLICIES),
             gates=flags({"gates": GATES} if GATES else {}),
-            limits=LIMITS,
         shell:
             "{params.command} {params.exports} {params.gates} --summary {input.summary:q}"
             " --guards {input.guards:q} {params.limits} 2>&1 | record {log:q}"
@@ -85,8 +82,7 @@ rule export_preferences:
     wildcard_constraints:
         kind="pickapic|preference|imagefolder|webdataset",
     params:
-        **stage("export_preferences"),
-        folder=output_folder,
+        **stage("export_preferences", folder=output_folder),
     shell:
         "{params.command} --preferences {input:q} --format {wildcards.kind}"
         " --output {params.folder:q} 2>&1 | record {log:q}"

@@ -1,4 +1,5 @@
 # One round of self-improvement: policy i-1 samples, judges, and is trained into policy i.
+RANKER = config["select_pairs"]["ranker"]
 CANDIDATES = f"{RUN}/iter{{iter}}/candidates/shard-{{shard}}.parquet"
 SCORES = f"{RUN}/iter{{iter}}/scores/shard-{{shard}}.parquet"
 PROMPT_POOL = [f"{RUN}/world/pool.txt"] if "shapes" in config else matching(PLAN.pool)
@@ -16,7 +17,19 @@ if (
         f"{RUN}/seed/preferences_latents.parquet",
     ]
     PROMPT_POOL = HUMAN[:1]
+HUMAN_FLAGS = flags({"human": HUMAN[0], "human_latents": HUMAN[1]}) if HUMAN else ""
 CANDIDATES_PER_PROMPT = config["sample_candidates"]["candidates_per_prompt"]
+CANDIDATE_FILES = flags(
+    without_defaults(
+        config["sample_candidates"]["files"], "sample_candidates", "files"
+    ),
+    "files",
+)
+IS_IMPORTANCE = SCORING["allocation"] == "importance"
+ALLOCATION = "--allocation importance" if IS_IMPORTANCE else ""
+MIN_PROBABILITY = settings(
+    "select_pairs", "", without=["strategy", "ranker", "min_margin_in_standard_errors"]
+)
 
 # Shards are targets too: Snakemake would not miss a deleted file that only finished jobs have read.
 DATASETS = [
@@ -59,9 +72,7 @@ if ON_COLLAPSE != "warn":
             number=r"\d\d",
         priority: 10
         params:
-            **stage("check_collapse"),
-            tables=gate_flags,
-            limits=LIMITS,
+            **stage("check_collapse", tables=gate_flags, limits=LIMITS),
             on_collapse=ON_COLLAPSE,
         shell:
             "{params.command} {params.tables} {params.limits}"
@@ -80,9 +91,8 @@ if ON_COLLAPSE != "warn":
             f"{LOGS}/iter{{iter}}/start_iteration.log",
         priority: 10
         params:
-            **stage("start_iteration"),
+            **stage("start_iteration", folder=output_folder),
             policies=lambda wildcards, input: [folder(path) for path in input.policies],
-            folder=output_folder,
         shell:
             "{params.command} --gate {input.gate:q} --policies {params.policies:q}"
             " --output {params.folder:q} 2>&1 | record {log:q}"
@@ -103,8 +113,7 @@ rule select_prompts:
     priority: 10
     localrule: True
     params:
-        **stage("select_prompts"),
-        seed=config["seed"],
+        **stage("select_prompts", seed=config["seed"]),
         skip=lambda wildcards: (0 if HUMAN else sum(SIZES[: iteration(wildcards) - 1])),
         take=lambda wildcards: SIZES[iteration(wildcards) - 1],
     shell:
@@ -125,12 +134,9 @@ rule sample_candidates:
         f"{LOGS}/iter{{iter}}/sample_candidates-{{shard}}.tsv"
     priority: 10
     resources:
-        **SMALL_GPU,
-        execution=batches("candidate_prompts_per_batch"),
+        **small_gpu("candidate_prompts_per_batch"),
     params:
-        **stage("sample_candidates"),
-        policy=policy_folder,
-        iteration=iteration,
+        **stage("sample_candidates", policy=policy_folder, iteration=iteration),
         num_shards=len(SHARDS),
         model=MODEL,
         candidates_per_prompt=CANDIDATES_PER_PROMPT,
@@ -151,7 +157,7 @@ rule score_candidates:
     input:
         candidates=rules.sample_candidates.output,
         policy=previous_policy,
-        reference=named_policy(config["score_candidates"]["reference"]),
+        reference=named_policy(SCORING["reference"]),
         judges=judges_of_draws,
     output:
         SCORES,
@@ -161,18 +167,13 @@ rule score_candidates:
         f"{LOGS}/iter{{iter}}/score_candidates-{{shard}}.tsv"
     priority: 10
     resources:
-        **SMALL_GPU,
-        scoring=batches("score_rows_per_batch"),
+        **small_gpu("score_rows_per_batch", name="scoring"),
     params:
-        **stage("score_candidates"),
-        policy=policy_folder,
-        reference=reference_folder,
+        **stage("score_candidates", policy=policy_folder, reference=reference_folder),
         iteration=iteration,
         model=JUDGE,
         settings=settings("score_candidates", "", without=["dtype", *WEIGHTING]),
-        judges=lambda wildcards, input: flags(
-            {"judges": input.judges} if input.judges else {}
-        ),
+        judges=where_given("judges"),
         seed=config["seed"],
     shell:
         "{params.command} --candidates {input.candidates:q} --policy {params.policy:q}"
@@ -196,30 +197,16 @@ rule select_pairs:
         f"{LOGS}/iter{{iter}}/select_pairs.log",
     priority: 10
     params:
-        **stage("select_pairs"),
-        policy=policy_folder,
-        ranking=lambda wildcards, input: flags(
-            {"ranking": input.ranking} if RANKING else {}
-        ),
-        judges=lambda wildcards, input: flags(
-            {"judges": input.judges} if HAS_JUDGE else {}
-        ),
-        human=flags({"human": HUMAN[0], "human_latents": HUMAN[1]} if HUMAN else {}),
-        iteration=iteration,
+        **stage("select_pairs", policy=policy_folder, iteration=iteration),
+        ranking=where_given("ranking"),
+        judges=where_given("judges"),
+        human=HUMAN_FLAGS,
         candidates_per_prompt=CANDIDATES_PER_PROMPT,
         dpo_beta=config["update_policy"]["dpo_beta"],
         min_margin=config["select_pairs"]["min_margin_in_standard_errors"],
-        min_probability=settings(
-            "select_pairs",
-            "",
-            without=["strategy", "ranker", "min_margin_in_standard_errors"],
-        ),
+        min_probability=MIN_PROBABILITY,
         seed=config["seed"],
-        allocation=flags(
-            {"allocation": "importance"}
-            if config["score_candidates"]["allocation"] == "importance"
-            else {}
-        ),
+        allocation=ALLOCATION,
         strategy=STRATEGY,
     shell:
         "{params.command} --candidates {input.candidates:q} --rewards {input.rewards:q}"
@@ -241,12 +228,8 @@ rule mix_preferences:
         f"{LOGS}/iter{{iter}}/mix_preferences.log",
     priority: 10
     params:
-        **stage("mix_preferences"),
-        decisions=lambda wildcards, input: flags(
-            {"decisions": input.decisions} if input.decisions else {}
-        ),
-        iteration=iteration,
-        seed=config["seed"],
+        **stage("mix_preferences", iteration=iteration, seed=config["seed"]),
+        decisions=where_given("decisions"),
         settings=settings("mix_preferences", ""),
     shell:
         "{params.command} --pairs {input.pairs:q} --preferences {input.preferences:q}"

@@ -18,8 +18,7 @@ if PLAN.is_online:
         log:
             f"{LOGS}/online/select_prompts.log",
         params:
-            **stage("select_prompts"),
-            seed=config["seed"],
+            **stage("select_prompts", seed=config["seed"]),
             skip=0,  # the first that the iterations take, too
             take=config["online"]["num_prompts"],
 
@@ -70,6 +69,8 @@ if PLAN.trains_step_judge:
         *expand(f"{RUN}/step_judge/{{table}}.parquet", table=["training", "curve"]),
     ]
 
+    EVERY_STEPS = {"every_steps": config["step_judge"]["every_steps"]}
+
     rule train_step_judge:
         input:
             preferences=f"{RUN}/seed/preferences.parquet",
@@ -93,7 +94,7 @@ if PLAN.trains_step_judge:
             clip=config["step_judge"]["clip"],
             tokenizer=config["step_judge"]["tokenizer"],
             settings=step_judge_settings(),
-            held_out=STEP_JUDGE_HELD_OUT,
+            held_out=flags({**HELD_OUT_CURVE, **EVERY_STEPS}, "held_out"),
             folder=output_folder,
             work=f"{WORK}/step_judge",
         shell:

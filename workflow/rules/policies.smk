@@ -92,7 +92,9 @@ def judges_before(wildcards):
 
 def judges_of_draws(wildcards):
     """Input: the same where they say which draws to make."""
-    return judges_before(wildcards) if DRAWS_BY_JUDGE else []
+    by_weight = SCORING["allocation"] == "importance"
+    is_told = by_weight or SCORING["adaptive_confidence"] > 0
+    return judges_before(wildcards) if is_told else []
 
 
 def decisions_about(wildcards):
@@ -204,8 +206,8 @@ def online_judge(wildcards, input):
         values["policy"] = folder(input.judge)
         values["num_draws"] = online["judge_draws"]
         values |= DRAWING
-        if config["score_candidates"]["rewards_by"] != "difference":
-            values["rewards_by"] = config["score_candidates"]["rewards_by"]
+        if SCORING["rewards_by"] != "difference":
+            values["rewards_by"] = SCORING["rewards_by"]
         if JUDGING["dtype"] != config["model"]["dtype"]:
             values["dtype"] = JUDGING["dtype"]
         if HAS_JUDGE:

@@ -14,6 +14,18 @@ SHOWN_CONFIG = {
 }
 PRIMARY_METRIC = config["evaluation"]["primary_metric"]
 PAPER_MODEL = config["evaluation"]["paper_model"]
+NAMES = {
+    "run": config["run"],
+    "policies": POLICY_NAMES,
+    "primary_metric": PRIMARY_METRIC,
+    "primary_set": PRIMARY_SET,
+    **({"paper_model": PAPER_MODEL} if PAPER_MODEL else {}),
+}
+CALL = {
+    "logs": LOGS,
+    "record": record_of(Path(), config["run"]),
+    "training_gpus": EXECUTION["training_gpus"],
+}
 TRAININGS = [(i, f"{RUN}/iter{i:02d}/training.parquet") for i in TRAINED]
 SHOWN_IMAGES = [
     (name, path)
@@ -47,40 +59,23 @@ rule write_report:
         gates=GATES,
         judges=expand(JUDGES, policy=POLICY_NAMES[1:]) if HAS_JUDGE else [],
     output:
-        report=report(REPORT[0], category="Report", caption="../report/report.rst"),
-        config=report(REPORT[1], category="Report", caption="../report/config.rst"),
+        report=shown(REPORT[0], "Report"),
+        config=shown(REPORT[1], "Report"),
     log:
         f"{LOGS}/report.log",
     localrule: True
     resources:
         # no input and no param: Snakemake reruns nothing when they change
-        execution=flags(
-            {
-                "logs": LOGS,
-                "record": record_of(Path(), config["run"]),
-                "training_gpus": EXECUTION["training_gpus"],
-            }
-        ),
+        execution=flags(CALL),
     params:
-        **stage("write_report"),
+        **stage("write_report", limits=LIMITS),
         tables=tables(images=SHOWN_IMAGES, scores=PRIMARY_SCORES, judged=JUDGEMENTS),
         training=numbered("training", TRAININGS),
         held_out_curve=numbered("held_out_curve", HELD_OUT_CURVES),
         gates=flags({"gates": GATES} if GATES else {}),
-        judges=lambda wildcards, input: flags(
-            {"judges": input.judges} if HAS_JUDGE else {}
-        ),
+        judges=where_given("judges"),
         config=json.dumps(SHOWN_CONFIG, sort_keys=True, indent=2),
-        flags=flags(
-            {
-                "run": config["run"],
-                "policies": POLICY_NAMES,
-                "primary_metric": PRIMARY_METRIC,
-                "primary_set": PRIMARY_SET,
-                **({"paper_model": PAPER_MODEL} if PAPER_MODEL else {}),
-            }
-        ),
-        limits=LIMITS,
+        flags=flags(NAMES),
     shell:
         "printf '%s\\n' {params.config:q} > {output.config:q};"
         " {params.command} --config {output.config:q} --summary {input.summary:q}"

@@ -1,4 +1,5 @@
 # Human pairs -> seed pairs and held-out pairs -> latents -> policy 0.
+ADOPTED_POLICY = config["train_seed"].get("policy")
 PREFERENCES = without_defaults(config["preferences"], "preferences")
 PREFERENCE_FILES = (
     [f"{RUN}/world/preferences.parquet"]
@@ -6,11 +7,16 @@ PREFERENCE_FILES = (
     else matching(config["preferences"]["files"])
 )
 # The stage finds the files again, by the patterns of the config.
-ASKED_FILES = PREFERENCES.pop("files", PREFERENCE_FILES)
+ASKED_FILES = flags({"files": PREFERENCES.pop("files", PREFERENCE_FILES)})
 COLUMNS = PREFERENCES.pop("columns", {})
 EXCLUDED_FILES = [file for name in EXCLUDED_SETS for file in prompt_set_files(name)]
-# Only a tokenizer that lies here already: the import fetches nothing.
-TOKENIZER = PLAN.tokenizer
+IMPORT = {
+    **PREFERENCES,
+    **{f"columns.{role}": name for role, name in COLUMNS.items()},
+    "seed": config["seed"],
+    # Only a tokenizer that lies here already: the import fetches nothing.
+    "tokenizer": PLAN.tokenizer,
+}
 
 SEED = [
     f"{RUN}/seed/preferences_latents.parquet",
@@ -34,25 +40,12 @@ rule import_preferences:
     output:
         preferences=f"{RUN}/seed/preferences.parquet",
         holdout=f"{RUN}/seed/holdout.parquet",
-        summary=report(
-            f"{RUN}/seed/import.json",
-            category="Human pairs",
-            caption="../report/import.rst",
-        ),
+        summary=shown(f"{RUN}/seed/import.json", "Human pairs"),
     log:
         f"{LOGS}/seed/import_preferences.log",
     priority: 10
     params:
-        **stage("import_preferences"),
-        files=flags({"files": ASKED_FILES}),
-        flags=flags(
-            {
-                **PREFERENCES,
-                **{f"columns.{role}": name for role, name in COLUMNS.items()},
-                "seed": config["seed"],
-                "tokenizer": TOKENIZER,
-            }
-        ),
+        **stage("import_preferences", files=ASKED_FILES, flags=flags(IMPORT)),
     shell:
         "{params.command} {params.files} --exclude {input.exclude:q} {params.flags}"
         " --preferences {output.preferences:q} --holdout {output.holdout:q}"
@@ -68,11 +61,9 @@ rule encode_preferences:
         f"{LOGS}/seed/encode_{{part}}.log",
     priority: 10
     resources:
-        **SMALL_GPU,
-        execution=flags(SHARING),
+        **small_gpu(),
     params:
-        **stage("encode_preferences"),
-        model=MODEL,
+        **stage("encode_preferences", model=MODEL),
     shell:
         "{params.command} --preferences {input:q} {params.model} {resources.execution}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
@@ -88,10 +79,12 @@ if ADOPTED_POLICY:
             f"{LOGS}/iter00/adopt_policy.log",
         priority: 10
         params:
-            **stage("adopt_policy"),
-            folder=output_folder,
-            model=MODEL,
-            policy=ADOPTED_POLICY,
+            **stage(
+                "adopt_policy",
+                folder=output_folder,
+                model=MODEL,
+                policy=ADOPTED_POLICY,
+            ),
         shell:
             "{params.command} --policy {params.policy:q} {params.model}"
             " --output {params.folder:q} 2>&1 | record {log:q}"
@@ -119,9 +112,7 @@ else:
             **TRAINING_GPUS,
         params:
             **training("train_seed"),
-            decisions=lambda wildcards, input: flags(
-                {"decisions": input.decisions} if input.decisions else {}
-            ),
+            decisions=where_given("decisions"),
             folder=output_folder,
             work=f"{WORK}/iter00",
         shell:

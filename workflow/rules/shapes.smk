@@ -10,6 +10,14 @@ if "shapes" in config:
             "preferences.parquet",
         )
     ]
+    SPLIT = {
+        key: config["shapes"][key]
+        for key in ("evaluation_fold", "num_evaluation_captions", "num_seed_captions")
+    }
+    LABELS = {
+        key: config["shapes"][key]
+        for key in ("label_temperature", "pairs_per_caption", "tie_below")
+    }
 
     rule split_captions:
         output:
@@ -20,11 +28,7 @@ if "shapes" in config:
             f"{LOGS}/world/split_captions.log",
         localrule: True
         params:
-            **stage("shapes.split_captions"),
-            evaluation_fold=config["shapes"]["evaluation_fold"],
-            num_evaluation_captions=config["shapes"]["num_evaluation_captions"],
-            num_seed_captions=config["shapes"]["num_seed_captions"],
-            seed=config["seed"],
+            **stage("shapes.split_captions", seed=config["seed"], **SPLIT),
         shell:
             "{params.command} --evaluation-fold {params.evaluation_fold}"
             " --num-evaluation-captions {params.num_evaluation_captions}"
@@ -42,15 +46,10 @@ if "shapes" in config:
         priority: 10
         threads: 2
         resources:
-            **SMALL_GPU,
-            execution=flags(SHARING),
+            **small_gpu(),
         params:
-            **stage("shapes.make_preferences"),
+            **stage("shapes.make_preferences", seed=config["seed"], **LABELS),
             model=MODEL,
-            label_temperature=config["shapes"]["label_temperature"],
-            pairs_per_caption=config["shapes"]["pairs_per_caption"],
-            seed=config["seed"],
-            tie_below=config["shapes"]["tie_below"],
             sampling=SAMPLING,
         shell:
             "{params.command} --captions {input:q} {params.model}"

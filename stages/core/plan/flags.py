@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MAX_WORD_LETTERS = 4096
@@ -25,6 +25,19 @@ def flags(values: Mapping[str, Any], prefix: str = "") -> str:
         else:
             words += [f"--{flag}", shlex.quote(str(value))]
     return " ".join(words)
+
+
+def numbered(flag: str, rows: Iterable[Iterable[Any]]) -> str:
+    """A flag whose values are the rows' words, row by row: [(1, 'a.parquet')] is '--scores 1 a.parquet'.
+
+    The flag stands there without values where there are no rows.
+    """
+    return flags({flag: [word for row in rows for word in row]})
+
+
+def tables(**rows: Sequence[Iterable[Any]]) -> str:
+    """Such flags in one, in rising order of their names; one that has no rows is left out."""
+    return " ".join(numbered(flag, rows[flag]) for flag in sorted(rows) if rows[flag])
 
 
 def word_problem(text: str) -> str | None:
