@@ -83,13 +83,7 @@ def test_its_record_is_of_these_weights() -> None:
 def test_both_worlds_ask_the_same_people() -> None:
     """What is not the model's is as in config/config.yaml, so that their tables can stand side by side."""
     plain = yaml.safe_load(CONFIG.read_text())
-    for block in (
-        "shapes",
-        "preferences",
-        "prompts",
-        "select_pairs",
-        "mix_preferences",
-        "evaluation",
-    ):
-        assert FLOW[block] == plain[block], block
+    same = ("shapes", "preferences", "select_pairs", "mix_preferences", "evaluation")
+    assert {block: FLOW[block] for block in same} == {block: plain[block] for block in same}
+    assert FLOW["prompts"]["per_iteration"] == plain["prompts"]["per_iteration"][:2]
     assert len(CAN_BE_UNSAID) == 3
