@@ -1,4 +1,4 @@
-# Human pairs -> seed pairs and held-out pairs -> latents -> policy 0.
+# Human pairs (or single likes) -> seed pairs and held-out pairs -> latents -> policy 0.
 PREFERENCES = without_defaults(config["preferences"], "preferences")
 PREFERENCE_FILES = (
     [f"{RUN}/world/preferences.parquet"]
@@ -8,6 +8,7 @@ PREFERENCE_FILES = (
 # The stage finds the files again, by the patterns of the config.
 ASKED_FILES = PREFERENCES.pop("files", PREFERENCE_FILES)
 COLUMNS = PREFERENCES.pop("columns", {})
+UNPAIRED = " --unpaired" if PREFERENCES.pop("unpaired", False) else ""
 EXCLUDED_FILES = [file for name in EXCLUDED_SETS for file in prompt_set_files(name)]
 # Only a tokenizer that lies here already: the import fetches nothing.
 TOKENIZER = PLAN.tokenizer
@@ -52,7 +53,8 @@ rule import_preferences:
                 "seed": config["seed"],
                 "tokenizer": TOKENIZER,
             }
-        ),
+        )
+        + UNPAIRED,
     shell:
         "{params.command} {params.files} --exclude {input.exclude:q} {params.flags}"
         " --preferences {output.preferences:q} --holdout {output.holdout:q}"
