@@ -290,7 +290,6 @@ def of_likes(config: Config) -> Config:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("shapes", {"num_seed_captions": 6}, "beside the block 'shapes'"),
         ("preferences.layout", "pairs", "'preferences.layout' is 'pairs', which compares images"),
         ("train_seed.loss", "sigmoid", "'train_seed.loss' is 'sigmoid', which compares two images"),
         ("train_seed.loss", "mapo", "'train_seed.loss' is 'mapo', which compares two images"),
@@ -307,6 +306,14 @@ def test_single_likes_go_with_what_needs_no_pairs(
     text = complaint(change(of_likes, key, value))
     assert "'preferences.unpaired' is true" in text
     assert words in text
+
+
+def test_the_embedded_worlds_labels_are_pairs(config: Config) -> None:
+    change(config, "preferences.unpaired", True)
+    text = complaint(change(config, "train_seed.loss", "kto"))
+    assert (
+        "'preferences.unpaired' is true beside the block 'shapes', whose human labels are" in text
+    )
 
 
 def test_a_run_without_iterations_or_with_a_policy_of_its_own_asks_less_of_likes(
