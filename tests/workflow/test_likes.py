@@ -72,7 +72,7 @@ def test_a_run_on_single_likes_goes_to_its_end(project: Project) -> None:
     guards = read_rows(project.results / "evaluation/guards.parquet")
     assert [row["num_holdout_pairs"] for row in guards] == [4, 4]
     page = (project.results / "report.html").read_text(encoding="utf-8")
-    assert "4 liked and 4 disliked images trained on, 4 of each held out" in page
+    assert "6 liked and 2 disliked images trained on, 4 of each held out" in page
     index = RunIndex(project.results)
     assert not index.has_human
     [item] = index.listing("holdout", 1).items[:1]
