@@ -1,4 +1,4 @@
-r"""Imported preference pairs in; the VAE latents of their images out, so that training needs no VAE.
+r"""Imported preference pairs, or single likes, in; the VAE latents of their images out, so that training needs no VAE.
 
 Example:
     python -m stages.encode_preferences --preferences preferences.parquet \\
@@ -17,8 +17,8 @@ import torch
 import tyro
 
 from stages.core.artifacts.images import Size, decode_image, geometry, to_model_input
-from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
-from stages.core.artifacts.tables import num_rows, read_batches, writing_table
+from stages.core.artifacts.schemas import LIKE_LATENTS, LIKES, PAIR_LATENTS, PREFERENCES, Schema
+from stages.core.artifacts.tables import holds, num_rows, read_batches, writing_table
 from stages.core.execution.ahead import ahead, threads_beside
 from stages.core.execution.runtime import choose_device, progress, run_stage, stage
 from stages.core.models.adapter import DiffusionModel
@@ -28,16 +28,16 @@ from stages.core.models.loading import ModelSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Preference pairs in, the VAE latents of their images out."""
+    """Preference pairs, or single likes, in; the VAE latents of their images out."""
 
     preferences: Path
-    """Pairs with images (schema preferences)."""
+    """Pairs with images (schema preferences or liked_pairs), or likes (schema likes)."""
     model: ModelSettings
     """The pretrained model."""
     output: Path
-    """Where the latents go (schema pair_latents)."""
+    """Where the latents go (schema pair_latents; of likes: like_latents)."""
     batch: int = 16
-    """Pairs encoded at a time."""
+    """Pairs (or likes) encoded at a time."""
     threads: int = 1
     """CPU threads."""
     jobs_per_gpu: int = 1
@@ -45,46 +45,89 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Encode winner and loser of every pair."""
+    """Encode winner and loser of every pair, or the image of every like."""
     with stage("encode_preferences") as run:
         count = num_rows(args.preferences)
+        kind = OF_LIKES if holds(args.preferences, LIKES) else OF_PAIRS
         batches = read_batches(
-            args.preferences, PREFERENCES, ["pair_id", "winner", "loser"], size=args.batch
+            args.preferences, kind.given, [kind.name, *kind.sides], size=args.batch
         )
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
         with writing_table(
-            args.output, PAIR_LATENTS,
+            args.output, kind.made,
             stage="encode_preferences", arguments=args, inputs=[args.preferences],
         ) as writer:  # fmt: skip
             prepared = ahead(
-                partial(prepare, size=model.image_size, source=args.preferences),
+                partial(prepare, kind=kind, size=model.image_size, source=args.preferences),
                 (batch.to_pylist() for batch in batches),
                 threads_beside(model.device.type),
             )
             starts = range(0, count, args.batch)
-            for _start in progress(starts, "encoding", "pairs", args.batch):
+            for _start in progress(starts, "encoding", kind.words, args.batch):
                 writer.write(encode(model, next(prepared)))
         run.rows_in, run.rows_out = count, writer.num_rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a table holds, and which columns its latents have."""
+
+    given: Schema
+    made: Schema
+    word: str
+    name: str
+    """The column that names a row."""
+    sides: tuple[str, ...]
+    """The columns of its images."""
+    latents: tuple[str, ...]
+    geometries: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """Several of them."""
+        return f"{self.word}s"
+
+
+OF_PAIRS = Kind(
+    given=PREFERENCES,
+    made=PAIR_LATENTS,
+    word="pair",
+    name="pair_id",
+    sides=("winner", "loser"),
+    latents=("winner_latents", "loser_latents"),
+    geometries=("winner_geometry", "loser_geometry"),
+)
+OF_LIKES = Kind(
+    given=LIKES,
+    made=LIKE_LATENTS,
+    word="like",
+    name="image_id",
+    sides=("image",),
+    latents=("latents",),
+    geometries=("geometry",),
+)
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """A batch of pairs as the VAE takes them: all winners, then all losers."""
+    """A batch of rows as the VAE takes them: of pairs all winners, then all losers."""
 
-    pair_ids: list[str]
+    kind: Kind
+    names: list[str]
     pixels: torch.Tensor
     geometry: list[list[int]]
 
 
-def prepare(pairs: Sequence[Mapping[str, Any]], *, size: Size, source: Path) -> Prepared:
-    """Decode and fit the images of some rows of a preferences table, which is named in errors."""
+def prepare(rows: Sequence[Mapping[str, Any]], *, kind: Kind, size: Size, source: Path) -> Prepared:
+    """Decode and fit the images of some rows of a table, which is named in errors."""
     images = [
-        decode_image(pair[side]["bytes"], f"{source}, pair {pair['pair_id']}, the {side}")
-        for side in ("winner", "loser")
-        for pair in pairs
+        decode_image(row[side]["bytes"], f"{source}, {kind.word} {row[kind.name]}, the {side}")
+        for side in kind.sides
+        for row in rows
     ]
     return Prepared(
-        [pair["pair_id"] for pair in pairs],
+        kind,
+        [row[kind.name] for row in rows],
         torch.from_numpy(to_model_input(images, size)),
         [geometry(image, size) for image in images],
     )
@@ -93,16 +136,15 @@ def prepare(pairs: Sequence[Mapping[str, Any]], *, size: Size, source: Path) -> 
 def encode(model: DiffusionModel, batch: Prepared) -> list[dict[str, object]]:
     """Rows of a latents table."""
     flat = model.encode_images(batch.pixels).float().cpu().flatten(start_dim=1).numpy()
-    count, sizes = len(batch.pair_ids), batch.geometry
+    count, sizes, kind = len(batch.names), batch.geometry, batch.kind
     return [
-        {
-            "pair_id": name,
-            "winner_latents": flat[row],
-            "loser_latents": flat[count + row],
-            "winner_geometry": sizes[row],
-            "loser_geometry": sizes[count + row],
+        {kind.name: name}
+        | {
+            column: values[count * place + row]
+            for values, columns in ((flat, kind.latents), (sizes, kind.geometries))
+            for place, column in enumerate(columns)
         }
-        for row, name in enumerate(batch.pair_ids)
+        for row, name in enumerate(batch.names)
     ]
 
 

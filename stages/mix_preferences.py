@@ -14,9 +14,10 @@ import tyro
 
 from stages.core.artifacts.decisions import Decided, read_decisions, turned
 from stages.core.artifacts.joins import joined_batches
-from stages.core.artifacts.schemas import PREFERENCES, TRAINING_PAIRS
+from stages.core.artifacts.schemas import LIKES, PREFERENCES, TRAINING_PAIRS
 from stages.core.artifacts.tables import (
     TableWriter,
+    holds,
     num_rows,
     read_batches,
     read_table,
@@ -37,7 +38,7 @@ class Args:
     pairs: Path
     """This iteration's generated pairs (schema training_pairs); all are kept that nobody vetoed."""
     preferences: Path
-    """Human pairs (schema preferences)."""
+    """Human pairs (schema preferences); of single likes (schema likes) none can be taken."""
     latents: Path
     """Latents of the human pairs (schema pair_latents)."""
     decisions: tuple[Path, ...] = ()
@@ -55,10 +56,13 @@ class Args:
 def main(args: Args) -> None:
     """Keep the generated pairs that nobody vetoed, and draw human pairs without replacement."""
     with stage("mix_preferences") as run:
-        num_generated, num_available = num_rows(args.pairs), num_rows(args.preferences)
+        are_pairs = not holds(args.preferences, LIKES)
+        refuse_likes(args, are_pairs=are_pairs)
+        num_generated = num_rows(args.pairs)
+        num_available = num_rows(args.preferences) if are_pairs else 0
         decisions = read_decisions(args.decisions)
         generated = decisions.about(args.pairs, TRAINING_PAIRS)
-        human = decisions.about(args.preferences, PREFERENCES)
+        human = decisions.about(args.preferences, PREFERENCES) if are_pairs else Decided()
         kept = generated.kept(num_generated)
         if not kept:
             raise UserError(
@@ -80,8 +84,9 @@ def main(args: Args) -> None:
         ) as writer:  # fmt: skip
             batches = read_batches(args.pairs, TRAINING_PAIRS, size=PAIRS_AT_ONCE, rows=kept)
             write_turned(writer, batches, kept, generated)
-            batches = joined_batches(args.preferences, args.latents, drawn, size=PAIRS_AT_ONCE)
-            write_turned(writer, batches, drawn, human)
+            if are_pairs:
+                batches = joined_batches(args.preferences, args.latents, drawn, size=PAIRS_AT_ONCE)
+                write_turned(writer, batches, drawn, human)
         if len(decisions):
             log.info(
                 "mix_preferences: of %d decisions %d veto and %d flip generated pairs, %d veto and %d "
@@ -94,6 +99,15 @@ def main(args: Args) -> None:
             len(kept), len(drawn), len(drawn) / writer.num_rows,
         )  # fmt: skip
         run.rows_in, run.rows_out = num_generated + num_available, writer.num_rows
+
+
+def refuse_likes(args: Args, *, are_pairs: bool) -> None:
+    """UserError for a share of human pairs where people's labels are single likes."""
+    if args.seed_fraction and not are_pairs:
+        raise UserError(
+            f"mix_preferences.seed_fraction is {args.seed_fraction}, and {args.preferences} holds single likes, which "
+            "are no pairs; set it to 0"
+        )
 
 
 def num_prompts(pairs: Path, kept: Sequence[int]) -> int:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from stages.core.artifacts.joins import join_latents
 from stages.core.artifacts.provenance import policy_files
-from stages.core.artifacts.schemas import HOLDOUT_REWARDS, PAIR_LATENTS, PREFERENCES
-from stages.core.artifacts.tables import read_table, write_table
+from stages.core.artifacts.schemas import HOLDOUT_REWARDS, LIKED_PAIRS, PAIR_LATENTS, PREFERENCES
+from stages.core.artifacts.tables import holds, read_table, write_table
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, progress, run_stage, stage
 from stages.core.method.noising import DrawLaw, Draws, reward_draws
@@ -37,7 +37,7 @@ class Args:
     """Held-out human pairs in; how a policy's implicit reward judges them out, and its drift."""
 
     preferences: Path
-    """Held-out pairs (schema preferences)."""
+    """Held-out pairs (schema preferences), or likes side by side (schema liked_pairs)."""
     latents: Path
     """Their latents (schema pair_latents)."""
     model: ModelSettings
@@ -75,7 +75,7 @@ def main(args: Args) -> None:
     with stage("score_holdout") as run:
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
         pairs, rows = read_pairs(args, model), []
-        model.encode_ahead([pair.prompt] for pair in pairs)
+        model.encode_ahead(pair.prompts for pair in pairs)
         judge = load_judge(model, args.policy, args.reference, args.rewards_by)
         for pair in progress(pairs, "scoring held-out pairs", "pairs"):
             draws = reward_draws(
@@ -103,7 +103,8 @@ class HeldOutPair:
 
     pair_id: str
     prompt_id: str
-    prompt: str
+    prompts: tuple[str, ...]
+    """The prompt of both images; where likes are put side by side, that of each."""
     latents: Float[Tensor, "side ..."]
     geometry: Int[Tensor, "side number"]
     """How each image was cut, for families that are told."""
@@ -116,8 +117,10 @@ class HeldOutPair:
 
 def read_pairs(args: Args, model: DiffusionModel) -> list[HeldOutPair]:
     """The held-out pairs, in their table's order. UserError if none is left."""
+    texts = ["prompt", "loser_prompt"] if holds(args.preferences, LIKED_PAIRS) else ["prompt"]
+    schema = LIKED_PAIRS if len(texts) > 1 else PREFERENCES
     table = join_latents(
-        read_table(args.preferences, PREFERENCES, ["pair_id", "prompt_id", "prompt"]),
+        read_table(args.preferences, schema, ["pair_id", "prompt_id", *texts]),
         read_table(args.latents, PAIR_LATENTS),
         args.latents,
     )
@@ -136,17 +139,22 @@ def read_pairs(args: Args, model: DiffusionModel) -> list[HeldOutPair]:
         for side in SIDES
     ]
     latents = torch.stack(sides, dim=1)
-    columns = ("pair_id", "prompt_id", "prompt", *(f"{side}_geometry" for side in SIDES))
+    columns = ("pair_id", "prompt_id", *(f"{side}_geometry" for side in SIDES))
+    prompts = zip(*(table.column(column).to_pylist() for column in texts), strict=True)
     return [
         HeldOutPair(
             pair_id=name,
             prompt_id=prompt_id,
-            prompt=prompt,
+            prompts=both,
             latents=latents[index],
             geometry=torch.tensor(sizes),
         )
-        for index, (name, prompt_id, prompt, *sizes) in enumerate(
-            zip(*(table.column(column).to_pylist() for column in columns), strict=True)
+        for index, (both, (name, prompt_id, *sizes)) in enumerate(
+            zip(
+                prompts,
+                zip(*(table.column(column).to_pylist() for column in columns), strict=True),
+                strict=True,
+            )
         )
     ]
 
@@ -159,7 +167,9 @@ def pair_errors(
     args: Args,
 ) -> Errors:
     """Errors of both images of a pair with the same draws, and the policy's drift."""
-    text = model.place(model.encode_text([pair.prompt]).repeat(2), pair.geometry)
+    text = model.place(
+        model.encode_text(pair.prompts).repeat(2 // len(pair.prompts)), pair.geometry
+    )
     text = model.tell_guidance(text, args.embedded_guidance)
     return draw_errors(model, judge, pair.latents, text, draws, rows_per_batch=args.rows_per_batch)
 

@@ -7,13 +7,14 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from stages.core.artifacts.schemas import PROMPTS
-from stages.core.artifacts.tables import write_table
+from stages.core.artifacts.schemas import LIKED_PAIRS, PROMPTS
+from stages.core.artifacts.tables import holds, read_table, write_table
 from stages.core.data.prompts import prompt_id, read_pool, read_prompts, select_prompts
 from stages.core.execution.runtime import log, run_stage, stage
 
@@ -49,6 +50,7 @@ def main(args: Args) -> None:
             )  # fmt: skip
         pool = found.prompts
         excluded = {prompt_id(prompt) for prompt in read_prompts(*args.exclude)}
+        excluded |= {prompt_id(prompt) for prompt in prompts_of_losers(args.exclude)}
         overlap = sum(prompt_id(prompt) in excluded for prompt in pool)
         log.info("select_prompts: %d of %d pool prompts are in other sets", overlap, len(pool))
         take = len(pool) - overlap - args.skip if args.take is None else args.take
@@ -61,6 +63,13 @@ def main(args: Args) -> None:
             args.output, rows, PROMPTS, stage="select_prompts", arguments=args, inputs=inputs
         )
         run.rows_in, run.rows_out = len(pool), len(rows)
+
+
+def prompts_of_losers(paths: Iterable[Path]) -> Iterator[str]:
+    """The disliked images' prompts in tables of held-out likes, which stand beside the liked ones'."""
+    for path in paths:
+        if path.suffix == ".parquet" and holds(path, LIKED_PAIRS):
+            yield from read_table(path, LIKED_PAIRS, ["loser_prompt"]).column(0).to_pylist()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Human preference pairs in; policy 0 out, trained from the base model. Paper: SAIL Alg. 1, line 1.
 
+From single likes (schema likes) too, with the loss 'kto'.
+
 On several GPUs: accelerate launch --num_processes 4 -m stages.train_seed ... (or torchrun).
 Example: paste the line from logs/<run>/iter00/train_seed.log
 """
@@ -13,13 +15,15 @@ import tyro
 
 from stages.core.artifacts.decisions import read_decisions
 from stages.core.artifacts.provenance import BASE
-from stages.core.artifacts.schemas import PREFERENCES
+from stages.core.artifacts.schemas import LIKES, PREFERENCES
+from stages.core.artifacts.tables import holds
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, log, run_stage, stage
 from stages.core.method.seeding import seed_of
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
+from stages.core.policies.like_files import LikeTables, human_likes
 from stages.core.policies.pair_files import PairTables, human_pairs
 from stages.core.training.held_out import HeldOutFiles
 from stages.core.training.processes import Processes
@@ -32,9 +36,9 @@ class Args:
     """Human preference pairs in; policy 0 out, trained from the base model."""
 
     preferences: Path
-    """Seed pairs (schema preferences)."""
+    """Seed pairs (schema preferences), or single likes (schema likes; loss kto)."""
     latents: Path
-    """Their latents (schema pair_latents)."""
+    """Their latents (schema pair_latents; of likes: like_latents)."""
     decisions: tuple[Path, ...] = ()
     """What a person decided about these pairs in the audit (schema decisions); none without."""
     model: ModelSettings
@@ -74,9 +78,10 @@ def main(args: Args) -> None:
             folder=args.training.parent / "trackers",
         )
         model = load_model(args.model, device=processes.device)
-        pairs = human_pairs(args.preferences, args.latents, is_live=args.live_encoding)
+        pairs = read_labels(args)
         run.rows_in = len(pairs)
-        pairs = heed_decisions(pairs, args)
+        if isinstance(pairs, PairTables):
+            pairs = heed_decisions(pairs, args)
         run.rows_out = train_policy(
             model,
             pairs,
@@ -101,6 +106,18 @@ def main(args: Args) -> None:
             processes=processes,
             execution=args.execution,
         )
+
+
+def read_labels(args: Args) -> PairTables | LikeTables:
+    """The pairs or single likes of the tables. UserError for decisions about likes."""
+    if not holds(args.preferences, LIKES):
+        return human_pairs(args.preferences, args.latents, is_live=args.live_encoding)
+    if args.decisions:
+        raise UserError(
+            f"--decisions names {' and '.join(map(str, args.decisions))}, and {args.preferences} holds single "
+            "likes, which the audit does not decide about; set train_seed.use_decisions to false"
+        )
+    return human_likes(args.preferences, args.latents, is_live=args.live_encoding)
 
 
 def heed_decisions(pairs: PairTables, args: Args) -> PairTables:

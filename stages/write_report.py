@@ -24,12 +24,13 @@ from stages.core.artifacts.schemas import (
     BREAKDOWN,
     HELD_OUT_CURVE,
     LEAKAGE,
+    LIKES,
     RELIABILITY,
     SUMMARY,
     TRAINING,
     Schema,
 )
-from stages.core.artifacts.tables import read_metadata, read_table
+from stages.core.artifacts.tables import holds, read_metadata, read_table
 from stages.core.artifacts.timings import Timings, read_timings
 from stages.core.errors import UserError
 from stages.core.evaluation.gates import read_gate
@@ -109,9 +110,9 @@ class Args:
     held_out_curve: tuple[tuple[int, Path], ...] = ()
     """Iteration and the held-out measures of its training (schema held_out_curve)."""
     preferences: Path
-    """Human pairs that were trained on (schema preferences)."""
+    """Human pairs that were trained on (schema preferences), or single likes (schema likes)."""
     holdout: Path
-    """Human pairs that were held out (schema preferences)."""
+    """Human pairs that were held out (schema preferences), or likes side by side (schema liked_pairs)."""
     judged: tuple[tuple[str, Path], ...] = ()
     """Policy and what it makes of the held-out pairs (schema holdout_rewards)."""
     import_summary: Path
@@ -185,6 +186,7 @@ def main(args: Args) -> None:
                 **shown.changes(),
                 "iteration_pairs": iteration_pairs,
                 "human": shown.human(),
+                **human_heading(args.preferences),
                 "wrong": shown.wrong(),
                 "training_panels": training_panels(read_training(run, args)),
                 "import_sentences": data_sentences(imported),
@@ -200,6 +202,13 @@ def main(args: Args) -> None:
         if first["overall"]:
             log.info("%s", first["overall"].sentence)
         log.info("write_report: %s, %.1f MB", args.output, len(page.encode()) / 1e6)
+
+
+def human_heading(preferences: Path) -> Row:
+    """What stands above the human labels, where these are no pairs."""
+    if not holds(preferences, LIKES):
+        return {}
+    return {"human_heading": "Single likes that were trained on"}
 
 
 def where_it_lies(policy: str, args: Args) -> list[str]:
@@ -342,11 +351,11 @@ def files(args: Args) -> Iterator[Row]:
         ),
         *((path, f"training of iteration {i}") for i, path in args.training),
     ]
-    for path, holds in tables:
+    for path, content in tables:
         made = read_metadata(path)
         yield {
             "path": path,
-            "holds": holds,
+            "holds": content,
             "stage": made.get("stage", "?"),
             "code": made.get("code", "?"),
         }

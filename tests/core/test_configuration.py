@@ -275,6 +275,59 @@ def test_pair_makers_go_with_what_they_know(
     assert words in complaint(change(config, key, value))
 
 
+@pytest.fixture
+def of_likes(config: Config) -> Config:
+    """A config whose human labels are single likes."""
+    remove(config, "shapes")
+    change(config, "prompts.pool", "prompts.txt")
+    change(config, "evaluation.prompt_sets", {"ours": "evaluation.txt"})
+    config["preferences"] |= {"files": ["likes.csv"], "unpaired": True}
+    change(config, "train_seed.loss", "kto")
+    change(config, "mix_preferences.seed_fraction", 0.0)
+    return change(config, "score_candidates.weights", "uniform")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("preferences.layout", "pairs", "'preferences.layout' is 'pairs', which compares images"),
+        ("train_seed.loss", "sigmoid", "'train_seed.loss' is 'sigmoid', which compares two images"),
+        ("train_seed.loss", "mapo", "'train_seed.loss' is 'mapo', which compares two images"),
+        ("mix_preferences.seed_fraction", 0.25, "'mix_preferences.seed_fraction' is 0.25"),
+        ("score_candidates.weights", "calibrated", "'score_candidates.weights' is 'calibrated'"),
+        ("select_pairs.strategy", "spin", "'select_pairs.strategy' needs pairs that people"),
+        ("train_seed.use_decisions", True, "'train_seed.use_decisions' needs pairs that people"),
+    ],
+)
+def test_single_likes_go_with_what_needs_no_pairs(
+    of_likes: Config, key: str, value: object, words: str
+) -> None:
+    check_config(of_likes)
+    text = complaint(change(of_likes, key, value))
+    assert "'preferences.unpaired' is true" in text
+    assert words in text
+
+
+def test_the_embedded_worlds_labels_are_pairs(config: Config) -> None:
+    change(config, "preferences.unpaired", True)
+    text = complaint(change(config, "train_seed.loss", "kto"))
+    assert (
+        "'preferences.unpaired' is true beside the block 'shapes', whose human labels are" in text
+    )
+
+
+def test_a_run_without_iterations_or_with_a_policy_of_its_own_asks_less_of_likes(
+    of_likes: Config,
+) -> None:
+    change(of_likes, "mix_preferences.seed_fraction", 0.25)
+    change(of_likes, "iterations", 0)
+    check_config(of_likes)
+    change(of_likes, "iterations", 1)
+    change(of_likes, "mix_preferences.seed_fraction", 0.0)
+    change(of_likes, "train_seed.loss", "sigmoid")
+    check_config(change(of_likes, "train_seed.policy", "policies/ours"))
+
+
 def test_draws_where_the_information_is_want_somebody_who_knows_where(config: Config) -> None:
     change(config, "score_candidates.allocation", "importance")
     assert "nothing says where the information is" in complaint(config)

@@ -61,6 +61,16 @@ def test_all_pairs_are_those_of_the_files_that_are_not_held_out(sd15: dict[str, 
     assert counts.training_pairs == 850_293
 
 
+def test_two_single_likes_cost_what_a_pair_does(sd15: dict[str, Any]) -> None:
+    sd15["iterations"] = 0
+    sd15["mix_preferences"]["seed_fraction"] = 0
+    sd15["preferences"] |= {"num_pairs": 401, "num_holdout": 50, "unpaired": True}
+    counts = count(sd15, 0, 0)
+    assert (counts.human_pairs, counts.training_pairs) == (201 + 50, 201)
+    sd15["preferences"]["num_pairs"] = None  # all but 50 liked and 50 disliked ones
+    assert count(sd15, 0, 1000).training_pairs == 450
+
+
 def test_hours_and_bytes_of_hand_numbers(sd15: dict[str, Any]) -> None:
     sd15 |= {"iterations": 1}
     sd15["prompts"]["per_iteration"] = [9]

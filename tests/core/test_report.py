@@ -366,6 +366,24 @@ def test_an_import_is_told_in_sentences_without_what_is_zero() -> None:
     assert not any(mark in " ".join(told) for mark in "[]{}'")
 
 
+def test_an_import_of_single_likes_is_told_by_images() -> None:
+    told = data_sentences(
+        {
+            "layout": "likes", "num_files": 1, "rows_read": 1200, "images_kept": 1000,
+            "liked_kept": 800, "disliked_kept": 200, "pairs_held_out": 50, "prompts_kept": 900,
+            "prompts_held_out": 90, "repeated_labels": 3, "contradictory_labels": 1,
+            "images_in_other_sets_dropped": 2, "images_left_over": 0, "images_beyond_cap": 4,
+        }
+    )  # fmt: skip
+    assert told == [
+        "1,200 labelled rows of 1 file were read (layout likes).",
+        "800 liked and 200 disliked images of 900 prompts are trained on, 50 of each of 90 prompts are held out.",
+        "Left out: 2 images whose prompt is one of the evaluation's.",
+        "Noticed: 4 images beyond the most that one prompt may have, 3 labels of an image that had one "
+        "already, 1 images that were both liked and disliked.",
+    ]
+
+
 def test_what_went_wrong_in_an_import_has_examples() -> None:
     rows = [{"file": "a.csv", "row": place, "why": "no image"} for place in range(5)]
     told = " ".join(

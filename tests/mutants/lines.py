@@ -182,7 +182,7 @@ MUTANTS = [
     *of(
         "training/pair_losses.py",
         ("torch.where(dropped, len(pairs.text) - 1, pairs.caption[rows])", "pairs.caption[rows]"),
-        ("noise = torch.cat([draws.noise.to(device, dtype)] * 2)", "noise = torch.cat([draws.noise, draws.noise.flip(0)]).to(device, dtype)"),
+        ("torch.cat([draws.noise] * 2)", "torch.cat([draws.noise, draws.noise.flip(0)])"),
         ("torch.cat([pairs.winner[rows], pairs.loser[rows]])", "torch.cat([pairs.loser[rows], pairs.winner[rows]])"),
         ("target = model.target(latents, noise, timesteps)", "target = noise"),
         ('"implicit_accuracy": (logit > 0)', '"implicit_accuracy": (logit >= 0)'),

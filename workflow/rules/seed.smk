@@ -1,4 +1,4 @@
-# Human pairs -> seed pairs and held-out pairs -> latents -> policy 0.
+# Human pairs (or single likes) -> seed pairs and held-out pairs -> latents -> policy 0.
 ADOPTED_POLICY = config["train_seed"].get("policy")
 PREFERENCES = without_defaults(config["preferences"], "preferences")
 PREFERENCE_FILES = (
@@ -9,6 +9,7 @@ PREFERENCE_FILES = (
 # The stage finds the files again, by the patterns of the config.
 ASKED_FILES = flags({"files": PREFERENCES.pop("files", PREFERENCE_FILES)})
 COLUMNS = PREFERENCES.pop("columns", {})
+UNPAIRED = " --unpaired" if PREFERENCES.pop("unpaired", False) else ""
 EXCLUDED_FILES = [file for name in EXCLUDED_SETS for file in prompt_set_files(name)]
 IMPORT = {
     **PREFERENCES,
@@ -45,7 +46,7 @@ rule import_preferences:
         f"{LOGS}/seed/import_preferences.log",
     priority: 10
     params:
-        **stage("import_preferences", files=ASKED_FILES, flags=flags(IMPORT)),
+        **stage("import_preferences", files=ASKED_FILES, flags=flags(IMPORT) + UNPAIRED),
     shell:
         "{params.command} {params.files} --exclude {input.exclude:q} {params.flags}"
         " --preferences {output.preferences:q} --holdout {output.holdout:q}"

@@ -26,6 +26,14 @@ def refuse_other_pairs(pairs: pa.Table, latents: pa.Table, path: Path) -> None:
         raise _other_pairs(path)
 
 
+def refuse_other_images(likes: pa.Table, latents: pa.Table, path: Path) -> None:
+    """UserError unless the likes and the latents of `path` are those of the same images."""
+    if likes.column("image_id").to_pylist() != latents.column("image_id").to_pylist():
+        raise UserError(
+            f"{path} does not list the same images as the likes it belongs to; run encode_preferences again"
+        )
+
+
 def joined_batches(
     preferences: Path, latents: Path, rows: Sequence[int], *, size: int
 ) -> Iterator[pa.Table]:

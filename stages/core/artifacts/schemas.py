@@ -129,6 +129,37 @@ _PREFERENCE = [
 
 PREFERENCES = Schema("preferences", 1, pa.schema(_PREFERENCE))
 
+LIKES = Schema(
+    "likes",
+    1,
+    pa.schema(
+        [
+            column("image_id", pa.string(), "unique name of the image and its label"),
+            *_PROMPT,
+            column("image", IMAGE, "the image that was liked or disliked"),
+            column("is_liked", pa.bool_(), "what the person said of it"),
+            column("source", pa.string(), "'human'"),
+            column("source_file", pa.string(), "file it was read from"),
+            column("source_row", pa.int64(), "row in that file, from 0"),
+        ]
+    ),
+)
+
+LIKED_PAIRS = Schema(
+    "liked_pairs",
+    1,
+    pa.schema(
+        [
+            *_PREFERENCE,
+            column("loser_prompt", pa.string(), "the disliked image's prompt, often another one"),
+            column("loser_source_file", pa.string(), "file the disliked image was read from"),
+            column("loser_source_row", pa.int64(), "row in that file, from 0"),
+        ]
+    ),
+)
+"""Held-out likes: a liked image (winner) beside a disliked one (loser), which nobody has compared. Whatever reads
+preferences reads them too."""
+
 HUMAN_LABELS = Schema(
     "human_labels",
     2,
@@ -194,6 +225,18 @@ PAIR_LATENTS = Schema(
             column("loser_latents", LATENTS, "latents of the loser"),
             column("winner_geometry", GEOMETRY, "sizes and crop of the winner, as SDXL is told"),
             column("loser_geometry", GEOMETRY, "sizes and crop of the loser, as SDXL is told"),
+        ]
+    ),
+)
+
+LIKE_LATENTS = Schema(
+    "like_latents",
+    1,
+    pa.schema(
+        [
+            column("image_id", pa.string(), "the image"),
+            column("latents", LATENTS, "its latents"),
+            column("geometry", GEOMETRY, "its sizes and crop, as SDXL is told"),
         ]
     ),
 )

@@ -106,6 +106,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
     }
 
 
+def holds(path: Path, schema: Schema) -> bool:
+    """Whether the table at `path` says that it is of this schema, in whatever version."""
+    return str(read_metadata(path).get("schema")).partition("/")[0] == schema.name
+
+
 def write_table(
     path: Path,
     rows: Sequence[Mapping[str, Any]] | pa.Table,

@@ -20,13 +20,15 @@ from stages.core.artifacts.schemas import (
     CANDIDATES,
     HOLDOUT_REWARDS,
     JUDGED,
+    LIKED_PAIRS,
+    LIKES,
     METRIC_SCORES,
     PREFERENCES,
     REWARDS,
     TRAINING_PAIRS,
     Schema,
 )
-from stages.core.artifacts.tables import read_table
+from stages.core.artifacts.tables import holds, read_table
 from stages.core.audit.cells import signature
 from stages.core.errors import UserError
 
@@ -170,7 +172,7 @@ class RunIndex:
                 f"{run} is no folder; expected a run's results, as results/shapes. Name it as snakemake "
                 "does: results/ and the config's `run`."
             )
-        if not (self.iterations or self.has_human):
+        if not (self.iterations or self.has_human or self.has_holdout):
             raise UserError(
                 f"{run} has no tables of a run: expected iter01/candidates/*.parquet, iter01/pairs.parquet "
                 "or seed/preferences.parquet below it. Call snakemake first, or name another folder."
@@ -193,8 +195,14 @@ class RunIndex:
 
     @property
     def has_human(self) -> bool:
-        """Whether there are human pairs to train on."""
-        return (self.run / "seed/preferences.parquet").is_file()
+        """Whether there are human pairs to train on; single likes are none."""
+        path = self.run / "seed/preferences.parquet"
+        if not path.is_file():
+            return False
+        try:
+            return not holds(path, LIKES)
+        except ArtifactError:
+            return True  # whoever looks at it is told
 
     @property
     def has_holdout(self) -> bool:
@@ -227,6 +235,9 @@ class RunIndex:
         if self.iterations:
             last = self.iterations[-1]
             return len(self.listing("pairs", last).items), f"prompts of iteration {last}"
+        if not self.has_human:
+            judge = (self.judges or [0])[-1]
+            return len(self.listing("holdout", judge).items), "held-out pairs"
         return len(self.listing("human", 0).items), "human pairs"
 
     @cached_property
@@ -271,6 +282,13 @@ class RunIndex:
         name = str(path.relative_to(self.run))
         for number, values in enumerate(zip(*map(_values, table.columns), strict=True)):
             yield Place(name, number), dict(zip(columns, values, strict=True))
+
+    def _held_out_columns(self, path: Path) -> tuple[Schema, list[str]]:
+        """What is read of held-out pairs; of likes side by side the disliked images' prompts too."""
+        with suppress(ArtifactError):
+            if holds(path, LIKED_PAIRS):
+                return LIKED_PAIRS, [*FACTS, "loser_prompt"]
+        return PREFERENCES, FACTS
 
     def _pairs(self, iteration: int, problems: list[str]) -> list[Item]:
         items: dict[str, Item] = {}
@@ -332,12 +350,18 @@ class RunIndex:
                   for place, row in self._rows(path, HOLDOUT_REWARDS, names, problems)}  # fmt: skip
         items = []
         held_out = self.run / "seed/holdout.parquet"
-        for place, row in self._rows(held_out, PREFERENCES, FACTS, problems):
-            item = Item(row["pair_id"], row["prompt"], row, place)
+        for place, row in self._rows(held_out, *self._held_out_columns(held_out), problems):
+            item = Item(row["pair_id"], held_out_prompt(row), row, place)
             if row["pair_id"] in judged:
                 item.judged_place, item.judged = judged[row["pair_id"]]
             items.append(item)
         return items
+
+
+def held_out_prompt(row: Row) -> str:
+    """A held-out pair's prompt; of likes side by side the disliked image's too, where it is another one."""
+    other = row.pop("loser_prompt", row["prompt"])
+    return row["prompt"] if other == row["prompt"] else f"{row['prompt']} (disliked: {other})"
 
 
 def in_order(paths: Iterator[Path]) -> list[Path]:

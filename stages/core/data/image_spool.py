@@ -9,14 +9,12 @@ from pathlib import Path
 
 from stages.core.artifacts.images import ImageError, preview_image
 from stages.core.artifacts.spools import SpoolFile
-from stages.core.data.layouts.labels import Cell, FoundImage
+from stages.core.data.layouts.labels import FoundImage, Place
 from stages.core.data.near_duplicates import difference_hash
 from stages.core.execution.disk import writing
 
 MIN_SIDE = 16
 """Pixels; a smaller image shows nothing that could be preferred."""
-
-Place = tuple[Path, Cell]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
-"""What an import tells of the pairs it has chosen, beside the counts: for import.json and the log."""
+"""What an import tells of the labels it has chosen, beside the counts: for import.json and the log."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from stages.core.data.image_spool import ImageSpool
-from stages.core.data.layouts.labels import Label
+from stages.core.data.layouts.labels import Place
 from stages.core.data.near_duplicates import MAX_DISTANCE, distance, has_near
 from stages.core.errors import UserError
 
@@ -18,17 +18,34 @@ NUM_EXAMPLES = 10
 NUM_RESOLUTIONS = 20
 
 
-def describe_pairs(
-    seed: Sequence[Label], holdout: Sequence[Label], spool: ImageSpool
+@runtime_checkable
+class Chosen(Protocol):
+    """A label that was chosen: of a pair, or of one image."""
+
+    @property
+    def file(self) -> Path:
+        """The file that it stands in."""
+
+    @property
+    def row(self) -> int:
+        """Its row there."""
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where its images stand."""
+
+
+def describe_labels(
+    seed: Sequence[Chosen], holdout: Sequence[Chosen], spool: ImageSpool
 ) -> dict[str, Any]:
-    """Repeated images, near-duplicates and resolutions of the chosen pairs, and what both sets share."""
+    """Repeated images, near-duplicates and resolutions of the chosen labels, and what both sets share."""
     labels = [*seed, *holdout]
-    digests = [tuple(map(spool.digest, places(label))) for label in labels]
-    images = {digest for pair in digests for digest in pair}
-    in_seed = {digest for pair in digests[: len(seed)] for digest in pair}
-    in_holdout = {digest for pair in digests[len(seed) :] for digest in pair}
+    digests = [tuple(map(spool.digest, label.places)) for label in labels]
+    images = {digest for several in digests for digest in several}
+    in_seed = {digest for several in digests[: len(seed)] for digest in several}
+    in_holdout = {digest for several in digests[len(seed) :] for digest in several}
     return {
-        "repeated_images": 2 * len(labels) - len(images),
+        "repeated_images": sum(map(len, digests)) - len(images),
         "images_in_both_sets": len(in_seed & in_holdout),
         **_near_duplicates(seed, holdout, spool),
         "resolutions": _resolutions(labels, spool),
@@ -52,38 +69,33 @@ def describe_captions(prompts: Sequence[str], tokenizer: Path | None) -> dict[st
     return {"tokens_read": limit, "captions_cut": len(long), "examples": long[:NUM_EXAMPLES]}
 
 
-def places(label: Label) -> tuple[Any, Any]:
-    """Where the winner and the loser of a label stand."""
-    return (label.file, label.winner), (label.loser_file or label.file, label.loser)
-
-
 def _near_duplicates(
-    seed: Sequence[Label], holdout: Sequence[Label], spool: ImageSpool
+    seed: Sequence[Chosen], holdout: Sequence[Chosen], spool: ImageSpool
 ) -> dict[str, Any]:
     labels = [*seed, *holdout]
-    looks = np.array(
-        [[spool.stored(place).look for place in places(label)] for label in labels], np.uint64
-    ).reshape(-1, 2)
-    pairs = distance(looks[:, 0], looks[:, 1]) <= MAX_DISTANCE
-    in_holdout = np.repeat(np.arange(len(labels)) >= len(seed), 2)
-    across = has_near(looks.ravel(), in_holdout.astype(np.int64))
+    several = [[spool.stored(place).look for place in label.places] for label in labels]
+    pairs = [row for row, looks in enumerate(several) if len(looks) == 2]
+    both = np.array([several[row] for row in pairs], np.uint64).reshape(-1, 2)
+    near = np.array(pairs, np.int64)[distance(both[:, 0], both[:, 1]) <= MAX_DISTANCE]
+    looks = np.array([look for own in several for look in own], np.uint64)
+    in_holdout = np.repeat(np.arange(len(labels)) >= len(seed), list(map(len, several)))
+    across = has_near(looks, in_holdout.astype(np.int64))
     different = {
-        spool.digest(place): spool.stored(place).look for label in labels for place in places(label)
+        spool.digest(place): spool.stored(place).look for label in labels for place in label.places
     }
     alone = np.fromiter(different.values(), np.uint64, len(different))
     return {
-        "near_duplicate_pairs": int(pairs.sum()),
+        "near_duplicate_pairs": len(near),
         "near_duplicate_pairs_examples": [
-            f"{labels[row].file}, row {labels[row].row}"
-            for row in np.flatnonzero(pairs)[:NUM_EXAMPLES]
+            f"{labels[row].file}, row {labels[row].row}" for row in near[:NUM_EXAMPLES]
         ],
         "near_duplicate_images": int(has_near(alone, np.arange(len(alone))).sum()),
         "held_out_images_like_a_seed_image": int((across & in_holdout).sum()),
     }
 
 
-def _resolutions(labels: Sequence[Label], spool: ImageSpool) -> dict[str, int]:
-    sizes = [spool.stored(place) for label in labels for place in places(label)]
+def _resolutions(labels: Sequence[Chosen], spool: ImageSpool) -> dict[str, int]:
+    sizes = [spool.stored(place) for label in labels for place in label.places]
     counts = Counter(f"{size.width}x{size.height}" for size in sizes)
     common = dict(counts.most_common(NUM_RESOLUTIONS))
     rest = len(sizes) - sum(common.values())

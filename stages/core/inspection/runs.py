@@ -19,12 +19,13 @@ from stages.core.artifacts.schemas import (
     EVALUATION_PROMPTS,
     HOLDOUT_REWARDS,
     IMAGES,
+    LIKES,
     METRIC_SCORES,
     PREFERENCES,
     PROMPTS,
     Schema,
 )
-from stages.core.artifacts.tables import read_batches, read_metadata, read_table
+from stages.core.artifacts.tables import holds, read_batches, read_metadata, read_table
 from stages.core.data.prompts import prompt_id
 from stages.core.errors import UserError
 from stages.core.evaluation.statistics import compare, holm
@@ -143,6 +144,14 @@ def identity(pair: Row) -> str:
     return digest.hexdigest()
 
 
+def like_identity(like: Row) -> str:
+    """A digest of a single like's prompt, image and label."""
+    digest = hashlib.sha256(like["prompt_id"].encode())
+    digest.update(hashlib.sha256(like["image"]["bytes"] or b"").digest())
+    digest.update(b"liked" if like["is_liked"] else b"disliked")
+    return digest.hexdigest()
+
+
 def different_settings(first: Run, second: Run) -> list[tuple[str, str, str]]:
     """(key, first run's value, second's) of each setting that differs; '-' where it is the default."""
     one, two = first.settings or {}, second.settings or {}
@@ -179,6 +188,9 @@ def shared_data(first: Run, second: Run) -> Iterator[tuple[str, int, int, int]]:
 def _pairs(path: Path) -> set[str]:
     if not path.is_file():
         return set()
+    if holds(path, LIKES):
+        batches = read_batches(path, LIKES, ["prompt_id", "image", "is_liked"], size=IMAGES_AT_ONCE)
+        return {like_identity(row) for batch in batches for row in batch.to_pylist()}
     columns = ["pair_id", "prompt_id", "winner", "loser"]
     batches = read_batches(path, PREFERENCES, columns, size=IMAGES_AT_ONCE)
     return {identity(row) for batch in batches for row in batch.to_pylist()}

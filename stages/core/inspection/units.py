@@ -39,7 +39,7 @@ NATS = "nats"
 LOG_ODDS = "log-odds"
 
 UNITS: Mapping[str, str] = {
-    **dict.fromkeys(("item", "iteration", "source_row", "candidate"), NUMBER),
+    **dict.fromkeys(("item", "iteration", "source_row", "loser_source_row", "candidate"), NUMBER),
     **dict.fromkeys(("winner_candidate", "loser_candidate", "next_candidate", "place"), NUMBER),
     "round": "rounds, from 1",
     "inference_step": "sampler steps, from 0",
@@ -65,7 +65,7 @@ UNITS: Mapping[str, str] = {
     **dict.fromkeys(("wilcoxon_p_holm", "accuracy_change_p"), P_VALUE),
     "mean_probability": "probability, 0.5 to 1",
     **dict.fromkeys(("latents", "winner_latents", "loser_latents"), "scaled latents"),
-    **dict.fromkeys(("winner_geometry", "loser_geometry"), "pixels"),
+    **dict.fromkeys(("geometry", "winner_geometry", "loser_geometry"), "pixels"),
     "timesteps": "diffusion timestep",
     "num_timesteps": "diffusion timesteps",
     "step": "optimizer updates",
@@ -117,6 +117,9 @@ LAYOUTS: Mapping[str, Layout] = {
     "prompts": Layout(key=("prompt_id",)),
     "evaluation_prompts": Layout(key=("prompt_id",)),
     "preferences": Layout(key=("pair_id",)),
+    "likes": Layout(key=("image_id",)),
+    "liked_pairs": Layout(key=("pair_id",)),
+    "like_latents": Layout(key=("image_id",)),
     "human_labels": Layout(key=("labeller", "image_a_name", "image_b_name")),
     "judged_images": Layout(key=("image_name",), group=("prompt_id",), ranked_by="reward"),
     "human_rankings": Layout(key=("labeller", "prompt_id", "labelled_at")),

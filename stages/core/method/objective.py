@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -131,6 +131,52 @@ def kto_loss(errors: PairErrors, settings: LossSettings) -> Float[Tensor, " pair
     disliked = torch.sigmoid(-settings.dpo_beta * (errors.reference_l - errors.policy_l - base))
     share = settings.liked_share
     return 1 - (share * liked + (1 - share) * disliked)
+
+
+@dataclass(frozen=True)
+class LikeErrors:
+    """Denoising errors of a batch of single images, each with a draw of its own, and what a person said of it."""
+
+    policy: Float[Tensor, " image"]
+    reference: Float[Tensor, " image"]
+    is_liked: Bool[Tensor, " image"]
+    weight: Float[Tensor, " image"]
+    """How much each image counts (`like_weights`)."""
+
+    @property
+    def gain(self) -> Float[Tensor, " image"]:
+        """How much smaller the policy's error is than the reference's: the implicit reward of the draw."""
+        return self.reference - self.policy
+
+
+def like_weights(
+    is_liked: Bool[Tensor, " image"], liked_share: float, share_liked: float
+) -> Float[Tensor, " image"]:
+    """How much each image counts, where `share_liked` of all are liked and `liked_share` is to count so.
+
+    The mean over all images is 1. Of liked images alone it is liked_share / share_liked.
+    """
+    liked = liked_share / share_liked
+    disliked = (1 - liked_share) / (1 - share_liked)
+    return torch.where(is_liked, liked, disliked)
+
+
+def mean_like_gain(errors: LikeErrors) -> Float[Tensor, ""]:
+    """The weighted mean gain of a batch of single images; see `mean_gain`."""
+    return (errors.weight * errors.gain).mean()
+
+
+def like_loss(errors: LikeErrors, dpo_beta: float, mean_gain: float) -> Float[Tensor, " image"]:
+    """Each image's weight times 1 - sigmoid(+-dpo_beta (gain - base)), of liked (+) and disliked (-) ones.
+
+    base is the batch's mean gain, 0 if that is negative, and has no gradient. With policy equal to reference the
+    mean over all images is 1/2. Li et al., "Aligning Diffusion Models by Optimizing Human Utility", Eq. 8. Differs
+    from its code: that draws four liked images in five, and here every image comes equally often and counts by its
+    weight. The expected loss is the same, and that of `kto_loss` where each pair is a liked and a disliked image.
+    """
+    base = max(0.0, mean_gain)
+    sign = torch.where(errors.is_liked, 1.0, -1.0)
+    return errors.weight * (1 - torch.sigmoid(sign * dpo_beta * (errors.gain - base)))
 
 
 LOSSES: dict[LossName, Callable[[PairErrors, LossSettings], Float[Tensor, " pair"]]] = {

@@ -17,6 +17,7 @@ def mistakes_together(config: Config) -> Iterator[str]:
     if (family := config["model"]["family"]) is not None:
         yield from (f"{key!r}: {text}" for key, text in mistakes(config, family))
     yield from _of_prompts_and_files(config)
+    yield from _of_likes(config)
     for block in ("train_seed", "update_policy"):
         yield from _of_training(config, block)
     yield from _of_judging(config)
@@ -59,6 +60,42 @@ def _of_prompts_and_files(config: Config) -> Iterator[str]:
         is_wanted = key != "prompts.pool" or needs_pool(config)
         if "shapes" not in config and not is_given and is_wanted:
             yield f"key {key!r} is missing (only the block 'shapes' makes its own)"
+
+
+def _of_likes(config: Config) -> Iterator[str]:
+    """What single likes, which nobody has compared, do not go with."""
+    if not config["preferences"]["unpaired"]:
+        return
+    said, training = "'preferences.unpaired' is true", config["train_seed"]
+    if "shapes" in config:
+        yield f"{said} beside the block 'shapes', whose human labels are pairs; leave unpaired out"
+    if config["preferences"]["layout"] not in ("auto", "likes"):
+        yield (
+            f"{said} and 'preferences.layout' is {config['preferences']['layout']!r}, which compares images; only "
+            "'likes' judges each by itself"
+        )
+    if training.get("loss") != "kto" and not training.get("policy"):
+        yield (
+            f"{said} and 'train_seed.loss' is {training.get('loss', 'sigmoid')!r}, which compares two images; use the loss 'kto', "
+            "or leave unpaired out, which makes pairs of the likes of one prompt"
+        )
+    if config["iterations"] and config["mix_preferences"]["seed_fraction"]:
+        yield (
+            f"{said} and 'mix_preferences.seed_fraction' is {config['mix_preferences']['seed_fraction']}: single likes "
+            "are no pairs that could be mixed in; set it to 0"
+        )
+    if config["score_candidates"]["weights"] == "calibrated":
+        yield (
+            f"{said} and 'score_candidates.weights' is 'calibrated': weights are fitted to images of one prompt that "
+            "people have compared; use 'uniform'"
+        )
+    for key, is_set in (
+        ("select_pairs.strategy", config["select_pairs"]["strategy"] == "spin"),
+        ("step_judge.clip", config["step_judge"].get("clip") is not None),
+        ("train_seed.use_decisions", bool(training["use_decisions"])),
+    ):
+        if is_set:
+            yield f"{said} and {key!r} needs pairs that people have compared; leave it out"
 
 
 def _of_training(config: Config, name: str) -> Iterator[str]:

@@ -85,14 +85,17 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
     """What the config asks for.
 
     `evaluation_prompts` are those of all evaluation sets together; `labelled_pairs` are all that the
-    files hold, of which `preferences.num_pairs: null` takes what is not held out.
+    files hold (with preferences.unpaired all likes), of which `preferences.num_pairs: null` takes what is not held out.
     """
     plan = RunPlan(config=config)
     prompts = sum(plan.prompts_wanted)
     held_out = config["preferences"]["num_holdout"]
     pairs = config["preferences"]["num_pairs"]
+    is_unpaired = config["preferences"].get("unpaired", False)
     if pairs is None:
-        pairs = max(0, labelled_pairs - held_out)
+        pairs = max(0, labelled_pairs - held_out * (2 if is_unpaired else 1))
+    if is_unpaired:  # single images, of which two cost what a pair does
+        pairs = math.ceil(pairs / 2)
     share = config["mix_preferences"]["seed_fraction"]
     per_prompt = plan.pairs_per_prompt
     mixed = [per_prompt * size + min(pairs, round(size * share / (1 - share)))

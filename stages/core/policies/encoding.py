@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stages.core.artifacts.images import decode_image, to_model_input
@@ -43,6 +43,8 @@ class EncodedPairs:
     """That the winner is preferred, for soft labels; None takes every label as certain."""
     lists: Lists | None = None
     """Which pairs make one ranked list, for the listwise loss; None trains on each pair alone."""
+    loser_caption: Int[Tensor, " pair"] | None = None
+    """Row of `text` of each loser, where likes are put side by side; None: both images have one caption."""
     files: tuple[TensorFile, ...] = ()
     """Where latents and conditionings are mapped from, if they are not in memory."""
 
@@ -54,10 +56,59 @@ class EncodedPairs:
         """What a training takes in turn: pairs, or lists of them."""
         return len(self) if self.lists is None else len(self.lists.rows)
 
+    @property
+    def latents_shape(self) -> tuple[int, ...]:
+        """The shape of one image's latents."""
+        return tuple(self.winner.shape[1:])
+
     def let_go(self) -> None:
         """Give back the memory of the rows read so far. ArtifactError if a file has been cut short."""
         for file in self.files:
             file.let_go()
+
+
+@dataclass(frozen=True)
+class EncodedLikes:
+    """Liked and disliked images ready for training, each by itself."""
+
+    latents: Float[Tensor, "image ..."]
+    is_liked: Bool[Tensor, " image"]
+    caption: Int[Tensor, " image"]
+    """Row of `text`."""
+    text: Conditioning
+    """Conditioning of each different caption; the last row is the empty caption's."""
+    geometry: Int[Tensor, "image six"]
+    """Original height and width, top and left of the crop, target height and width, in pixels."""
+    files: tuple[TensorFile, ...] = ()
+    """Where latents and conditionings are mapped from, if they are not in memory."""
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def num_items(self) -> int:
+        """What a training takes in turn: images."""
+        return len(self)
+
+    @property
+    def latents_shape(self) -> tuple[int, ...]:
+        """The shape of one image's latents."""
+        return tuple(self.latents.shape[1:])
+
+    @property
+    def share_liked(self) -> float:
+        """Which share of all images were liked."""
+        return float(self.is_liked.double().mean())
+
+    def let_go(self) -> None:
+        """Give back the memory of the rows read so far. ArtifactError if a file has been cut short."""
+        for file in self.files:
+            file.let_go()
+
+
+def geometries(column: pa.ChunkedArray) -> Int[Tensor, "row six"]:
+    """The sizes and crops in a column."""
+    return torch.tensor(column.to_pylist(), dtype=torch.int64).reshape(-1, 6)
 
 
 def latents_tensor(

@@ -21,9 +21,16 @@ from torch import Tensor
 from stages.core.artifacts.decisions import turned
 from stages.core.artifacts.joins import refuse_other_pairs
 from stages.core.artifacts.provenance import digest
-from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES, TRAINING_PAIRS, Schema
-from stages.core.artifacts.tables import read_batches, read_table
+from stages.core.artifacts.schemas import (
+    LIKED_PAIRS,
+    PAIR_LATENTS,
+    PREFERENCES,
+    TRAINING_PAIRS,
+    Schema,
+)
+from stages.core.artifacts.tables import holds, read_batches, read_table
 from stages.core.artifacts.tensor_files import (
+    TensorFile,
     has_tensors,
     is_undamaged,
     map_tensors,
@@ -35,11 +42,14 @@ from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
 from stages.core.policies.encoding import (
     IMAGES_PER_BATCH,
+    EncodedLikes,
     EncodedPairs,
     encode_stored_images,
     encoded_parts,
+    geometries,
     latents_tensor,
 )
+from stages.core.policies.like_files import LikeTables
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +80,8 @@ class PairTables:
     """Where the pairs stand in their tables, in rising order; None: they are all of them."""
     flipped: frozenset[int] = frozenset()
     """The rows of which winner and loser are exchanged."""
+    loser_prompts: Sequence[str] | None = None
+    """The losers' prompts, where likes are put side by side; None: both images have one."""
 
     def decided(self, kept: Sequence[int], flipped: Iterable[int]) -> PairTables:
         """The pairs at the kept rows alone, winner and loser of the flipped ones exchanged."""
@@ -86,6 +98,32 @@ class PairTables:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def captions(self) -> list[str]:
+        """Each caption once, in order."""
+        return sorted({*self.prompts, *(self.loser_prompts or ())})
+
+    def opened(self, captions: TensorFile, latents: TensorFile) -> EncodedPairs:
+        """The pairs as a training reads them, from the files of their captions and latents."""
+        row_of = {prompt: row for row, prompt in enumerate(self.captions)}
+        caption, loser_caption = (
+            None if prompts is None else torch.tensor([row_of[prompt] for prompt in prompts])
+            for prompts in (self.prompts, self.loser_prompts)
+        )
+        assert caption is not None
+        return EncodedPairs(
+            winner=latents.tensors["winner"],
+            loser=latents.tensors["loser"],
+            caption=caption,
+            text=Conditioning(captions.tensors),
+            winner_geometry=self.winner_geometry,
+            loser_geometry=self.loser_geometry,
+            probability=self.probability,
+            lists=self.lists,
+            loser_caption=loser_caption,
+            files=(captions, latents),
+        )
 
     def encoded(self, model: DiffusionModel) -> Iterator[dict[str, Tensor]]:
         """Latents of winners and losers in float32, a few pairs at a time."""
@@ -107,8 +145,13 @@ class PairTables:
 def human_pairs(
     preferences: Path, latents: Path, *, is_live: bool = False, num_pairs: int | None = None
 ) -> PairTables:
-    """Human pairs and their latents, or the first so many. UserError unless both list the same pairs."""
-    pairs = read_table(preferences, PREFERENCES, ["pair_id", "prompt"])
+    """Human pairs and their latents, or the first so many; also held-out likes (schema liked_pairs).
+
+    UserError unless both list the same pairs.
+    """
+    other = ["loser_prompt"] if holds(preferences, LIKED_PAIRS) else []
+    schema = LIKED_PAIRS if other else PREFERENCES
+    pairs = read_table(preferences, schema, ["pair_id", "prompt", *other])
     encoded = read_table(latents, PAIR_LATENTS, ["pair_id", *GEOMETRIES])
     refuse_other_pairs(pairs, encoded, latents)
     winner, loser = (geometries(encoded.column(name))[:num_pairs] for name in GEOMETRIES)
@@ -118,6 +161,7 @@ def human_pairs(
         loser_geometry=loser,
         latents=(latents, PAIR_LATENTS),
         images=(preferences, PREFERENCES) if is_live else None,
+        loser_prompts=pairs.column("loser_prompt").to_pylist()[:num_pairs] if other else None,
     )
 
 
@@ -142,11 +186,6 @@ def mixed_pairs(
     )
 
 
-def geometries(column: pa.ChunkedArray) -> Int[Tensor, "row six"]:
-    """The sizes and crops in a column."""
-    return torch.tensor(column.to_pylist(), dtype=torch.int64).reshape(-1, 6)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PairStore:
     """The files of some pairs: conditionings of their captions, and their latents.
@@ -155,21 +194,21 @@ class PairStore:
     parts of the model that encode.
     """
 
-    tables: PairTables
+    tables: PairTables | LikeTables
     folder: Path
     keys: Mapping[str, str]
     """The key of each file, by its name."""
 
     @classmethod
     def of(
-        cls, model: DiffusionModel, tables: PairTables, folder: Path, identity: str
+        cls, model: DiffusionModel, tables: PairTables | LikeTables, folder: Path, identity: str
     ) -> PairStore:
         """The store in `folder`, whether it is there already or not."""
         parts = {
             "captions": (*model.encoder_parts,),
             "latents": ("vae",) if tables.images else (),
         }
-        names = {"captions": different(tables.prompts), "latents": list(model.latents_shape)}
+        names = {"captions": tables.captions, "latents": list(model.latents_shape)}
         keys = {
             name: hashlib.sha256(
                 json.dumps([identity, names[name], digests_of(model, parts[name])]).encode()
@@ -191,7 +230,7 @@ class PairStore:
         """Encode and write what is not there, or is damaged. DiskError if there is no room."""
         if not self._has("captions"):
             self._remove("captions")
-            captions = [*different(self.tables.prompts), ""]
+            captions = [*self.tables.captions, ""]
             with writing_tensors(
                 self.path("captions"), len(captions), self.keys["captions"]
             ) as file:
@@ -205,21 +244,10 @@ class PairStore:
                 for rows in self.tables.encoded(model):
                     file.write(rows)
 
-    def open(self) -> EncodedPairs:
-        """The pairs as a training reads them. ArtifactError if a file is damaged."""
+    def open(self) -> EncodedPairs | EncodedLikes:
+        """The pairs or likes as a training reads them. ArtifactError if a file is damaged."""
         captions, latents = map_tensors(self.path("captions")), map_tensors(self.path("latents"))
-        row_of = {prompt: row for row, prompt in enumerate(different(self.tables.prompts))}
-        return EncodedPairs(
-            winner=latents.tensors["winner"],
-            loser=latents.tensors["loser"],
-            caption=torch.tensor([row_of[prompt] for prompt in self.tables.prompts]),
-            text=Conditioning(captions.tensors),
-            winner_geometry=self.tables.winner_geometry,
-            loser_geometry=self.tables.loser_geometry,
-            probability=self.tables.probability,
-            lists=self.tables.lists,
-            files=(captions, latents),
-        )
+        return self.tables.opened(captions, latents)
 
     def _remove(self, name: str) -> None:
         """Make room for the new file: the disk may have none for both."""
@@ -235,11 +263,6 @@ class PairStore:
             return True
         log.warning("%s is not what was written: the disk has damaged it. It is made anew", path)
         return False
-
-
-def different(prompts: Sequence[str]) -> list[str]:
-    """Each caption once, in order."""
-    return sorted(set(prompts))
 
 
 def digests_of(model: DiffusionModel, parts: Sequence[str]) -> dict[str, str]:

@@ -11,10 +11,10 @@ from typing import Any
 from stages.core.artifacts.images import ImageError
 from stages.core.data.evaluation_prompts import EvaluationPrompt
 from stages.core.data.image_spool import ImageSpool
-from stages.core.data.import_report import places
 from stages.core.data.layouts.columns import Columns
-from stages.core.data.layouts.labels import Cell, Label, Layout, Ledger
+from stages.core.data.layouts.labels import Cell, Label, Layout, Ledger, Like
 from stages.core.data.layouts.recognition import find_layout
+from stages.core.data.likes import layout_of_likes
 from stages.core.data.prompts import read_pool
 from stages.core.errors import UserError
 from stages.core.evaluation.paper import read_paper_tables
@@ -67,7 +67,7 @@ def read_named_set(plan: RunPlan, name: str, findings: Findings) -> list[Evaluat
 
 
 def labelled_pairs(config: Mapping[str, Any], findings: Findings) -> int:
-    """Usable rows of all files of human labels; notes what cannot be recognised, what is too few or bad,
+    """Usable labels of all files of human ones (pairs, or with unpaired single likes); notes what cannot be recognised, what is too few or bad,
     and images that are not there, of which some are looked at.
     """
     block = config["preferences"]
@@ -84,14 +84,19 @@ def labelled_pairs(config: Mapping[str, Any], findings: Findings) -> int:
             Path(block["root"]) if "root" in block else None,
         )
         ledger = Ledger(allowed_bad=block.get("skip_bad", 0))
-        labels = list(layout.labels(ledger))
+        labels: list[Label] | list[Like] = (
+            list(layout_of_likes(layout).likes(ledger))
+            if block.get("unpaired")
+            else list(layout.labels(ledger))
+        )
     except UserError as error:
         findings.add(shown, str(error), holds=False)
         return 0
     found = f"{len(layout.files)} files, layout {layout.name}, {len(labels):,} usable rows"
     bad = f", {len(ledger.bad):,} that cannot be used" if ledger.bad else ""
     findings.add(shown, found + bad, holds=True)
-    wanted = max(2, block.get("num_pairs") or 2) + block.get("num_holdout", 0)
+    wanted = max(2, block.get("num_pairs") or 2)
+    wanted += block.get("num_holdout", 0) * (2 if block.get("unpaired") else 1)
     if len(labels) < wanted:
         found = (
             f"{wanted:,} are wanted with preferences.num_holdout, at most {len(labels):,} are there"
@@ -101,12 +106,12 @@ def labelled_pairs(config: Mapping[str, Any], findings: Findings) -> int:
     return len(labels)
 
 
-def look_at_images(layout: Layout, labels: Sequence[Label], findings: Findings) -> None:
+def look_at_images(layout: Layout, labels: Sequence[Label | Like], findings: Findings) -> None:
     """Read the images of some labels, evenly spread, as the import reads them."""
     some = labels[:: max(1, len(labels) // LABELS_LOOKED_AT)][:LABELS_LOOKED_AT]
     wanted: dict[Path, set[Cell]] = defaultdict(set)
     for label in some:
-        for file, cell in places(label):
+        for file, cell in label.places:
             wanted[file].add(cell)
     problems = []
     with TemporaryDirectory() as folder, ImageSpool(Path(folder)) as spool:
@@ -118,7 +123,7 @@ def look_at_images(layout: Layout, labels: Sequence[Label], findings: Findings) 
                     problems.append(f"{file}, row {image.cell.row}: {error}")
     found = f"those of {len(some):,} labels can be read"
     if problems:
-        found = f"{len(problems)} of {2 * len(some):,} cannot be read: {'; '.join(problems[:3])}"
+        found = f"{len(problems)} of {sum(len(label.places) for label in some):,} cannot be read: {'; '.join(problems[:3])}"
     findings.add("images of preferences.files", found, holds=not problems)
 
 

@@ -12,10 +12,15 @@ DROPPED = {
     "votes_tied_dropped": "pairs with as many votes for the one image as for the other",
     "unlabelled_dropped": "rows without a label",
     "same_image_dropped": "pairs of an image with itself",
+    "images_in_other_sets_dropped": "images whose prompt is one of the evaluation's",
     "pairs_in_other_sets_dropped": "pairs whose prompt is one of the evaluation's",
     "bad_rows_dropped": "rows that could not be used",
 }
 NOTED = {
+    "images_left_over": "usable images more than were asked for",
+    "images_beyond_cap": "images beyond the most that one prompt may have",
+    "repeated_labels": "labels of an image that had one already",
+    "contradictory_labels": "images that were both liked and disliked",
     "pairs_left_over": "usable pairs more than were asked for",
     "pairs_beyond_cap": "pairs beyond the most that one prompt may have",
     "repeated_pairs": "labels of a pair that had one already",
@@ -59,6 +64,8 @@ def _count(value: Any, what: str) -> str:
 
 
 def _kept(found: Row) -> str:
+    if isinstance(found.get("images_kept"), int):
+        return _likes_kept(found)
     if not isinstance(found.get("pairs_kept"), int):
         return ""
     parts = []
@@ -68,6 +75,16 @@ def _kept(found: Row) -> str:
         if pairs:
             parts.append(f"{pairs}{f' of {prompts}' if prompts else ''} {verb}")
     return f"{', '.join(parts)}."
+
+
+def _likes_kept(found: Row) -> str:
+    liked, disliked, held_out = (
+        f"{found.get(key, 0):,}" for key in ("liked_kept", "disliked_kept", "pairs_held_out")
+    )
+    return (
+        f"{liked} liked and {disliked} disliked images of {_count(found.get('prompts_kept'), 'prompt')} are trained "
+        f"on, {held_out} of each of {_count(found.get('prompts_held_out'), 'prompt')} are held out."
+    )
 
 
 def _listed(head: str, found: Row, words: Mapping[str, str], otherwise: str) -> str:

@@ -155,16 +155,33 @@ def margins_sentence(rows: Sequence[Row]) -> str:
 
 
 def human_look(row: Row, images: Pictures, notes: Sequence[str] = ()) -> Look:
-    """One pair that people ranked."""
+    """One pair that people ranked, or a liked image beside a disliked one with its own prompt."""
     origin = f"{row['source_file']}, row {row['source_row']}" if row.get("source_file") else ""
+    labels = ("chosen", "other")
+    if "loser_prompt" in row:
+        labels = ("liked", "disliked")
+        origin += (
+            f"; the disliked one, {row['loser_source_file']}, row {row['loser_source_row']}, was made from "
+            f"“{row['loser_prompt']}”"
+        )
     return Look(
         prompt=row["prompt"],
         pictures=[
-            Shown(label="chosen", image=images[0]),
-            Shown(label="other", image=images[1]),
+            Shown(label=label, image=image) for label, image in zip(labels, images, strict=True)
         ],
         notes=[*notes, *filter(None, [origin])],
         name=row["pair_id"],
+    )
+
+
+def like_look(row: Row, image: Thumbnail) -> Look:
+    """One image that was liked or disliked by itself."""
+    label = "liked" if row["is_liked"] else "disliked"
+    return Look(
+        prompt=row["prompt"],
+        pictures=[Shown(label=label, image=image)],
+        notes=[f"{row['source_file']}, row {row['source_row']}"],
+        name=row["image_id"],
     )
 
 

@@ -54,6 +54,13 @@ def run_facts(
             else "",
         ),
         Fact(
+            name="Human likes",
+            value=f"{counts['liked_kept']:,} liked and {counts['disliked_kept']:,} disliked images trained on, "
+            f"{counts['pairs_held_out']:,} of each held out"
+            if {"liked_kept", "disliked_kept", "pairs_held_out"} <= counts.keys()
+            else "",
+        ),
+        Fact(
             name="Iterations",
             value="" if not sizes
             else f"{len(sizes)} of {iterations[0]}" if len(set(iterations)) == 1

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from stages.core.artifacts.provenance import BASE
-from stages.core.artifacts.schemas import HOLDOUT_REWARDS, PREFERENCES, Schema
-from stages.core.artifacts.tables import read_metadata, read_table
+from stages.core.artifacts.schemas import HOLDOUT_REWARDS, LIKED_PAIRS, LIKES, PREFERENCES, Schema
+from stages.core.artifacts.tables import holds, read_metadata, read_table
 from stages.core.errors import UserError
 from stages.core.evaluation.wording import number
 from stages.core.report.changes import Change, most_changed
@@ -21,6 +21,7 @@ from stages.core.report.pairs import (
     Pictures,
     choose_shown,
     human_look,
+    like_look,
     most_wrong,
     pairs_view,
     wrong_notes,
@@ -41,6 +42,8 @@ PAIR_COLUMNS = (
     "margin_standard_error", "probability",
 )  # fmt: skip
 HUMAN_COLUMNS = ("pair_id", "prompt", "source_file", "source_row")
+LOSER_COLUMNS = ("loser_prompt", "loser_source_file", "loser_source_row")
+LIKE_COLUMNS = ("image_id", "prompt", "is_liked", "source_file", "source_row")
 JUDGED_COLUMNS = ("pair_id", "winner_reward", "loser_reward", "probability")
 NUM_AT_HEAD = 4
 """Prompts whose pictures stand at the head of the page."""
@@ -63,9 +66,9 @@ class PictureFiles:
     pairs: Sequence[Path]
     """Pairs of iterations 1, 2 ... (schema training_pairs or preferences)."""
     preferences: Path
-    """Human pairs that were trained on (schema preferences)."""
+    """Human pairs that were trained on (schema preferences), or single likes (schema likes)."""
     holdout: Path
-    """Human pairs that were held out (schema preferences)."""
+    """Human pairs that were held out (schema preferences), or likes side by side (schema liked_pairs)."""
     judged: Sequence[tuple[str, Path]]
     """Policy and what it makes of the held-out pairs (schema holdout_rewards)."""
 
@@ -149,12 +152,23 @@ class ShownPictures:
         return [self._iteration_pairs(path) for path in self._files.pairs]
 
     def human(self) -> list[Look]:
-        """Some of the human pairs that were trained on, spread evenly over them."""
+        """Some of the human pairs, or single likes, that were trained on, spread evenly over them."""
         path = self._files.preferences
+        if holds(path, LIKES):
+            return self._likes(path)
         rows = self._read(path, PREFERENCES, HUMAN_COLUMNS).to_pylist()
         places = [round(i) for i in np.linspace(0, len(rows) - 1, min(NUM_HUMAN, len(rows)))]
         images = self._pair_images(path, places)
         return [human_look(rows[place], pair) for place, pair in zip(places, images, strict=True)]
+
+    def _likes(self, path: Path) -> list[Look]:
+        rows = self._read(path, LIKES, LIKE_COLUMNS).to_pylist()
+        num = min(2 * NUM_HUMAN, len(rows))
+        places = [round(i) for i in np.linspace(0, len(rows) - 1, num)]
+        images = read_images(path, LIKES, ("image",), places, self._max_bytes)
+        return [
+            like_look(rows[place], image) for place, (image,) in zip(places, images, strict=True)
+        ]
 
     def wrong(self) -> Row | None:
         """The held-out pairs that the policy gets wrong and is surest of; None if it judged none."""
@@ -164,7 +178,9 @@ class ShownPictures:
         }
         if self._policy not in judges:
             return None
-        rows = self._read(self._files.holdout, PREFERENCES, HUMAN_COLUMNS).to_pylist()
+        are_likes = holds(self._files.holdout, LIKED_PAIRS)
+        schema, more = (LIKED_PAIRS, LOSER_COLUMNS) if are_likes else (PREFERENCES, ())
+        rows = self._read(self._files.holdout, schema, (*HUMAN_COLUMNS, *more)).to_pylist()
         places = {row["pair_id"]: place for place, row in enumerate(rows)}
         first = next(iter(judges))
         before = {row["pair_id"]: row for row in judges[first]}

@@ -21,15 +21,15 @@ from stages.core.errors import UserError
 from stages.core.execution.runtime import progress
 from stages.core.execution.stopping import STOP, Stopped
 from stages.core.method.noising import Draws, training_draws
-from stages.core.method.objective import OF_A_WHOLE_BATCH, mean_gain
+from stages.core.method.objective import OF_A_WHOLE_BATCH
 from stages.core.method.seeding import seed_of
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
-from stages.core.policies.encoding import EncodedPairs
+from stages.core.policies.encoding import EncodedLikes, EncodedPairs
 from stages.core.training.early_stopping import KeptWeights
 from stages.core.training.held_out import HeldOut, Progress, kept_step, scores_of, within
 from stages.core.training.optimizers import make_optimizer
-from stages.core.training.pair_losses import batch_loss, pair_errors
+from stages.core.training.pair_losses import batch_loss, gain_of
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings, num_steps
 from stages.core.training.state import TrainingState
@@ -60,7 +60,7 @@ class Step:
 
 
 class Training:
-    """One training of a policy on pairs: what it works on, and what it has shown so far.
+    """One training of a policy on pairs, or on single likes: what it works on, and what it has shown so far.
 
     The state is saved in `work` by minutes or steps under `identity`: the same training, started
     again after an interruption, continues from there and ends with the same weights.
@@ -73,7 +73,7 @@ class Training:
         model: DiffusionModel,
         policy: Denoiser,
         reference: Denoiser | None,
-        pairs: EncodedPairs,
+        pairs: EncodedPairs | EncodedLikes,
         settings: TrainingSettings,
         *,
         seed: int,
@@ -236,11 +236,10 @@ class Training:
         found = torch.zeros((), device=self.processes.device)
         for part in parts:
             with self.model.autocast():
-                errors = pair_errors(
+                gain = gain_of(
                     self.model, self.policy, self.reference, self.pairs, rows[part],
                     Draws(draws.timesteps[part], draws.noise[part]), dropped[part], self.settings,
                 )  # fmt: skip
-            gain = mean_gain(errors, self.settings.kto_liked_share)
             found += gain.to(found) * (len(rows[part]) / len(rows))
         return self.processes.mean({"gain": found})["gain"]
 
@@ -257,7 +256,7 @@ class Training:
             step_seed,
             num_pairs=len(rows),
             num_timesteps=self.model.num_timesteps,
-            latents_shape=tuple(self.pairs.winner.shape[1:]),
+            latents_shape=self.pairs.latents_shape,
             law=self.settings.draw_law,
         )
         dropped = _dropped(len(rows), self.settings.caption_dropout, step_seed)

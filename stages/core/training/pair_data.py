@@ -8,21 +8,22 @@ from pathlib import Path
 
 from stages.core.execution.disk import writing
 from stages.core.models.adapter import DiffusionModel
-from stages.core.policies.encoding import EncodedPairs
+from stages.core.policies.encoding import EncodedLikes, EncodedPairs
+from stages.core.policies.like_files import LikeTables
 from stages.core.policies.pair_files import PairStore, PairTables
 from stages.core.training.processes import Processes
 
 POLL_SECONDS = 0.5
 
 
-def encode(
+def encode_any(
     model: DiffusionModel,
-    tables: Mapping[str, PairTables | None],
+    tables: Mapping[str, PairTables | LikeTables | None],
     folder: Path,
     identity: str,
     processes: Processes,
-) -> dict[str, EncodedPairs]:
-    """The pairs of each table that is there, by its name, in files below `folder`.
+) -> dict[str, EncodedPairs | EncodedLikes]:
+    """The pairs or likes of each table that is there, by its name, in files below `folder`.
 
     Neither VAE nor text encoder is kept. Files that an interrupted training of the same identity has left are
     used again. The others wait for the main process without a collective call, which may give up after some minutes;
@@ -48,6 +49,18 @@ def encode(
     processes.wait()
     model.release("vae", *model.encoder_parts)
     return {name: store.open() for name, store in stores.items()}
+
+
+def encode(
+    model: DiffusionModel,
+    tables: Mapping[str, PairTables | None],
+    folder: Path,
+    identity: str,
+    processes: Processes,
+) -> dict[str, EncodedPairs]:
+    """As `encode_any`, of pairs alone."""
+    found = encode_any(model, tables, folder, identity, processes)
+    return {name: each for name, each in found.items() if isinstance(each, EncodedPairs)}
 
 
 def _await(ready: Path, stores: Sequence[PairStore]) -> None:

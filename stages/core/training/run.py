@@ -17,12 +17,14 @@ from stages.core.execution.locks import held
 from stages.core.execution.stopping import STOP
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LoraSettings
+from stages.core.policies.encoding import EncodedPairs
+from stages.core.policies.like_files import LikeTables
 from stages.core.policies.loading import finished
 from stages.core.policies.pair_files import PairTables
 from stages.core.policies.saving import save_policy
 from stages.core.training.held_out import HeldOut, HeldOutFiles, Progress, kept_step
 from stages.core.training.loop import Step, Training
-from stages.core.training.pair_data import encode
+from stages.core.training.pair_data import encode_any
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution, TrainingSettings, needs_reference
 from stages.core.training.state import identity_of
@@ -70,7 +72,7 @@ class Task:
 
 def train_policy(
     model: DiffusionModel,
-    tables: PairTables,
+    tables: PairTables | LikeTables,
     settings: TrainingSettings,
     task: Task,
     outputs: Outputs,
@@ -85,20 +87,25 @@ def train_policy(
     """
     model.check_loss(settings.loss)
     if len(tables) < 2:
-        raise UserError(f"training needs at least 2 preference pairs, found {len(tables)}")
+        what = "likes" if isinstance(tables, LikeTables) else "preference pairs"
+        raise UserError(f"training needs at least 2 {what}, found {len(tables)}")
+    if isinstance(tables, LikeTables):
+        refuse_one_sided(tables, settings)
     inputs = [*task.inputs, *sorted({*policy_files(task.initial), *policy_files(task.reference)})]
     lock = outputs.work.with_name(f"{outputs.work.name}.lock")
     with held(lock, str(outputs.work)) if processes.is_main else nullcontext():
         processes.wait()  # for the main one, which may have to wait for another training
         initial, compared = finished(task.initial), finished(task.reference)
         identity = identity_of(task.stage, task.arguments, inputs)
-        encoded = encode(
+        encoded = encode_any(
             model,
             {"trained": tables, "held_out": task.held_out.tables()},
             outputs.work / "pairs",
             identity,
             processes,
         )
+        held_out = encoded.get("held_out")
+        assert held_out is None or isinstance(held_out, EncodedPairs)
         policy, reference = model.load_for_training(initial, compared, task.lora, task.seed)
         if processes.count > 1:
             log.info("training on %d processes", processes.count)
@@ -115,7 +122,7 @@ def train_policy(
                 identity=identity,
                 processes=processes,
                 execution=execution,
-                held_out=HeldOut.of(task.held_out, encoded.get("held_out"), task.held_out_seed),
+                held_out=HeldOut.of(task.held_out, held_out, task.held_out_seed),
             ).run()
             processes.end_trackers()
             if settings.stop_after_no_gain and kept_step(curve) == 0:
@@ -137,6 +144,20 @@ def train_policy(
                 )  # fmt: skip
                 shutil.rmtree(outputs.work, ignore_errors=True)
     return len(steps)
+
+
+def refuse_one_sided(likes: LikeTables, settings: TrainingSettings) -> None:
+    """UserError for a loss that needs pairs, for labels that all say the same, or for a share that leaves a kind out."""
+    if settings.loss != "kto":
+        raise UserError(
+            f"train_seed.loss is {settings.loss!r}, which compares two images, and {likes.latents} holds single likes; "
+            "set train_seed.loss to 'kto', or preferences.unpaired to false"
+        )
+    if len(set(likes.is_liked.tolist())) < 2:
+        kind = "liked" if likes.is_liked[0] else "disliked"
+        raise UserError(
+            f"all {len(likes)} images of {likes.latents} are {kind}; KTO needs some of both kinds"
+        )
 
 
 def refuse_untouched(task: Task, curve: Sequence[Progress]) -> None:

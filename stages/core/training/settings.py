@@ -22,7 +22,7 @@ class TrainingSettings:
     learning_rate: float
     """Of the optimizer, after the warmup."""
     batch_pairs: int
-    """Pairs per optimizer step."""
+    """Pairs per optimizer step; of single likes images."""
     passes: float
     """Passes over the pairs; the number of steps is passes x pairs / batch_pairs, rounded up."""
     warmup_share: float

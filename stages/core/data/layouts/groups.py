@@ -22,7 +22,15 @@ from stages.core.data.layouts.columns import (
     need,
     prompt_column,
 )
-from stages.core.data.layouts.labels import Cell, Key, Label, Ledger, check_prompt, digest_of
+from stages.core.data.layouts.labels import (
+    Cell,
+    Key,
+    Label,
+    Ledger,
+    Like,
+    check_prompt,
+    digest_of,
+)
 from stages.core.data.layouts.rows import RowLayout
 from stages.core.data.layouts.sources import columns_of, read_rows
 from stages.core.data.layouts.verdicts import NO, YES, Bad, is_missing, is_no, like, number
@@ -37,7 +45,7 @@ RANKS = ("ranks", "rank", "ranking")
 BEST = ("human_preference",)
 """HPDv2: 1 for the image that was preferred, 0 for the others."""
 RANK = ("rank",)
-LIKED, DISLIKED = ("liked", "likes"), ("disliked", "dislikes")
+LIKED, DISLIKED = ("liked", "likes", "is_liked"), ("disliked", "dislikes")
 KTO = ("label",)
 
 
@@ -97,28 +105,35 @@ class Grouped(RowLayout):
         prompts: dict[str, str] = {}
         for file, (prompt, image, judgement) in columns_by_file.items():
             within = group_columns(columns_of(file), self.columns)
-            columns = [prompt, image, judgement.column, *within]
-            for row, values in read_rows(file, columns, with_images=True):
-                ledger.counts["rows_read"] += 1
-                try:
-                    _check(values, prompt)
-                    rank = judgement.rank_of(judgement.column, values.get(judgement.column))
-                except Bad as bad:
-                    ledger.note_bad(file, row, str(bad))
-                    continue
-                if rank is None:
-                    ledger.counts["unlabelled_dropped"] += 1
-                    continue
+            for values, one in self._judged(file, prompt, image, judgement, within, ledger):
                 name = normalise(values[prompt])
                 prompts.setdefault(name, values[prompt])
                 group: tuple[object, ...] = (name, *(str(values.get(column)) for column in within))
-                digest = digest_of(values.get(image))
-                groups[group].append(Judged(file, Cell(row, image), rank, digest))
+                groups[group].append(one)
         for whole in list(groups):  # what has become pairs need not stay in memory
             judged = groups.pop(whole)
             if len({image.rank for image in judged}) < 2:
                 ledger.counts["images_without_counterpart"] += len(judged)
             yield from _pairs(prompts[str(whole[0])], judged, ledger)
+
+    def _judged(
+        self, file: Path, prompt: str, image: str, judgement: Judgement, others: Sequence[str],
+        ledger: Ledger,
+    ) -> Iterator[tuple[Record, Judged]]:  # fmt: skip
+        """Each row whose one image was judged: its prompt and `others`, and the image."""
+        columns = [prompt, image, judgement.column, *others]
+        for row, values in read_rows(file, columns, with_images=True):
+            ledger.counts["rows_read"] += 1
+            try:
+                _check(values, prompt)
+                rank = judgement.rank_of(judgement.column, values.get(judgement.column))
+            except Bad as bad:
+                ledger.note_bad(file, row, str(bad))
+                continue
+            if rank is None:
+                ledger.counts["unlabelled_dropped"] += 1
+                continue
+            yield values, Judged(file, Cell(row, image), rank, digest_of(values.get(image)))
 
 
 class Rankings(Grouped):
@@ -173,24 +188,45 @@ class Likes(Grouped):
         """Every liked image of a prompt beside every disliked one."""
         columns_by_file: dict[Path, tuple[str, str, Judgement]] = {}
         for file in self.files:
-            names = columns_of(file)
-            self.columns.check(file, names)
-            prompt = prompt_column(file, names, self.columns)
-            disliked = None if self.columns.like else find_column(names, DISLIKED)
-            if disliked:
-                yield from self._expand_sides(
-                    file, prompt, need(file, names, LIKED), disliked, ledger
-                )
-                continue
-            image = self.columns.image or need(file, names, IMAGE)
-            liked = self.columns.like or find_column(names, LIKED) or need(file, names, KTO)
-            columns_by_file[file] = (prompt, image, Judgement(liked, _rank_of_like))
+            if sides := self._sides(file):
+                for prompt, judged in self._rows_of_sides(file, *sides, ledger):
+                    yield from _pairs(prompt, judged, ledger)
+            else:
+                columns_by_file[file] = self._single(file)
         yield from self._expand_groups(columns_by_file, ledger)
 
-    def _expand_sides(
+    def likes(self, ledger: Ledger) -> Iterator[Like]:
+        """Every image by itself, with what was said of it."""
+        for file in self.files:
+            if sides := self._sides(file):
+                for text, several in self._rows_of_sides(file, *sides, ledger):
+                    yield from (_like(text, one) for one in several)
+            else:
+                prompt, image, judgement = self._single(file)
+                for values, one in self._judged(file, prompt, image, judgement, (), ledger):
+                    yield _like(values[prompt], one)
+
+    def _sides(self, file: Path) -> tuple[str, str, str] | None:
+        """The columns of the prompt, the liked and the disliked images, where rows list them."""
+        names = columns_of(file)
+        self.columns.check(file, names)
+        disliked = None if self.columns.like else find_column(names, DISLIKED)
+        if disliked is None:
+            return None
+        return prompt_column(file, names, self.columns), need(file, names, LIKED), disliked
+
+    def _single(self, file: Path) -> tuple[str, str, Judgement]:
+        """The columns of the prompt, the image and its label, where each image has a row of its own."""
+        names = columns_of(file)
+        prompt = prompt_column(file, names, self.columns)
+        image = self.columns.image or need(file, names, IMAGE)
+        liked = self.columns.like or find_column(names, LIKED) or need(file, names, KTO)
+        return prompt, image, Judgement(liked, _rank_of_like)
+
+    def _rows_of_sides(
         self, file: Path, prompt: str, liked: str, disliked: str, ledger: Ledger
-    ) -> Iterator[Label]:
-        """The pairs of each row that lists liked and disliked images."""
+    ) -> Iterator[tuple[str, list[Judged]]]:
+        """The prompt and the images of each row that lists liked and disliked ones."""
         for row, values in read_rows(file, [prompt, liked, disliked], with_images=True):
             ledger.counts["rows_read"] += 1
             try:
@@ -203,7 +239,11 @@ class Likes(Grouped):
             except Bad as bad:
                 ledger.note_bad(file, row, str(bad))
                 continue
-            yield from _pairs(values[prompt], judged, ledger)
+            yield values[prompt], judged
+
+
+def _like(prompt: str, judged: Judged) -> Like:
+    return Like(judged.file, prompt, judged.cell, judged.rank == 0, judged.digest)
 
 
 def list_column(file: Path, names: Sequence[str]) -> str | None:

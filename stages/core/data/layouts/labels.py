@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from stages.core.data.layouts.columns import UNNAMED, Columns
 from stages.core.data.layouts.sources import Folder, RowNumber
@@ -29,6 +29,10 @@ class Cell(NamedTuple):
     """Name of the column; of a folder the image's path in it."""
     position: int = 0
     """Place in the list, where a cell holds several images."""
+
+
+Place = tuple[Path, Cell]
+"""Where an image stands: its file and its cell."""
 
 
 class Key(NamedTuple):
@@ -62,6 +66,66 @@ class Label:
         if self.key.is_unnumbered:
             return f"human-preferences-{self.key.digest:016x}"
         return f"human-preferences-{self.key.number:06d}"
+
+    @property
+    def places(self) -> tuple[Place, Place]:
+        """Where the winner and the loser stand."""
+        return (self.file, self.winner), (self.loser_file or self.file, self.loser)
+
+    @property
+    def subject(self) -> Hashable:
+        """What was judged: two labels of one subject are two votes."""
+        return frozenset(self.images)
+
+    @property
+    def verdict(self) -> Hashable:
+        """What was said of it."""
+        return self.images[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """One image that was liked or disliked by itself, before it is read."""
+
+    file: Path
+    prompt: str
+    cell: Cell
+    is_liked: bool
+    image: int
+    """What the image is, in 64 bits: by it two votes on one image are told."""
+
+    @property
+    def row(self) -> int:
+        """Its row in the file."""
+        return self.cell.row
+
+    @property
+    def name(self) -> str:
+        """What the label is called; the same wherever it stands. Not unique: an image may have two prompts."""
+        return f"human-likes-{self.image:016x}"
+
+    @property
+    def key(self) -> tuple[int, bool]:
+        """Orders the likes of a prompt by what they are, not by where they stand."""
+        return self.image, not self.is_liked
+
+    @property
+    def places(self) -> tuple[Place]:
+        """Where the image stands."""
+        return ((self.file, self.cell),)
+
+    @property
+    def subject(self) -> Hashable:
+        """What was judged: two labels of one subject are two votes."""
+        return self.image
+
+    @property
+    def verdict(self) -> Hashable:
+        """What was said of it."""
+        return self.is_liked
+
+
+AnyLabel = TypeVar("AnyLabel", Label, Like)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +195,16 @@ class Ledger:
                 f"{len(self.bad)} rows cannot be used; preferences.skip_bad allows "
                 f"{self.allowed_bad}:{self.reasons()}"
             )
+
+    def left_out(self) -> str:
+        """What was read and is not used, and why, for a message; nothing where all is used."""
+        counts = {
+            name: number for name, number in self.counts.items() if number and name != "rows_read"
+        }
+        counts |= {"files_not_read": len(self.not_read)} if self.not_read else {}
+        said = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items())
+        text = f" Of {self.counts['rows_read']} rows: {said}." if said else ""
+        return text + (f" {len(self.bad)} rows cannot be used:{self.reasons()}" if self.bad else "")
 
     def reasons(self) -> str:
         """The bad rows, a line each; of many the first."""
