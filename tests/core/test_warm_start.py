@@ -434,7 +434,7 @@ def test_client_and_server_agree_and_import_nothing_of_ours() -> None:
 
 def test_the_stages_that_wait_are_those_that_import_diffusers() -> None:
     rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
-    called = set(re.findall(r'(?:stage\("|launch \{resources.gpu\} stages\.)([a-z_.]+)', rules))
+    called = set(re.findall(r'(?:stage\(\s*"|launch \{resources.gpu\} stages\.)([a-z_.]+)', rules))
     assert len(called) > 20
     waiting = {name for name in called if "diffusers" in imported(f"stages.{name}", set())}
     assert waiting == set(warm_client.LOADS_A_MODEL)
