@@ -28,7 +28,6 @@ from stages.core.errors import UserError
 from stages.core.method.noising import generator
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
-from stages.core.models.loading import ModelError
 from stages.core.models.policy import Policy
 from stages.core.policies.saving import save_policy
 from tests import flow_models
@@ -110,8 +109,7 @@ def test_a_policy_judges_held_out_pairs_with_weights_of_the_bound(
     timesteps = [row["timesteps"] for row in read_rows(scored.output)]
     uniform = [[100 * place, 100 * place + 99] for place in range(10)]
     assert any(not low <= t <= high for t, (low, high) in zip(timesteps[0], uniform, strict=True))
-    model = load_model(settings(sd3), device=CPU)
-    for name in ("elbo", "epsilon"):
+    for name in ("elbo", "epsilon", "inverse_snr"):
         output = tmp_path / f"{name}.json"
         calibrate_judge.main(
             calibrate_judge.Args(
@@ -120,14 +118,8 @@ def test_a_policy_judges_held_out_pairs_with_weights_of_the_bound(
             )
         )  # fmt: skip
         s = np.array([3 * x / (1 + 2 * x) for x in (np.arange(10) * 100 + 51) / 1000])
-        by_hand = {"elbo": (1 - s) / s, "epsilon": (1 - s) ** 2}[name]
+        by_hand = {"elbo": (1 - s) / s, "epsilon": (1 - s) ** 2, "inverse_snr": s**2}[name]
         np.testing.assert_allclose(read_judge(output).weights, by_hand / by_hand.mean(), rtol=1e-4)
-        assert model.error_weights(name).shape == (1000,)
-
-
-def test_weights_by_the_signal_to_noise_ratio_are_refused(sd3: Path) -> None:
-    with pytest.raises(ModelError, match="stable-diffusion-3 predicts a velocity; use 'uniform'"):
-        calibrate_judge.signal_to_noise(settings(sd3))
 
 
 def test_a_reward_of_a_policy_that_is_its_own_reference_is_0(
