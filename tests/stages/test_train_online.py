@@ -380,7 +380,9 @@ def test_two_processes_do_as_one(make: Make, online: OnlineSettings) -> None:
         assert len(found) == len(expected)
         for row, other in zip(found, expected, strict=True):
             for name, value in other.items():
-                near = value if isinstance(value, str | None) else pytest.approx(value, 1e-3, 1e-3)
+                # A later round's images may differ by a grey level, and so its advantages by 0.2 %.
+                close = 1e-3 if row.get("round") == 1 else 5e-3
+                near = value if isinstance(value, str | None) else pytest.approx(value, close, 1e-3)
                 assert row[name] == near, name
     policy_digest(shared.output)
 
