@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from stages.core.artifacts.schemas import LIKED_PAIRS, LIKES, PREFERENCES
 from stages.core.artifacts.tables import read_metadata, read_table
 from stages.core.data.prompts import prompt_id
-from stages.core.errors import UserError
 from stages.import_preferences import Args, main
 from tests.builders import CAPTIONS, encoded, picture, read_rows
 from tests.label_files import WRITERS, args_for, some_pairs
+from tests.stages.test_import_layouts import complaint, report_of
 
 Like = tuple[str, float, bool]
 """A caption, the strength of its picture, and whether it was liked."""
@@ -43,18 +41,6 @@ ALONE = [(caption, 1.0, number % 3 > 0) for number, caption in enumerate(CAPTION
 
 def likes_args(folder: Path, **changes: object) -> Args:
     return args_for(folder, unpaired=True, **changes)
-
-
-def complaint(args: Args) -> str:
-    with pytest.raises(UserError) as caught:
-        main(args)
-    assert not list(args.summary.parent.glob("*")), "something was written"
-    return str(caught.value)
-
-
-def report_of(args: Args) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(args.summary.read_text())
-    return report
 
 
 def held_out_images(args: Args) -> list[tuple[str, bytes, bool]]:
