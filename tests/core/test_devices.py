@@ -217,7 +217,8 @@ torch.cuda = SimpleNamespace(
 )
 from stages.core.execution.devices import lease_visible
 [place] = lease_visible()
-print(devices[place], flush=True)
+sys.stdout.write(f"{devices[place]}\\n")  # in one piece: others write beside it
+sys.stdout.flush()
 time.sleep(60)
 """
 """Leases one of the pretend GPUs that it sees, and holds it."""
