@@ -16,7 +16,7 @@ demo: .venv/installed ## set up, run the whole pipeline on the embedded world, s
 	@echo "The report: $(CURDIR)/results/shapes/report.html"
 
 test: .venv/installed-test ## set up, pass the tests; TESTS="not long" adds the slow ones, as .ci/run does
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "$(TESTS)" \
+	PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "$(TESTS)" \
 		-n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/installed-test ## check style, types and rules
