@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -72,6 +73,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: next(
         (place for place, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST)
     ))  # fmt: skip
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported and collected from the garbage collector: it would look at it all each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def leave_out_of_make_test(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -272,6 +272,7 @@ def test_a_training_ends_when_it_judges_worse_with_the_weights_of_the_kept_step(
     assert same(weights, expected)
 
 
+@pytest.mark.slow
 def test_a_training_does_not_end_in_its_warmup(
     model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
 ) -> None:

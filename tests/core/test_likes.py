@@ -155,6 +155,7 @@ def test_every_image_is_seen_once_a_pass_with_a_draw_of_its_own(
     assert len(set(timesteps.tolist())) > 4
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_have_the_loss_and_measures_of_the_whole(
     model: DiffusionModel, likes: EncodedLikes, tmp_path: Path
 ) -> None:

@@ -247,6 +247,7 @@ def test_a_checkpoint_without_a_vae_takes_the_one_that_is_named(base: Path, tmp_
         load_model(settings(bare, config=str(base)), device=CPU)
 
 
+@pytest.mark.quick("sd15-keys0-expected0", "sdxl-keys2-expected2")
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [

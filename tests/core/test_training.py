@@ -169,6 +169,7 @@ def test_ktos_liked_share_reaches_the_loss(model: DiffusionModel, pairs: Encoded
     assert float(found) == pytest.approx(1 - 0.8 * liked - 0.2 * disliked, rel=1e-4)
 
 
+@pytest.mark.quick("0.8")
 @pytest.mark.parametrize("liked_share", [0.5, 0.8])
 def test_ktos_mean_gain_is_of_the_whole_batch_whatever_goes_through_the_network_at_once(
     model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path, liked_share: float
@@ -315,6 +316,7 @@ def test_two_trainings_with_the_same_seed_end_with_the_same_weights(
     assert not (tmp_path / "b").exists()  # nothing to save before the end
 
 
+@pytest.mark.quick("4-2")
 @pytest.mark.parametrize(("stop_at", "saved"), [(6, 4), (4, 2), (2, 0)])
 def test_an_interrupted_training_continues_and_ends_bit_identical_to_an_unbroken_one(
     tiny_base: str,
@@ -338,6 +340,7 @@ def test_an_interrupted_training_continues_and_ends_bit_identical_to_an_unbroken
     assert same(weights, expected)
 
 
+@pytest.mark.quick("4-3")
 @pytest.mark.parametrize(("minutes", "saved"), [(1, 0), (4, 3), (5, 4), (20, 5)])
 def test_a_state_is_saved_at_the_first_step_after_ten_minutes_and_continued_to_the_same_weights(
     tiny_base: str,
@@ -367,6 +370,7 @@ def test_a_state_is_saved_at_the_first_step_after_ten_minutes_and_continued_to_t
     assert same(weights, expected)
 
 
+@pytest.mark.quick("5-2")
 @pytest.mark.parametrize(("stop_at", "saved"), [(1, 0), (5, 2), (6, 3)])
 def test_a_training_that_is_asked_to_stop_saves_its_last_whole_step_and_continues_from_it(
     tiny_base: str,

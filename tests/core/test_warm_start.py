@@ -241,6 +241,7 @@ def test_a_warm_stage_finds_what_a_cold_one_does(head: Head) -> None:
     assert warm["torch"] == 2
 
 
+@pytest.mark.slow
 def test_blas_has_the_threads_of_the_job(head: Head) -> None:
     """numpy's and scipy's own, as each has them."""
     code = (
@@ -387,6 +388,7 @@ def test_before_anything_is_imported_a_small_stage_does_not_wait(own_head: Head)
     own_head.end()
 
 
+@pytest.mark.slow
 def test_after_the_server_s_death_stages_die_and_the_next_starts_cold(own_head: Head) -> None:
     stage = own_head.work()
     own_head.server().kill()
@@ -397,6 +399,7 @@ def test_after_the_server_s_death_stages_die_and_the_next_starts_cold(own_head: 
     own_head.end()
 
 
+@pytest.mark.slow
 def test_a_killed_snakemake_takes_everything_along(own_head: Head) -> None:
     own_head.work("python -m stages.train_seed work 2>&1 | record log")
     own_head.process.kill()

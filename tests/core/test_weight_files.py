@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file
@@ -40,6 +41,7 @@ def of_another_process(path: Path, hash_seed: int) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_write_equal_bytes(tmp_path: Path) -> None:
     first, second = (of_another_process(tmp_path / str(seed), seed) for seed in (1, 2))
     assert first == second  # eight entries: by chance once in 40,320

@@ -278,6 +278,7 @@ def test_a_policy_judges_the_images_once_and_by_its_record(
     assert table.stat().st_mtime_ns != made
 
 
+@pytest.mark.slow
 def test_the_judge_has_its_own_precision_and_rewards_as_the_run_had_them(
     tmp_path: Path, tiny_base: str, other_policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from stages.shapes.captions import open_captions, parse_caption
 from stages.shapes.oracle import appeal, background_liking, object_middle, total
 from stages.shapes.renderer import Drawing, draw
 
+pytestmark = pytest.mark.xdist_group("filters")  # they share the pictures
+
 LOOP_GAINS = 0.15
 """What three iterations add to the total at least, in benchmarks/seeds.md."""
 

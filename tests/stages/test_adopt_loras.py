@@ -83,6 +83,7 @@ def adopt(base: Path, policy: Path | str, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.quick("sdxl-file", "sd15-kohya")
 @pytest.mark.parametrize("kind", ["folder", "file", "kohya"])
 def test_it_adds_to_the_weights_what_it_was_trained_to_add(
     base: Path, trained: Path, tmp_path: Path, kind: str

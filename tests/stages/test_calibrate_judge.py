@@ -135,6 +135,7 @@ def test_too_few_prompts_leave_the_weights_equal(
     assert f"200 pairs of {num_prompts} prompts" in caplog.text
 
 
+@pytest.mark.slow
 def test_ten_prompts_are_enough_to_fit(args: calibrate_judge.Args) -> None:
     rows = [
         row | {"prompt_id": f"prompt {number % 10}"}

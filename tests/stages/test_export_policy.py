@@ -153,10 +153,11 @@ def opened(base: Path, kind: str, folder: Path) -> Any:
     return pipeline
 
 
+@pytest.mark.quick("sd15-full-diffusers", "sd15-lora-single-file", "sdxl-lora-lora-kohya")
 @pytest.mark.parametrize(
     ("made_as", "kind"),
     [
-        pytest.param("lora", "diffusers", marks=pytest.mark.slow),
+        ("lora", "diffusers"),
         ("lora", "lora-diffusers"),
         ("lora", "lora-kohya"),
         ("lora", "single-file"),

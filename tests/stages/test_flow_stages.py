@@ -208,6 +208,7 @@ def test_exports_open_in_a_fresh_pipeline_with_the_policys_image(
         assert not (tmp_path / layout).exists()
 
 
+@pytest.mark.slow
 def test_preflight_says_what_a_run_on_sd3_takes(
     sd3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,7 @@ def test_images_that_are_encoded_again_have_the_same_loss(
         assert row == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_lora_on_likes_as_one_does(
     trained: train_seed.Args, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_preflight_of_a_sound_model_says_what_the_run_takes(
     assert "policies" in printed
 
 
+@pytest.mark.quick("online2-amounts2")
 @pytest.mark.parametrize(
     ("online", "amounts"),
     [
@@ -83,10 +84,13 @@ def test_preflight_says_what_an_online_training_takes(
     assert "The online training calls the denoiser" in printed
 
 
+@pytest.mark.slow
 def test_missing_data_files_are_named_and_fail(tiny_base: str, tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "config/sd15.yaml").read_text())
     config["model"] = {"base": tiny_base, "dtype": "float32"}
     config["sampling"]["num_inference_steps"] = 2
+    config["sample_candidates"]["candidates_per_prompt"] = 2
+    config["score_candidates"]["num_draws"] = 2
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(
@@ -186,6 +190,7 @@ def test_too_few_labels_bad_rows_and_missing_images_are_found(tmp_path: Path) ->
     assert "gone.png" in findings.checks[-1][1]
 
 
+@pytest.mark.quick("difference-bfloat16-False", "secant-float16-True")
 @pytest.mark.parametrize(
     ("rewards_by", "dtype", "is_right"),
     [

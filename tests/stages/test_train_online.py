@@ -224,6 +224,7 @@ def cut() -> None:
     raise Interrupted
 
 
+@pytest.mark.quick("spo, LoRA")
 @pytest.mark.parametrize(
     ("online", "lora"), [(SPO, LORA), (DDPO, FULL)], ids=["spo, LoRA", "ddpo, full"]
 )
@@ -278,6 +279,7 @@ def test_a_training_that_is_stopped_before_its_first_step_does_not_claim_a_state
     assert not (args.work / "state.json").exists()
 
 
+@pytest.mark.slow
 def test_micro_batches_and_checkpointing_change_only_the_rounding(make: Make) -> None:
     plain = make("plain")
     small = make("small", execution=Execution(micro_batch_pairs=1, gradient_checkpointing=True))

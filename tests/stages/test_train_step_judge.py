@@ -259,6 +259,7 @@ def test_a_killed_training_ends_with_the_tables_and_weights_of_an_unbroken_one(
     assert policy_digest(args.output) == policy_digest(unbroken.output)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_asked_to_stop_saves_its_step(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +285,7 @@ def test_a_training_that_is_asked_to_stop_saves_its_step(
     assert len(read_rows(args.training)) == 4
 
 
+@pytest.mark.slow
 def test_micro_batches_and_checkpointing_change_only_the_rounding(make: Make) -> None:
     plain = make("plain")
     small = make("small", execution=Execution(micro_batch_pairs=2, gradient_checkpointing=True))
@@ -312,6 +314,7 @@ def test_two_processes_do_as_one(make: Make) -> None:
     policy_digest(shared.output)
 
 
+@pytest.mark.slow
 def test_the_clip_that_it_begins_with_may_label(make: Make, clip: Path) -> None:
     """Its own labels are by the finished images; with a large gap asked for all are ties, which teach nothing."""
     start = replace(SMALL, labels="clip", min_label_gap=0.999, num_steps=2)

@@ -128,6 +128,7 @@ def test_held_out_pairs_that_are_not_there_are_named(made: Args) -> None:
         main(replace(made, holdout=made.pairs[0]))
 
 
+@pytest.mark.slow
 def test_a_page_of_large_pictures_and_many_iterations_stays_small(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     images = [encoded(noise.integers(0, 255, (640, 640, 3), np.uint8), "JPEG") for _ in range(3)]
