@@ -248,11 +248,12 @@ def test_noise_levels_by_hand(families: dict[str, Family]) -> None:
         times = model.times(torch.tensor([0, 499, 999]))
         np.testing.assert_allclose(times, 1000 * expected[[0, 499, 999]], rtol=1e-5)
         weights = {
-            name: model.error_weights(name).numpy() for name in ("velocity", "epsilon", "elbo")
+            name: model.error_weights(name).numpy() for name in ("velocity", "epsilon", "elbo", "inverse_snr")
         }
         assert (weights["velocity"] == 1).all()
         np.testing.assert_allclose(weights["epsilon"], (1 - expected) ** 2, atol=1e-6)
         np.testing.assert_allclose(weights["elbo"], (1 - expected) / expected, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(weights["inverse_snr"], expected**2, rtol=1e-5)
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,7 @@ WEIGHTINGS = [
     Weighting("logit_normal", "velocity", torch.ones_like),
     Weighting("logit_normal", "epsilon", lambda s: (1 - s) ** 2),
     Weighting("uniform", "elbo", lambda s: (1 - s) / s),
+    Weighting("uniform", "inverse_snr", lambda s: s**2),
 ]
 
 

@@ -29,7 +29,7 @@ SCHEDULE = (
     "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
 )  # fmt: skip
 """What a published scheduler says of the noise, and not of how it samples."""
-FLOW_WEIGHTS = ("uniform", "velocity", "epsilon", "elbo")
+FLOW_WEIGHTS = ("uniform", "velocity", "epsilon", "elbo", "inverse_snr")
 """What a velocity's error may count; the first two are one."""
 
 
@@ -142,8 +142,8 @@ class FlowModel(DiffusionModel):
         'velocity' (or 'uniform'): 1. 'epsilon': (1 - s)^2, which makes it the error of the noise, since x_s is
         given. 'elbo': (1 - s) / s, the weight of the variational bound under uniform s: half the slope of the
         log-SNR, 2 log((1 - s) / s), times (1 - s)^2 (Kingma and Gao, "Understanding Diffusion Objectives as the
-        ELBO"). It is not divided by the density of s that a shift and a law of draws make. ModelError for another
-        name.
+        ELBO"). It is not divided by the density of s that a shift and a law of draws make. 'inverse_snr': s^2, the
+        error of the clean latents (`snr_weights` at power 1). ModelError for another name.
         """
         s = self.sigmas.double()
         weights = {
@@ -151,6 +151,7 @@ class FlowModel(DiffusionModel):
             "velocity": torch.ones_like(s),
             "epsilon": (1 - s).square(),
             "elbo": (1 - s) / s,
+            "inverse_snr": s.square(),
         }
         if name not in weights:
             raise ModelError(f"weights are {name!r}; expected one of {', '.join(FLOW_WEIGHTS)}")

@@ -10,7 +10,7 @@ from stages.core.method.noising import DrawLaw
 from stages.core.method.objective import WITHOUT_REFERENCE, LossName
 from stages.core.training.optimizers import OptimizerName
 
-ErrorWeights = Literal["uniform", "velocity", "epsilon", "elbo"]
+ErrorWeights = Literal["uniform", "velocity", "epsilon", "elbo", "inverse_snr"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class TrainingSettings:
     """How timesteps are drawn: 'uniform' (paper) or 'logit_normal'."""
     weights: ErrorWeights = "uniform"
     """What an error counts at its timestep: 'uniform' (paper); of flow matching also 'velocity', which is the
-    same, 'epsilon' and 'elbo'."""
+    same, 'epsilon', 'elbo' and 'inverse_snr'."""
     embedded_guidance: float = 1.0
     """The guidance that a guidance-distilled model is told while it is trained."""
 
