@@ -70,6 +70,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if "golden" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
     leave_out_of_make_test(config, items)
+    for item in items:  # one process makes the finished run for all, and none waits for it
+        needs = "finished" in getattr(item, "fixturenames", ())
+        if needs and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("finished"))
     items.sort(key=lambda item: next(
         (place for place, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST)
     ))  # fmt: skip
@@ -79,6 +83,11 @@ def pytest_collection_finish() -> None:
     """Keep what is imported and collected from the garbage collector: it would look at it all each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Give it back: what libraries look up in the collector at the end is there."""
+    gc.unfreeze()
 
 
 def leave_out_of_make_test(config: pytest.Config, items: list[pytest.Item]) -> None:

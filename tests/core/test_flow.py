@@ -248,7 +248,8 @@ def test_noise_levels_by_hand(families: dict[str, Family]) -> None:
         times = model.times(torch.tensor([0, 499, 999]))
         np.testing.assert_allclose(times, 1000 * expected[[0, 499, 999]], rtol=1e-5)
         weights = {
-            name: model.error_weights(name).numpy() for name in ("velocity", "epsilon", "elbo", "inverse_snr")
+            name: model.error_weights(name).numpy()
+            for name in ("velocity", "epsilon", "elbo", "inverse_snr")
         }
         assert (weights["velocity"] == 1).all()
         np.testing.assert_allclose(weights["epsilon"], (1 - expected) ** 2, atol=1e-6)

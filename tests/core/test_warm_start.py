@@ -411,8 +411,15 @@ def test_a_killed_snakemake_takes_everything_along(own_head: Head) -> None:
 
 def test_a_server_that_cannot_import_leaves_cold_starts(own_head: Head) -> None:
     own_head.start("python -m stages.train_seed exit")
-    until(lambda: [p for p in own_head.processes() if "warm_server" in " ".join(command_line(p))])
-    [server] = [p for p in own_head.processes() if "warm_server" in " ".join(command_line(p))]
+    servers: list[psutil.Process] = []  # noted at once: its title is another soon
+
+    def is_there() -> bool:
+        named = [(p, " ".join(command_line(p))) for p in own_head.processes()]
+        servers.extend(p for p, line in named if "warm_server" in line)
+        return bool(servers)
+
+    until(is_there)
+    [server] = servers
     server.kill()  # before it has taken anybody
     assert own_head.status() == 7
     assert own_head.read() == "first cold\n"
