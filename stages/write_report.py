@@ -342,8 +342,8 @@ def files(args: Args) -> Iterator[Row]:
         (args.leakage, "evaluation prompts that are trained on"),
         *((path, f"images of {name}") for name, path in args.images),
         *((path, f"scores of {name}") for name, path in args.scores),
-        (args.preferences, "human pairs that were trained on"),
-        (args.holdout, "human pairs that were held out"),
+        (args.preferences, "human labels that were trained on"),
+        (args.holdout, "human labels that were held out"),
         *((path, f"held-out pairs as {name} judges them") for name, path in args.judged),
         *(
             (path, f"pairs of iteration {i}")
@@ -361,7 +361,7 @@ def files(args: Args) -> Iterator[Row]:
         }
     for path in args.judges:
         yield {"path": path, "holds": f"weights of {path.stem} as a judge"}
-    yield {"path": args.import_summary, "holds": "counts of the human pairs"}
+    yield {"path": args.import_summary, "holds": "counts of the human labels"}
     yield {"path": args.config, "holds": "configuration"}
 
 

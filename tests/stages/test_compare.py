@@ -119,7 +119,7 @@ def test_scores_are_paired_and_the_table_says_the_same(
     assert "  lora.rank: 4 and -\n" in text
     assert "notify" not in text
     assert "evaluation/ours: prompts: 4, 4; 4 in both" in text
-    assert "seed/holdout: human pairs: 3, 3; 3 in both" in text
+    assert "seed/holdout: human labels: 3, 3; 3 in both" in text
     rows = {(r["metric"], r["policy"], r["baseline"]): r
             for r in read_table(tmp_path / "out.parquet", RUN_COMPARISON).to_pylist()}  # fmt: skip
     assert set(rows) == {

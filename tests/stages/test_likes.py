@@ -274,8 +274,8 @@ def test_compare_tells_likes_by_prompt_image_and_label(
         what: counts
         for what, *counts in shared_data(*open_runs(tmp_path / "one", tmp_path / "two"))
     }
-    assert found["seed/preferences: human pairs"] == [8, 8, 7]
-    assert found["seed/holdout: human pairs"] == [2, 2, 2]
+    assert found["seed/preferences: human labels"] == [8, 8, 7]
+    assert found["seed/holdout: human labels"] == [2, 2, 2]
 
 
 def test_preflight_counts_likes_and_names_what_compares_images(

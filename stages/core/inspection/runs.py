@@ -167,10 +167,10 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def shared_data(first: Run, second: Run) -> Iterator[tuple[str, int, int, int]]:
-    """(what, how many the first run has, the second, both) of human pairs and prompts."""
+    """(what, how many the first run has, the second, both) of human labels, pairs or single likes, and prompts."""
     for name in ("preferences", "holdout"):
         one, two = (_pairs(run.folder / "seed" / f"{name}.parquet") for run in (first, second))
-        yield f"seed/{name}: human pairs", len(one), len(two), len(one & two)
+        yield f"seed/{name}: human labels", len(one), len(two), len(one & two)
     names = {p.stem for run in (first, second) for p in run.folder.glob("prompts/*.parquet")}
     for name in sorted(names):
         one, two = (
