@@ -9,8 +9,11 @@ would go wrong. Example:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -29,8 +32,10 @@ from stages.core.preflight.judge import check_judge
 from stages.core.preflight.samples import encode_samples, model_settings
 from stages.core.preflight.table import show
 from stages.core.preflight.timing import measure
+from stages.core.training.step_judge.settings import TrainableJudge
 from stages.metrics import metric_names
 from stages.metrics.check import check_weights
+from stages.metrics.step_judge import load_judge
 from stages.shapes.folds import num_pool_captions
 
 
@@ -66,7 +71,7 @@ def main(args: Args) -> None:
             encode_samples(model)
             check_invariants(model, config, findings)
             check_judge(model, config, findings)
-            rates = measure(model, config, findings)
+            rates = measure(model, partial(begin_judge, config, device), config, findings)
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"preflight: the GPU's memory does not suffice ({error}). Lower "
@@ -85,6 +90,12 @@ def main(args: Args) -> None:
         run.rows_in, run.rows_out = len(args.config), len(findings.checks)
         if findings.failed:
             raise UserError(f"preflight: {'; '.join(findings.failed)}")
+
+
+def begin_judge(config: Mapping[str, Any], device: torch.device) -> TrainableJudge:
+    """The step-aware preference model that the run trains, before its training."""
+    block = config["step_judge"]
+    return load_judge(block["clip"], block["tokenizer"], seed=0, device=device)
 
 
 def num_prompts(plan: RunPlan, findings: Findings) -> int:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import tyro
 
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.core.method.seeding import seed_of
-from stages.core.models.denoiser import Denoiser
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
 from stages.core.policies.pair_files import human_pairs
@@ -22,21 +20,10 @@ from stages.core.training.held_out import HeldOutFiles
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution
 from stages.core.training.step_judge.run import StepJudgeOutputs, StepJudgeTask, train_judge
-from stages.core.training.step_judge.settings import (
-    StepJudgeSettings,
-    TrainableJudge,
-    check_settings,
-)
-from stages.metrics.clip import Prompts, read_tokenizer
-from stages.metrics.step_aware import (
-    TOKENIZER,
-    begin_step_aware,
-    save_step_aware,
-    step_aware_input,
-)
-from stages.metrics.weights import MODEL_FILES, Published
-
-PICKSCORE = "https://huggingface.co/yuvalkirstain/PickScore_v1"
+from stages.core.training.step_judge.settings import StepJudgeSettings, check_settings
+from stages.metrics.step_aware import TOKENIZER
+from stages.metrics.step_judge import load_judge, published
+from stages.metrics.weights import MODEL_FILES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +76,12 @@ def main(args: Args) -> None:
         run.rows_in = len(pairs)
         run.rows_out = train_judge(
             model,
-            lambda: load_judge(args, processes.device),
+            lambda: load_judge(
+                args.clip,
+                args.tokenizer,
+                seed=seed_of(args.seed, "train_step_judge", "weights"),
+                device=processes.device,
+            ),
             pairs,
             args.settings,
             StepJudgeTask(
@@ -111,28 +103,6 @@ def main(args: Args) -> None:
             processes=processes,
             execution=args.execution,
         )
-
-
-def published(option: str) -> Published:
-    """What an option names, for messages."""
-    address = f"https://huggingface.co/{TOKENIZER}" if option == "tokenizer" else PICKSCORE
-    return Published(metric="step_judge", option=option, address=address, block="")
-
-
-def load_judge(args: Args, device: torch.device) -> TrainableJudge:
-    """The network as it begins: the CLIP, whatever the timestep. UserError where its files are missing or do not fit."""
-    network, _ = begin_step_aware(
-        args.clip, published("clip"), seed_of(args.seed, "train_step_judge", "weights")
-    )
-    tokenizer = read_tokenizer(args.tokenizer, published("tokenizer"))
-    network = network.float().to(device)
-    size = network.model.config.vision_config.image_size
-    return TrainableJudge(
-        network=Denoiser(network),
-        see=lambda images: step_aware_input(images, size),
-        read=Prompts(network.model, tokenizer, device).tokens,
-        save=lambda folder: save_step_aware(network, folder),
-    )
 
 
 if __name__ == "__main__":

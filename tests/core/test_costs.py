@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from stages.core.plan.configuration import read_config
-from stages.core.plan.costs import Rates, clock_hours, count, disk_bytes, hours
+from stages.core.plan.costs import Rates, StepJudgeRates, clock_hours, count, disk_bytes, hours
 from stages.core.plan.online_costs import OnlineRates, count_round
 from stages.core.preflight import host
 from stages.core.preflight.findings import Findings
@@ -213,6 +213,24 @@ def test_a_judge_in_latent_space_is_scored_and_not_decoded() -> None:
     assert counts.online_round.calls == 2 * (2600 + 1280 + 1280) + 2 * 2880
     rates = replace(RATES, online=OnlineRates(chain_step=1.0, decode_image=0.5, trained_step=3.0))
     assert hours(counts, rates)["online: judge"] == pytest.approx(1000 * 2880 * 0.1 / 3600)
+
+
+def test_the_training_of_a_step_judge_is_counted_by_hand() -> None:
+    config = read_config(ROOT / "config/sd15.yaml", ROOT / "config/overlays/spo.yaml")
+    assert count(config, 500, 900_000).step_judge_pairs == 0
+    config["step_judge"] |= {"clip": "a", "num_steps": 8000, "batch_pairs": 64}
+    counts = count(config, 500, 900_000)
+    judge = StepJudgeRates(train_pair=0.25, weight_bytes=4_000, trained_bytes=12_000)
+    rates = replace(RATES, step_judge=judge)
+    assert hours(counts, rates)["train the step judge"] == pytest.approx(8000 * 64 * 0.25 / 3600)
+    # It has the devices of a training, not all.
+    alone = {"train the step judge": 8.0}
+    assert clock_hours(alone, devices=8, training_gpus=4) == 2.0
+    written = disk_bytes(counts, rates)
+    assert (written["step judge"], written["training state"]) == (4_000, 30_000)
+    larger = replace(rates, step_judge=replace(judge, trained_bytes=50_000))
+    assert disk_bytes(counts, larger)["training state"] == 50_000  # one training at a time
+    assert "step judge" not in disk_bytes(counts, RATES)
 
 
 def test_whole_chains_are_counted_by_hand() -> None:

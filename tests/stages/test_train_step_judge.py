@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler
 from transformers import CLIPModel
 
 from stages import (
     encode_preferences,
     import_preferences,
+    preflight,
     select_prompts,
     train_online,
     train_step_judge,
@@ -37,8 +39,9 @@ from stages.core.training.online.settings import JudgeSettings
 from stages.core.training.settings import Execution
 from stages.core.training.step_judge.estimates import Estimates
 from stages.core.training.step_judge.loop import StepJudgeTraining
-from stages.core.training.step_judge.settings import StepJudgeSettings
+from stages.core.training.step_judge.settings import StepJudgeSettings, TrainableJudge
 from stages.metrics.step_aware import StepAwarePreference
+from stages.metrics.step_judge import load_judge
 from tests import flow_models
 from tests.builders import CAPTIONS, LORA, human_row, picture, read_rows, settings, write_rows
 from tests.failing_model import Interrupted
@@ -114,13 +117,19 @@ def make(sharp: HeldOutFiles, clip: Path, tiny_base: str, tmp_path: Path) -> Mak
     return args
 
 
+def begun(args: train_step_judge.Args) -> TrainableJudge:
+    """The network as the stage begins it."""
+    seed = seed_of(args.seed, "train_step_judge", "weights")
+    return load_judge(args.clip, args.tokenizer, seed=seed, device=CPU)
+
+
 def without_speed(args: train_step_judge.Args) -> list[dict[str, Any]]:
     rows = read_rows(args.training)
     return [{k: v for k, v in row.items() if k != "pairs_per_second"} for row in rows]
 
 
 def test_it_begins_as_clip_at_every_timestep(make: Make, clip: Path, tmp_path: Path) -> None:
-    judge = train_step_judge.load_judge(make("any"), CPU)
+    judge = begun(make("any"))
     judge.save(tmp_path / "saved")
     options = {"weights": str(tmp_path / "saved"), "tokenizer": str(clip / "words")}
     scorer = StepAwarePreference(options, CPU)
@@ -181,7 +190,7 @@ def test_the_first_loss_is_that_of_the_published_formula(
     assert timesteps[:3] == timesteps[3:]
     assert len(set(timesteps)) == 3
     plain = CLIPModel.from_pretrained(clip / "clip").eval().double()
-    judge = train_step_judge.load_judge(args, CPU)
+    judge = begun(args)
     prompts = [row["prompt"] for row in read_rows(args.preferences)]
     order = np.random.default_rng(seed_of(seed_of(0, "train_step_judge"), "order", 0))
     rows = order.permutation(24)[:3]
@@ -372,3 +381,26 @@ def test_a_flow_model_has_no_such_judge(make: Make, tmp_path: Path) -> None:
     base = flow_models.sana(tmp_path / "sana")
     with pytest.raises(ModelError, match="step_judge.clip is set, but"):
         train_step_judge.main(make("flow", model=settings(base)))
+
+
+@pytest.mark.slow
+def test_preflight_says_what_its_training_takes(
+    clip: Path, tiny_base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["model"]["base"] = tiny_base
+    config["step_judge"] = {
+        "clip": str(clip / "clip"), "tokenizer": str(clip / "words"), "num_steps": 6,
+        "warmup_steps": 1, "batch_pairs": 7, "labels": "clip",
+    }  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    preflight.main(preflight.Args(config=(path,), results=tmp_path, threads=1))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "step judge" in line]
+    assert [[part.strip() for part in line.split("│")[1:3]] for line in lines] == [
+        ["train the step judge", "42 pairs"], ["step judge", "0.00"],
+    ]  # fmt: skip
+    config["step_judge"]["clip"] = str(tmp_path / "nothing")
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"step_judge\.clip is .*nothing': there is no such file"):
+        preflight.main(preflight.Args(config=(path,), results=tmp_path, threads=1))

@@ -47,6 +47,20 @@ class Counts:
     """Rounds of the online training; 0 without one."""
     online_round: OnlineCounts | None = None
     """What each of them does; None without one."""
+    step_judge_pairs: int = 0
+    """Pairs that pass through the training of a step-aware preference model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepJudgeRates:
+    """Of the training of a step-aware preference model."""
+
+    train_pair: float
+    """Seconds of one pair through a step."""
+    weight_bytes: int
+    """The model."""
+    trained_bytes: int
+    """What its training keeps of its state: weights and the optimizer's moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +93,8 @@ class Rates:
     """A caption's conditioning."""
     online: OnlineRates | None = None
     """Of an online training; None without one."""
+    step_judge: StepJudgeRates | None = None
+    """Where the run trains a step-aware preference model."""
 
 
 def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Counts:
@@ -103,6 +119,7 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
     seed_pairs = config["train_seed"]["passes"] * pairs if 0 in plan.trained else 0
     images = config["evaluation"]["images_per_prompt"]
     policies = len(plan.policies) + plan.is_online
+    judge = config.get("step_judge", {})
     return Counts(
         human_pairs=pairs + held_out,
         candidates=prompts * config["sample_candidates"]["candidates_per_prompt"],
@@ -117,6 +134,7 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
         * config["sample_candidates"]["candidates_per_prompt"],
         online_rounds=config["online"]["rounds"] if plan.is_online else 0,
         online_round=a_round_of(config["online"]) if plan.is_online else None,
+        step_judge_pairs=judge["num_steps"] * judge["batch_pairs"] if plan.trains_step_judge else 0,
         **count_exports(config, sum(mixed)),
     )
 
@@ -151,6 +169,8 @@ def hours(counts: Counts, rates: Rates) -> dict[str, float]:
         "train": counts.training_pairs * rates.train_pair,
         "sample evaluation images": counts.evaluation_images * rates.sample_image,
     }
+    if rates.step_judge is not None:
+        seconds["train the step judge"] = counts.step_judge_pairs * rates.step_judge.train_pair
     if counts.online_round is not None and rates.online is not None:
         seconds |= online_seconds(
             counts.online_round, counts.online_rounds, rates.online, rates.score_draw
@@ -162,9 +182,10 @@ def clock_hours(taken: Mapping[str, float], *, devices: int, training_gpus: int)
     """Hours on the clock of device hours: shards spread over all devices, a training over its own.
 
     The stages of an iteration follow each other; evaluation, which could run beside the next one, is
-    counted as if it waited. An online training has the devices of a training, for all that it does.
+    counted as if it waited. An online training has the devices of a training, for all that it does, and so has
+    that of a step judge.
     """
-    training = {name for name in taken if name == "train" or name.startswith("online: ")}
+    training = {name for name in taken if name.startswith(("train", "online: "))}
     spread = sum(taken[name] for name in taken if name not in training) / devices
     return spread + sum(taken[name] for name in training) / min(devices, training_gpus)
 
@@ -173,6 +194,7 @@ def disk_bytes(counts: Counts, rates: Rates) -> dict[str, int]:
     """Bytes that stay under results/, and the largest training state beside them."""
     pair = 2 * (rates.image_bytes + rates.latents_bytes)
     candidate = rates.candidate_bytes + rates.latents_bytes
+    judge = rates.step_judge
     return {
         "human pairs": counts.human_pairs * pair,
         "candidates": counts.candidates * candidate,
@@ -183,7 +205,8 @@ def disk_bytes(counts: Counts, rates: Rates) -> dict[str, int]:
         + counts.whole_exports * rates.others_bytes
         + counts.lora_exports * rates.policy_bytes
         + counts.exported_pairs * 2 * max(rates.image_bytes, rates.candidate_bytes),
-        "training state": rates.trained_bytes,
+        **({} if judge is None else {"step judge": judge.weight_bytes}),
+        "training state": max(rates.trained_bytes, 0 if judge is None else judge.trained_bytes),
         # For as long as it trains; with a caption for each pair, which is the most there can be.
         "a training's encoded pairs": counts.pairs_of_a_training
         * (2 * rates.latents_bytes + rates.caption_bytes),

@@ -38,3 +38,12 @@ def memory(model: DiffusionModel, what: str, findings: Findings) -> None:
         f"GPU memory, {what}", f"{peak / GB:.1f} of {total / GB:.1f} GB", holds=peak < 0.95 * total
     )
     torch.cuda.reset_peak_memory_stats(model.device)
+
+
+def moment_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of what an optimizer keeps for each weight, after its first step."""
+    return sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values() for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )  # fmt: skip

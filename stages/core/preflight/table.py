@@ -35,6 +35,7 @@ def show(
         "score candidates": f"{counts.candidates:,} x {counts.reward_draws} draws",
         "train": f"{counts.training_pairs:,} pairs",
         "sample evaluation images": f"{counts.evaluation_images:,} images",
+        "train the step judge": f"{counts.step_judge_pairs:,} pairs",
     }
     a_round = counts.online_round
     if a_round is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,23 +20,37 @@ from stages.core.models.denoiser import Denoiser
 from stages.core.plan.costs import Rates
 from stages.core.plan.run import RunPlan
 from stages.core.policies.loading import load_judge
-from stages.core.preflight.clock import memory, seconds
+from stages.core.preflight.clock import memory, moment_bytes, seconds
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.judge import in_precision
 from stages.core.preflight.online import time_online
 from stages.core.preflight.samples import PROMPTS, lora_settings, random_pairs
+from stages.core.preflight.step_judge import time_step_judge
 from stages.core.training.optimizers import make_optimizer
 from stages.core.training.pair_losses import batch_loss, pair_errors
 from stages.core.training.settings import TrainingSettings, needs_reference
+from stages.core.training.step_judge.settings import TrainableJudge
 
 
-def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings) -> Rates:
-    """One step of each kind of work, timed at the config's batch sizes."""
+def measure(
+    model: DiffusionModel,
+    judge: Callable[[], TrainableJudge],
+    config: Mapping[str, Any],
+    findings: Findings,
+) -> Rates:
+    """One step of each kind of work, timed at the config's batch sizes.
+
+    `judge` loads the step-aware preference model as it begins; it is called where the run trains one.
+    """
     sampled, scored, encoded, image, candidate = time_inference(model, config, findings)
     precision = torch.finfo(getattr(torch, config["export"]["dtype"])).bits // 8
     others = precision * model.num_parameters()
     denoiser = precision * sum(weight.numel() for weight in model.load_denoiser().parameters())
-    online = time_online(model, config, findings) if RunPlan(config=config).is_online else None
+    plan = RunPlan(config=config)
+    online = time_online(model, config, findings) if plan.is_online else None
+    step_judge = (
+        time_step_judge(model, judge(), config, findings) if plan.trains_step_judge else None
+    )
     model.release("vae")
     training, weights, state, caption = time_training(model, config, findings)
     return Rates(
@@ -53,6 +67,7 @@ def measure(model: DiffusionModel, config: Mapping[str, Any], findings: Findings
         others_bytes=others,
         caption_bytes=caption,
         online=online,
+        step_judge=step_judge,
     )
 
 
@@ -156,10 +171,5 @@ def time_training(
     optimizer.zero_grad(set_to_none=True)
     memory(model, f"training, {number} pairs at once", findings)
     weights = sum(p.numel() * p.element_size() for p in parameters)
-    moments = sum(
-        value.numel() * value.element_size()
-        for state in optimizer.state.values() for value in state.values()
-        if isinstance(value, torch.Tensor)
-    )  # fmt: skip
     caption = sum(value[0].numel() * value.element_size() for value in pairs.text.tensors.values())
-    return pair, weights, weights + moments, caption
+    return pair, weights, weights + moment_bytes(optimizer), caption
