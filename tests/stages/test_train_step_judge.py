@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -47,7 +48,7 @@ from tests.builders import CAPTIONS, LORA, human_row, picture, read_rows, settin
 from tests.failing_model import Interrupted
 from tests.metrics import official
 from tests.stages.test_processes import words
-from tests.stages.test_train_online import ROOT, SPO
+from tests.stages.test_train_online import ROOT, SPO, finish
 from tests.tiny_models import tokenizer
 
 SMALL = StepJudgeSettings(
@@ -305,18 +306,41 @@ def test_micro_batches_and_checkpointing_change_only_the_rounding(make: Make) ->
             assert row[name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
 
 
+def start(args: train_step_judge.Args, processes: int = 1) -> subprocess.Popen[str]:
+    launcher = ["stages.launch", str(processes)] if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "stages.train_step_judge", *words(asdict(args))],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_training_killed_by_the_kernel_goes_on_to_the_same_end(make: Make) -> None:
+    longer = replace(SMALL, num_steps=12)
+    unbroken, args = (
+        make(name, longer, execution=Execution(save_every=1)) for name in ("unbroken", "killed")
+    )
+    finish(start(unbroken))
+    process = start(args)
+    while not (args.work / "state.json").is_file():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not args.output.exists()
+    assert "continuing from step" in finish(start(args))
+    assert without_speed(args) == without_speed(unbroken)
+    assert read_rows(args.curve) == read_rows(unbroken.curve)
+    assert policy_digest(args.output) == policy_digest(unbroken.output)
+
+
 @pytest.mark.slow
 def test_two_processes_do_as_one(make: Make) -> None:
     even = replace(SMALL, batch_pairs=4, num_steps=2)
     alone, shared = make("alone", even), make("shared", even)
     train_step_judge.main(alone)
-    launched = subprocess.run(
-        [sys.executable, "-m", "stages.launch", "2", "stages.train_step_judge", *words(asdict(shared))],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400,
-    )  # fmt: skip
-    assert launched.returncode == 0, launched.stdout
-    assert "training on 2 processes" in launched.stdout
+    assert "training on 2 processes" in finish(start(shared, 2))
     for row, other in zip(without_speed(shared), without_speed(alone), strict=True):
         for name, value in other.items():
             assert row[name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
