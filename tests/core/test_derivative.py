@@ -119,7 +119,7 @@ def gain64(model, judge, latents, text, draws) -> np.ndarray:  # type: ignore[no
     return (reference - policy).numpy()
 
 
-@pytest.mark.quick("sd15-v-float16")
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_in_half_precision_it_is_right_where_the_difference_is_rounding(
     base: Path, dtype: str
@@ -181,7 +181,7 @@ def save(model: DiffusionModel, folder: Path, lora: object, seed: int) -> Path:
     return folder
 
 
-@pytest.mark.quick("sd15-v-secant-another-lora", "sdxl-derivative-base-full")
+@pytest.mark.quick("sdxl-derivative-base-full")
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("against", ["base", "another"])
 @pytest.mark.parametrize("by", ["secant", "derivative"])
@@ -226,7 +226,7 @@ def test_the_policys_folder_is_known_to_the_judge(base: Path, tmp_path: Path) ->
     assert sum(not torch.equal(fused[name], plain[name]) for name in plain) > 10
 
 
-@pytest.mark.quick("sd15-v")
+@pytest.mark.slow
 def test_two_points_come_closer_than_the_middle(base: Path) -> None:
     model = load_model(settings(base), device=CPU)
     latents, draws = question(model)

@@ -242,7 +242,7 @@ def test_training_starts_at_ln_2_moves_the_policy_and_leaves_the_reference(
     )
 
 
-@pytest.mark.quick("sd15-full", "sdxl-lora")
+@pytest.mark.quick("sdxl-lora")
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_a_saved_policy_is_read_back_and_scores_as_it_was_trained(
     family: Family, lora: LoraSettings, tmp_path: Path
@@ -265,7 +265,7 @@ def test_a_saved_policy_is_read_back_and_scores_as_it_was_trained(
     assert torch.equal(equal.policy, equal.reference)
 
 
-@pytest.mark.quick("sd15-lora", "sdxl-full")
+@pytest.mark.quick("sd15-lora")
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_the_next_iteration_starts_from_the_policy_at_ln_2(
     family: Family, lora: LoraSettings, tmp_path: Path
@@ -306,7 +306,7 @@ def test_the_next_iteration_starts_from_the_policy_at_ln_2(
     assert steps[0].logit != 0
 
 
-@pytest.mark.quick("sd15-micro-batches-full", "sdxl-checkpointing-lora")
+@pytest.mark.quick("sd15-micro-batches-full")
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize(
     "how",
@@ -326,7 +326,7 @@ def test_how_a_training_runs_moves_its_weights_by_rounding_only(
         torch.testing.assert_close(value, weights[name], atol=4e-5, rtol=0)
 
 
-@pytest.mark.quick("sd15-full-bfloat16", "sdxl-lora-float16")
+@pytest.mark.quick("sdxl-lora-float16")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_in_half_precision_policy_and_reference_still_start_equal_and_weights_are_float32(
@@ -341,12 +341,7 @@ def test_in_half_precision_policy_and_reference_still_start_equal_and_weights_ar
     assert {value.dtype for value in policy.state_dict().values()} == {torch.float32}
 
 
-@pytest.mark.quick(
-    "sd15-full-sigmoid-adamw",
-    "sd15-lora-kto-adafactor",
-    "sdxl-full-mapo-adafactor",
-    "sdxl-lora-ipo-adamw",
-)
+@pytest.mark.quick("sd15-lora-kto-adafactor", "sdxl-lora-ipo-adamw")
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "mapo", "kto"])
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])

@@ -413,7 +413,7 @@ def test_training_starts_at_ln_2_and_leaves_the_reference_and_the_policy_is_read
     assert (reward == 0).all()
 
 
-@pytest.mark.quick("sd3-lora", "sana-full")
+@pytest.mark.quick("sd3-lora")
 @KINDS
 def test_a_lowered_loss_of_a_fixed_batch(family: Family, lora: LoraSettings) -> None:
     model = family.load()
@@ -433,6 +433,7 @@ def test_a_lowered_loss_of_a_fixed_batch(family: Family, lora: LoraSettings) -> 
     assert losses[-1] < losses[1] < losses[0]
 
 
+@pytest.mark.quick("flux")
 def test_a_lora_opens_in_a_fresh_pipeline_with_the_policys_images(
     family: Family, tmp_path: Path
 ) -> None:
@@ -448,7 +449,7 @@ def test_a_lora_opens_in_a_fresh_pipeline_with_the_policys_images(
     assert float((found - before).abs().max()) > 1e-3
 
 
-@pytest.mark.quick("sd3-full", "flux-lora")
+@pytest.mark.quick("sd3-full")
 @KINDS
 def test_gradient_checkpointing_moves_weights_by_rounding_only(
     family: Family, lora: LoraSettings, tmp_path: Path
@@ -466,7 +467,7 @@ def test_gradient_checkpointing_moves_weights_by_rounding_only(
         torch.testing.assert_close(value, weights[name], atol=4e-5, rtol=0)
 
 
-@pytest.mark.quick("sd3-secant", "sana-derivative")
+@pytest.mark.quick("sana-derivative")
 @pytest.mark.parametrize("rewards_by", ["secant", "derivative"])
 def test_every_way_to_judge_agrees_with_the_difference(
     family: Family, rewards_by: Any, tmp_path: Path
@@ -607,7 +608,7 @@ class PowerCut(RuntimeError):
     """What breaks a training off."""
 
 
-@pytest.mark.quick("sd3-full", "flux-lora")
+@pytest.mark.quick("sd3-full")
 @KINDS
 def test_a_training_that_was_killed_goes_on_and_ends_bit_identical(
     family: Family, lora: LoraSettings, tmp_path: Path

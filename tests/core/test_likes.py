@@ -184,6 +184,7 @@ def test_training_on_few_images_for_long_makes_it_like_the_liked_ones(
     assert np.mean([step["logit"] for step in last]) > 0.05, last
 
 
+@pytest.mark.quick("LoRA, adafactor, micro-batches")
 @pytest.mark.parametrize(
     ("lora", "changed", "size"),
     [

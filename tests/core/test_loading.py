@@ -39,6 +39,7 @@ def copy(base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(base, tmp_path / "copy"))
 
 
+@pytest.mark.quick("sdxl")
 def test_a_single_file_checkpoint_is_the_same_model(base: Path, tmp_path: Path) -> None:
     kind = StableDiffusionXLPipeline if "sdxl" in str(base) else StableDiffusionPipeline
     path = single_file.write(kind.from_pretrained(base), tmp_path / "model.safetensors")
@@ -65,6 +66,7 @@ def test_a_single_file_checkpoint_is_the_same_model(base: Path, tmp_path: Path) 
     )
 
 
+@pytest.mark.quick("sdxl-bfloat16")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_single_files_policy_and_reference_are_two_networks(
     base: Path, tmp_path: Path, dtype: str

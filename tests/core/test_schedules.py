@@ -64,6 +64,14 @@ def change(base: Path, part: str, **values: Any) -> Path:
     return base
 
 
+@pytest.mark.quick(
+    "PNDM as published-ddim",
+    "Euler as published-ddpm",
+    "Euler, v and zero SNR-ddim",
+    "DPM++, little said-ddpm",
+    "UniPC, little said-ddim",
+    "Euler ancestral, little said-ddpm",
+)
 @pytest.mark.parametrize("sampler", KINDS)
 @pytest.mark.parametrize("name", SILENT)
 def test_latents_equal_those_of_the_pipeline_that_loads_the_same_folder(

@@ -229,6 +229,7 @@ def test_number_of_steps_is_passes_over_the_pairs_rounded_up(
     assert num_steps(6, replace(SETTINGS, passes=passes, batch_pairs=batch_pairs)) == expected
 
 
+@pytest.mark.quick("0.25-factors1")
 @pytest.mark.parametrize(
     ("share", "factors"),
     [
@@ -412,6 +413,7 @@ def test_a_training_that_is_asked_to_stop_saves_its_last_whole_step_and_continue
     assert same(weights, expected)
 
 
+@pytest.mark.quick("average and dropout", "LoRA")
 @pytest.mark.parametrize(
     ("lora", "changed", "micro_batch_pairs"),
     [

@@ -88,6 +88,7 @@ def test_draws_that_know_are_heard_and_the_pairs_are_judged_better(
     ]
 
 
+@pytest.mark.slow
 def test_a_pairs_own_prompt_has_no_part_in_how_it_is_judged(args: calibrate_judge.Args) -> None:
     """Whatever a pair's label says, it is judged by the weights of the others."""
     calibrate_judge.main(args)

@@ -41,6 +41,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     return publish(tmp_path_factory.mktemp("published"))
 
 
+@pytest.mark.quick("shapes")
 @pytest.mark.parametrize("family", ["shapes", "sdxl"])
 def test_preflight_of_a_sound_model_says_what_the_run_takes(
     tiny_base: str, tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
@@ -211,6 +212,7 @@ def test_the_judges_precision_is_measured_on_the_users_own_model(
     assert (is_right is False) == ("set score_candidates.rewards_by" in str(findings.checks))
 
 
+@pytest.mark.quick("float16")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_raises_no_false_alarm_in_the_invariants(tmp_path: Path, dtype: str) -> None:
     model = load_model(settings(tiny_models.sd15(tmp_path), dtype), device=torch.device("cpu"))

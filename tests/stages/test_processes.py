@@ -77,6 +77,7 @@ def without_speed(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "pairs_per_second"} for row in read_rows(path)]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(
     seed_trained: train_seed.Args, tmp_path: Path
 ) -> None:

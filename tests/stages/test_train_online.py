@@ -161,6 +161,7 @@ def test_d3po_trains_on_every_step_of_the_best_and_the_worst_chain(make: Make) -
     assert all(row["next_candidate"] is None for row in rows)
 
 
+@pytest.mark.quick("online0", "online3")
 @pytest.mark.parametrize(
     "online", [SPO, replace(SPO, inner_steps=2), replace(SPO, guidance_scale=1.0), DDPO, D3PO]
 )

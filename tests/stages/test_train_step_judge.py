@@ -144,6 +144,7 @@ def test_it_begins_as_clip_at_every_timestep(make: Make, clip: Path, tmp_path: P
         assert scores.tolist() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns_what_people_prefer_on_pairs_that_it_has_not_seen(make: Make, clip: Path) -> None:
     learning = replace(SMALL, num_steps=60, batch_pairs=8, learning_rate=5e-4, warmup_steps=5)
     args = make("learnt", learning)
