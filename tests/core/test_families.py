@@ -341,7 +341,7 @@ def test_in_half_precision_policy_and_reference_still_start_equal_and_weights_ar
     assert {value.dtype for value in policy.state_dict().values()} == {torch.float32}
 
 
-@pytest.mark.quick("sd15-lora-kto-adafactor", "sdxl-lora-ipo-adamw")
+@pytest.mark.quick("sd15-lora-kto-adafactor", "sdxl-lora-ipo-adamw", "sdxl-full-mapo-adafactor")
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "mapo", "kto"])
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
