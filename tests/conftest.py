@@ -26,7 +26,7 @@ from stages.core.execution.warm_server import CLASSES, IMPORTED
 
 torch.set_num_threads(1)
 # Before the hook: a library that a hooked module imports first is compiled as if it were hooked, too, and each time
-# again where Python may not write bytecode. So it takes 34 CPU seconds to collect the tests instead of 19.
+# again where Python may not write bytecode: 34 CPU seconds to collect the tests, and 19 with this.
 for name in IMPORTED:
     import_module(name)
 for library, names in CLASSES.items():
@@ -70,10 +70,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if "golden" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
     leave_out_of_make_test(config, items)
-    for item in items:  # one process makes the finished run for all, and none waits for it
-        needs = "finished" in getattr(item, "fixturenames", ())
-        if needs and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("finished"))
     items.sort(key=lambda item: next(
         (place for place, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST)
     ))  # fmt: skip

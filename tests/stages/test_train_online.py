@@ -367,6 +367,15 @@ def start(args: train_online.Args, processes: int) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def kill_once_saved(process: subprocess.Popen[str], work: Path) -> None:
+    """SIGKILL, as soon as a state lies in the work folder."""
+    while not (work / "state.json").is_file():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+
+
 def finish(process: subprocess.Popen[str]) -> str:
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
@@ -397,12 +406,7 @@ def test_a_training_killed_by_the_kernel_goes_on_to_the_same_end(make: Make) -> 
         make(name, online, execution=Execution(save_every=1)) for name in ("unbroken", "killed")
     )
     finish(start(unbroken, 1))
-    process = start(args, 1)
-    while not (args.work / "state.json").is_file():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    kill_once_saved(start(args, 1), args.work)
     assert not args.output.exists()
     assert "continuing from step" in finish(start(args, 1))
     assert tables(args) == tables(unbroken)

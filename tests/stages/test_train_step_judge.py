@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -48,7 +47,7 @@ from tests.builders import CAPTIONS, LORA, human_row, picture, read_rows, settin
 from tests.failing_model import Interrupted
 from tests.metrics import official
 from tests.stages.test_processes import words
-from tests.stages.test_train_online import ROOT, SPO, finish
+from tests.stages.test_train_online import ROOT, SPO, finish, kill_once_saved
 from tests.tiny_models import tokenizer
 
 SMALL = StepJudgeSettings(
@@ -323,12 +322,7 @@ def test_a_training_killed_by_the_kernel_goes_on_to_the_same_end(make: Make) -> 
         make(name, longer, execution=Execution(save_every=1)) for name in ("unbroken", "killed")
     )
     finish(start(unbroken))
-    process = start(args)
-    while not (args.work / "state.json").is_file():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    kill_once_saved(start(args), args.work)
     assert not args.output.exists()
     assert "continuing from step" in finish(start(args))
     assert without_speed(args) == without_speed(unbroken)
