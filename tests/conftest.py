@@ -54,6 +54,8 @@ LONGEST = (
     "tests/cluster/",
 )  # fmt: skip
 """What begins first, so that no process is left alone with a whole run at the end."""
+APART = ("tests/chaos/", "tests/cluster/", "tests/workflow/", "tests/stages/test_processes.py")
+"""Files of long tests that share little: their tests may go to any process."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,6 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if "golden" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
     leave_out_of_make_test(config, items)
+    keep_files_together(items)
     items.sort(key=lambda item: next(
         (place for place, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST)
     ))  # fmt: skip
@@ -84,6 +87,14 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """Give it back: what libraries look up in the collector at the end is there."""
     gc.unfreeze()
+
+
+def keep_files_together(items: list[pytest.Item]) -> None:
+    """Have one process run all tests of a file, which share what its fixtures make."""
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        if not file.startswith(APART) and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(file))
 
 
 def leave_out_of_make_test(config: pytest.Config, items: list[pytest.Item]) -> None:

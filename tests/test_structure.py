@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -320,3 +321,11 @@ def test_every_key_of_the_schema_is_described_and_nothing_else_slipped_in() -> N
 
     check(schema["properties"], "")
     check(schema["$defs"]["training"]["properties"], "training")
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs all tests")
+def test_the_processes_of_pytest_heed_which_tests_belong_together(
+    request: pytest.FixtureRequest,
+) -> None:
+    """A pytest that pytest-xdist does not know yet sends the tests of a file anywhere, and says nothing."""
+    assert request.node.nodeid.endswith("@tests/test_structure.py")

@@ -296,6 +296,7 @@ def test_a_training_that_is_not_stopped_takes_its_kept_weights_too(
     assert same(weights, expected)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_stops_at_the_same_step_with_the_same_weights(
     tiny_base: str, model: DiffusionModel, pairs: EncodedPairs, held_out: HeldOut, tmp_path: Path
 ) -> None:

@@ -188,6 +188,7 @@ class OneOfTwo(Processes):
         self.barrier.wait(timeout=1)
 
 
+@pytest.mark.slow
 def test_nobody_waits_in_a_collective_call_while_files_that_are_there_are_read_again(
     model: DiffusionModel, latents: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

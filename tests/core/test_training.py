@@ -169,7 +169,7 @@ def test_ktos_liked_share_reaches_the_loss(model: DiffusionModel, pairs: Encoded
     assert float(found) == pytest.approx(1 - 0.8 * liked - 0.2 * disliked, rel=1e-4)
 
 
-@pytest.mark.quick("0.8")
+@pytest.mark.slow
 @pytest.mark.parametrize("liked_share", [0.5, 0.8])
 def test_ktos_mean_gain_is_of_the_whole_batch_whatever_goes_through_the_network_at_once(
     model: DiffusionModel, pairs: EncodedPairs, tmp_path: Path, liked_share: float

@@ -74,6 +74,7 @@ def test_a_prompts_sets_share_no_image_and_the_last_may_be_smaller() -> None:
     assert drawn == pairs(30, 7, images_shown=4, pairs_per_prompt=9)
 
 
+@pytest.mark.slow
 def test_which_images_a_set_has_and_where_each_stands_is_chance() -> None:
     drawn = pairs(3000, 8, images_shown=4)
     chosen = Counter(place.name[-5] for pair in drawn for place in pair.places)

@@ -52,6 +52,7 @@ def test_clip_input_is_that_of_transformers(image: Image.Image) -> None:
     assert np.abs(clip_input(image, 224).numpy() - wanted).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", CASES)
 def test_imagereward_input_is_that_of_torchvision(image: Image.Image) -> None:
     pixels = rgb(image)

@@ -14,8 +14,6 @@ from stages.shapes.captions import open_captions, parse_caption
 from stages.shapes.oracle import appeal, background_liking, object_middle, total
 from stages.shapes.renderer import Drawing, draw
 
-pytestmark = pytest.mark.xdist_group("filters")  # they share the pictures
-
 LOOP_GAINS = 0.068
 """What three iterations add to the total by the paper's judge, mean of five seeds in benchmarks/seeds.md."""
 

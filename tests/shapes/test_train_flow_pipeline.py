@@ -72,6 +72,7 @@ class Killed(Exception):
     """The training was stopped here."""
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(
     whole: Path, args: Args, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,6 +243,7 @@ def cut_after(number: int) -> Callable[..., Any]:
     return cut
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_tables_and_weights_of_an_unbroken_one(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,7 @@ def resources(project: Project, *flags: str, config: dict[str, Any]) -> dict[str
     return {rule: dict(re.findall(r"(\w+)=([^,]*)", asked)) for rule, asked in jobs}
 
 
+@pytest.mark.slow
 def test_shared_gpus_are_counted_in_slots_of_which_a_training_takes_all(tmp_path: Path) -> None:
     small = ("sample_candidates", "score_candidates", "score_holdout", "generate_evaluation",
              "encode_preferences", "make_preferences")  # fmt: skip
@@ -295,6 +296,7 @@ def test_a_block_given_twice_is_refused_by_its_lines(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_spin_samples_the_captions_of_the_human_pairs_and_lists_are_trained_on_as_such(
     tmp_path: Path,
 ) -> None:
@@ -314,6 +316,7 @@ def test_spin_samples_the_captions_of_the_human_pairs_and_lists_are_trained_on_a
     assert "--listwise" not in Project(tmp_path).call(*flags).stdout
 
 
+@pytest.mark.slow
 def test_a_step_judge_is_trained_before_it_judges(tmp_path: Path) -> None:
     flags = ("--dry-run", "--printshellcmds")
     config = {

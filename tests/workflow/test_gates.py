@@ -34,6 +34,7 @@ def collapsing(on_collapse: str, max_drift: float = 0.5) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_only_a_gate_plans_gates(tmp_path: Path) -> None:
     project = Project(tmp_path)
     assert not {"check_collapse", "start_iteration"} & set(project.planned())

@@ -21,6 +21,8 @@ from stages.core.evaluation.guards import GUARDS_TABLE
 from tests.builders import Row, read_rows
 from tests.workflow.projects import RUN, Project, environment
 
+pytestmark = pytest.mark.xdist_group("finished")  # one process makes its run for all
+
 FINAL_TABLES = ("evaluation/summary.parquet", "evaluation/guards.parquet")
 
 
