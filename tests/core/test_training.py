@@ -23,7 +23,8 @@ from stages.core.models.denoiser import Denoiser, LoraSettings
 from stages.core.models.loading import Source
 from stages.core.models.stable_diffusion import StableDiffusion
 from stages.core.policies.encoding import EncodedPairs
-from stages.core.training import loop
+from stages.core.training import loop, processes
+from stages.core.training.attention import without_cudnn_attention
 from stages.core.training.loop import Step, Training, TrainingError
 from stages.core.training.pair_losses import batch_loss, pair_losses
 from stages.core.training.processes import Processes
@@ -474,6 +475,24 @@ def test_a_state_of_another_identity_is_not_used(
     assert afresh.calls == 6
     assert without_speed(steps) == without_speed(unbroken)
     assert same(weights, expected)
+
+
+@pytest.mark.parametrize(("device", "stays"), [("cpu", True), ("cuda", False)])
+def test_a_training_on_a_gpu_leaves_out_cudnns_attention(
+    monkeypatch: pytest.MonkeyPatch, device: str, stays: bool
+) -> None:
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: None)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        Processes(torch.device(device))
+        assert torch.backends.cuda.cudnn_sdp_enabled() == stays
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        with without_cudnn_attention():  # as preflight tries a step
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 class OneOfTwo(Processes):

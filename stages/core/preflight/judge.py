@@ -23,6 +23,7 @@ from stages.core.policies.loading import RewardsBy, load_judge
 from stages.core.policies.saving import save_policy
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.samples import PROMPTS, encode_samples, lora_settings, random_pairs
+from stages.core.training.attention import without_cudnn_attention
 from stages.core.training.pair_losses import batch_loss
 from stages.core.training.settings import TrainingSettings
 
@@ -78,6 +79,7 @@ def in_precision(model: DiffusionModel, dtype: Any) -> Iterator[DiffusionModel]:
         use_arithmetic(model.source.settings)
 
 
+@without_cudnn_attention()
 def move_a_little(model: DiffusionModel, config: Mapping[str, Any], folder: Path) -> Path:
     """A policy folder: the base after the seed training's distance in the direction of one gradient."""
     block = {

@@ -15,12 +15,14 @@ from stages.core.plan.online_costs import OnlineRates
 from stages.core.preflight.clock import memory, seconds
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.samples import PROMPTS, lora_settings
+from stages.core.training.attention import without_cudnn_attention
 from stages.core.training.online.losses import Learner
 from stages.core.training.online.settings import OnlineSettings
 from stages.core.training.online.transitions import Transitions
 from stages.core.training.optimizers import make_optimizer
 
 
+@without_cudnn_attention()
 def time_online(
     model: DiffusionModel, config: Mapping[str, Any], findings: Findings
 ) -> OnlineRates:

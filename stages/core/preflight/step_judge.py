@@ -15,12 +15,14 @@ from stages.core.plan.costs import StepJudgeRates
 from stages.core.preflight.clock import memory, moment_bytes, seconds
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.samples import PROMPTS, random_pairs
+from stages.core.training.attention import without_cudnn_attention
 from stages.core.training.optimizers import make_optimizer
 from stages.core.training.step_judge.estimates import Estimates
 from stages.core.training.step_judge.scores import scores_of_pairs
 from stages.core.training.step_judge.settings import StepJudgeSettings, TrainableJudge
 
 
+@without_cudnn_attention()
 def time_step_judge(
     model: DiffusionModel, judge: TrainableJudge, config: Mapping[str, Any], findings: Findings
 ) -> StepJudgeRates:

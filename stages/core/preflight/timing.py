@@ -26,6 +26,7 @@ from stages.core.preflight.judge import in_precision
 from stages.core.preflight.online import time_online
 from stages.core.preflight.samples import PROMPTS, lora_settings, random_pairs
 from stages.core.preflight.step_judge import time_step_judge
+from stages.core.training.attention import without_cudnn_attention
 from stages.core.training.optimizers import make_optimizer
 from stages.core.training.pair_losses import batch_loss, pair_errors
 from stages.core.training.settings import TrainingSettings, needs_reference
@@ -124,6 +125,7 @@ def time_scoring(model: DiffusionModel, latents: torch.Tensor, config: Mapping[s
         )
 
 
+@without_cudnn_attention()
 def time_training(
     model: DiffusionModel, config: Mapping[str, Any], findings: Findings
 ) -> tuple[float, int, int, int]:

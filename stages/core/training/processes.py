@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stages.core.errors import UserError
 from stages.core.models.denoiser import Denoiser
+from stages.core.training.attention import leave_out_cudnn_attention
 
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent ends."""
@@ -47,6 +48,8 @@ class Processes:
                     f"tracker {name} is not installed: pip install {name}, or leave it out"
                 )
         end_with_launcher()
+        if device.type == "cuda":
+            leave_out_cudnn_attention()
         self._accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision="no",  # the adapter's autocast sees to it, for the reference too
