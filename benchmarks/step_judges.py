@@ -1,8 +1,11 @@
-"""How well judges tell unfinished images apart, step by step: beside the known taste of the embedded world.
+r"""How well judges tell unfinished images apart, step by step: beside the known taste of the embedded world.
 
 The base samples pools as SPO does. At each comparison every judge scores the same estimates of the clean latents,
-and so does the taste, of the same decoded estimates. Example, with the run of benchmarks/tuning.yaml:
+and so does the taste, of the same decoded estimates. Example, with what it needs of a run:
 
+    snakemake --cores all --configfile config/config.yaml benchmarks/tuning.yaml \
+        --config "score_candidates={weights: calibrated}" -- results/tuning/iter00/policy/manifest.json \
+        results/tuning/evaluation/judges/iter00.json results/tuning/prompts/iter01.parquet
     python -m benchmarks.step_judges --policy results/tuning/iter00/policy \
         --record results/tuning/evaluation/judges/iter00.json --prompts results/tuning/prompts/iter01.parquet \
         --figure docs/images/step-judges.svg

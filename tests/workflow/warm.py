@@ -27,7 +27,7 @@ from typing import TextIO
 
 IMPORTED = (
     "accelerate.tracking", "diffusers.training_utils", "ftfy", "jaxtyping", "jinja2", "jsonschema",
-    "matplotlib.figure", "peft", "psutil", "pyarrow.ipc", "pyarrow.parquet", "rich.progress",
+    "matplotlib.figure", "pandas", "peft", "psutil", "pyarrow.ipc", "pyarrow.parquet", "rich.progress",
     "safetensors.torch", "scipy.ndimage", "scipy.stats", "snakemake.cli", "torch", "tyro", "yaml",
 )  # fmt: skip
 CLASSES = {

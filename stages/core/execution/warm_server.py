@@ -32,6 +32,8 @@ IMPORTED = (
     "peft", "PIL.Image", "psutil", "pyarrow.ipc", "pyarrow.parquet", "rich.progress",
     "safetensors.torch", "scipy.ndimage", "scipy.stats", "torch", "tyro", "yaml",
 )  # fmt: skip
+IF_INSTALLED = ("pandas",)
+"""Imported where it is there. No stage needs it, but pyarrow imports it before it makes a table of rows."""
 CLASSES = {
     "diffusers": (
         "AutoencoderKL", "DDIMScheduler", "DDPMScheduler", "DiffusionPipeline",
@@ -353,6 +355,9 @@ def import_libraries() -> None:
     gc.disable()
     for name in IMPORTED:
         import_module(name)
+    for name in IF_INSTALLED:
+        with suppress(ImportError):
+            import_module(name)
     for library, names in CLASSES.items():
         for name in names:
             getattr(import_module(library), name)
