@@ -17,6 +17,7 @@ import torch
 import tyro
 
 from stages.core.artifacts.images import Size, decode_image, geometry, to_model_input
+from stages.core.artifacts.joins import ENCODED_AT_ONCE
 from stages.core.artifacts.schemas import LIKE_LATENTS, LIKES, PAIR_LATENTS, PREFERENCES, Schema
 from stages.core.artifacts.tables import holds, num_rows, read_batches, writing_table
 from stages.core.execution.ahead import ahead, threads_beside
@@ -24,6 +25,7 @@ from stages.core.execution.runtime import choose_device, progress, run_stage, st
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
+from stages.core.policies.generation import shard_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,12 @@ class Args:
     """The pretrained model."""
     output: Path
     """Where the latents go (schema pair_latents; of likes: like_latents)."""
-    batch: int = 16
+    batch: int = ENCODED_AT_ONCE
     """Pairs (or likes) encoded at a time."""
+    shard: int = 0
+    """Which of the jobs that share the rows this one is, from 0."""
+    num_shards: int = 1
+    """How many share them. join_latents makes one table of what they write."""
     threads: int = 1
     """CPU threads."""
     jobs_per_gpu: int = 1
@@ -47,10 +53,11 @@ class Args:
 def main(args: Args) -> None:
     """Encode winner and loser of every pair, or the image of every like."""
     with stage("encode_preferences") as run:
-        count = num_rows(args.preferences)
+        places = range(num_rows(args.preferences))
+        rows = shard_of(places, args.shard, args.num_shards, args.batch)
         kind = OF_LIKES if holds(args.preferences, LIKES) else OF_PAIRS
         batches = read_batches(
-            args.preferences, kind.given, [kind.name, *kind.sides], size=args.batch
+            args.preferences, kind.given, [kind.name, *kind.sides], size=args.batch, rows=rows
         )
         model = load_model(args.model, device=choose_device(args.threads, args.jobs_per_gpu))
         with writing_table(
@@ -62,10 +69,10 @@ def main(args: Args) -> None:
                 (batch.to_pylist() for batch in batches),
                 threads_beside(model.device.type),
             )
-            starts = range(0, count, args.batch)
+            starts = range(0, len(rows), args.batch)
             for _start in progress(starts, "encoding", kind.words, args.batch):
                 writer.write(encode(model, next(prepared)))
-        run.rows_in, run.rows_out = count, writer.num_rows
+        run.rows_in, run.rows_out = len(rows), writer.num_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,10 +169,19 @@ def test_exports_are_counted_by_what_they_write(sd15: dict[str, Any]) -> None:
 
 def test_more_devices_shorten_what_is_spread_over_them() -> None:
     taken = {"sample candidates": 16.0, "train": 4.0}
-    assert clock_hours(taken, devices=1, training_gpus=1) == 20.0
-    assert clock_hours(taken, devices=8, training_gpus=1) == 2.0 + 4.0
-    assert clock_hours(taken, devices=8, training_gpus=4) == 2.0 + 1.0
-    assert clock_hours(taken, devices=2, training_gpus=4) == 8.0 + 2.0  # no more than there are
+    assert clock_hours(taken, devices=1, training_gpus=1, encoding_shards=1) == 20.0
+    assert clock_hours(taken, devices=8, training_gpus=1, encoding_shards=1) == 2.0 + 4.0
+    assert clock_hours(taken, devices=8, training_gpus=4, encoding_shards=1) == 2.0 + 1.0
+    assert (
+        clock_hours(taken, devices=2, training_gpus=4, encoding_shards=1) == 8.0 + 2.0
+    )  # no more than there are
+
+
+def test_encoding_is_spread_over_its_shards_alone() -> None:
+    taken = {"encode human pairs": 8.0, "sample candidates": 16.0}
+    for shards, expected in ((1, 8.0), (4, 2.0), (100, 1.0)):
+        found = clock_hours(taken, devices=8, training_gpus=1, encoding_shards=shards)
+        assert found == expected + 2.0
 
 
 def test_an_online_training_is_counted_by_hand() -> None:
@@ -195,7 +204,9 @@ def test_an_online_training_is_counted_by_hand() -> None:
     assert taken["online: judge"] == pytest.approx(1000 * 2560 * 0.5 / 3600)
     assert taken["online: train"] == pytest.approx(1000 * 1280 * 3 / 3600)
     others = {name: value for name, value in taken.items() if not name.startswith("online")}
-    both = [clock_hours(each, devices=8, training_gpus=4) for each in (taken, others)]
+    both = [
+        clock_hours(each, devices=8, training_gpus=4, encoding_shards=1) for each in (taken, others)
+    ]
     assert both[0] - both[1] == pytest.approx((sum(taken.values()) - sum(others.values())) / 4)
     config["execution"]["training_gpus"] = 4
     held = held_bytes(counts, RATES, config, 5_000, devices=8)
@@ -225,7 +236,7 @@ def test_the_training_of_a_step_judge_is_counted_by_hand() -> None:
     assert hours(counts, rates)["train the step judge"] == pytest.approx(8000 * 64 * 0.25 / 3600)
     # It has the devices of a training, not all.
     alone = {"train the step judge": 8.0}
-    assert clock_hours(alone, devices=8, training_gpus=4) == 2.0
+    assert clock_hours(alone, devices=8, training_gpus=4, encoding_shards=1) == 2.0
     written = disk_bytes(counts, rates)
     assert (written["step judge"], written["training state"]) == (4_000, 30_000)
     larger = replace(rates, step_judge=replace(judge, trained_bytes=50_000))

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages import encode_preferences, import_preferences, select_prompts
+from stages import encode_preferences, import_preferences, join_latents, select_prompts
 from stages.core.artifacts.images import decode_image, to_model_input
+from stages.core.artifacts.schemas import PAIR_LATENTS
+from stages.core.artifacts.tables import read_table
 from stages.core.data.prompts import prompt_id
 from stages.core.errors import UserError
 from stages.core.models.adapter import DiffusionModel
@@ -84,3 +86,31 @@ def test_latents_are_those_of_each_image_alone(
             alone = model.encode_images(torch.from_numpy(to_model_input([image], 64)))
             found = np.array(row[f"{side}_latents"], np.float32)
             np.testing.assert_allclose(found, alone.flatten().numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("num_shards", [2, 5])
+def test_shards_join_to_the_table_of_one_job(
+    encoded: encode_preferences.Args, tmp_path: Path, num_shards: int
+) -> None:
+    """With 2 both have several batches; of 5 some have none."""
+    shards = [tmp_path / f"shard-{number}.parquet" for number in range(num_shards)]
+    for number, path in enumerate(shards):
+        encode_preferences.main(replace(encoded, shard=number, num_shards=num_shards, output=path))
+    counts = [len(read_rows(path)) for path in shards]
+    assert sum(counts) == len(read_rows(encoded.output))
+    assert min(counts) < max(counts)
+    joined = join_latents.Args(
+        shards=tuple(shards), batch=encoded.batch, output=tmp_path / "joined.parquet"
+    )
+    join_latents.main(joined)
+    whole, found = (read_table(path, PAIR_LATENTS) for path in (encoded.output, joined.output))
+    assert found.equals(whole)
+
+
+def test_a_shard_that_there_is_not_is_refused(
+    encoded: encode_preferences.Args, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="--shard must be between 0 and 1, found 2"):
+        encode_preferences.main(
+            replace(encoded, shard=2, num_shards=2, output=tmp_path / "latents.parquet")
+        )

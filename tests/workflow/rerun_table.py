@@ -430,6 +430,14 @@ ROWS = [
     ),
     Row(
         section=DATA,
+        change="`preferences.shards`",
+        begins=("encode_shard",),
+        note="with the same latents, bit by bit",
+        config={"preferences": {"shards": 2}},
+        reshapes=True,
+    ),
+    Row(
+        section=DATA,
         change="`prompts.per_iteration` of iteration 2",
         begins=("select_prompts (iter02)",),
         config={"prompts": {"per_iteration": [4, 5]}},

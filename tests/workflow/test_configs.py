@@ -317,6 +317,14 @@ def test_spin_samples_the_captions_of_the_human_pairs_and_lists_are_trained_on_a
 
 
 @pytest.mark.slow
+def test_human_pairs_are_encoded_in_shards_and_joined(tmp_path: Path) -> None:
+    """The held-out pairs are few, and stay one job."""
+    planned = Project(tmp_path).planned(config={"preferences": {"shards": 3}})
+    found = {rule: count for rule, count in planned.items() if "encode" in rule or "join" in rule}
+    assert found == {"encode_preferences": 1, "encode_shard": 3, "join_latents": 1}
+
+
+@pytest.mark.slow
 def test_a_step_judge_is_trained_before_it_judges(tmp_path: Path) -> None:
     flags = ("--dry-run", "--printshellcmds")
     config = {

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.core.artifacts.provenance import policy_digest
-from stages.core.artifacts.schemas import SUMMARY, TRAINING_PAIRS
+from stages.core.artifacts.schemas import PAIR_LATENTS, SUMMARY, TRAINING_PAIRS
 from stages.core.artifacts.tables import read_table
 from stages.core.evaluation.guards import GUARDS_TABLE
 from tests.builders import Row, read_rows
@@ -196,3 +196,20 @@ def test_other_numbers_of_shards_give_the_same_images_rewards_and_pairs(
         assert in_order(paths) == expected  # images, latents, errors: bit by bit
     for name in names:
         assert read_rows(project.results / name) == read_rows(finished.results / name)
+
+
+@pytest.mark.slow
+def test_human_pairs_that_shards_encode_have_the_same_latents(
+    finished: Project, tmp_path: Path
+) -> None:
+    """With fewer batches than shards, too; the shards are gone after it."""
+    project = finished.copy(tmp_path / "copy")
+    name = "seed/preferences_latents.parquet"
+    (project.results / name).unlink()
+    config = {"preferences": {"shards": 3}}
+    project.make("--quiet", "all", "--", f"results/{RUN}/{name}", config=config)
+    found, expected = (
+        read_table(each.results / name, PAIR_LATENTS) for each in (project, finished)
+    )
+    assert found.equals(expected)
+    assert not list(project.results.rglob("preferences_latents/*.parquet"))

@@ -9,6 +9,8 @@ PREFERENCE_FILES = (
 # The stage finds the files again, by the patterns of the config.
 ASKED_FILES = flags({"files": PREFERENCES.pop("files", PREFERENCE_FILES)})
 COLUMNS = PREFERENCES.pop("columns", {})
+# Jobs that encode the human pairs side by side.
+ENCODING_SHARDS = range(PREFERENCES.pop("shards", 1))
 UNPAIRED = " --unpaired" if PREFERENCES.pop("unpaired", False) else ""
 EXCLUDED_FILES = [file for name in EXCLUDED_SETS for file in prompt_set_files(name)]
 IMPORT = {
@@ -60,14 +62,43 @@ rule encode_preferences:
         f"{RUN}/seed/{{part}}_latents.parquet",
     log:
         f"{LOGS}/seed/encode_{{part}}.log",
+    wildcard_constraints:
+        part="holdout" if len(ENCODING_SHARDS) > 1 else "holdout|preferences",
     priority: 10
     resources:
         **small_gpu(),
     params:
-        **stage("encode_preferences", model=MODEL),
+        **stage("encode_preferences", model=MODEL, share=""),
     shell:
-        "{params.command} --preferences {input:q} {params.model} {resources.execution}"
+        "{params.command} --preferences {input:q}{params.share} {params.model} {resources.execution}"
         " --output {output:q} --threads {threads} 2>&1 | record {log:q}"
+
+
+if len(ENCODING_SHARDS) > 1:
+
+    use rule encode_preferences as encode_shard with:
+        input:
+            f"{RUN}/seed/preferences.parquet",
+        output:
+            temp(f"{RUN}/seed/preferences_latents/shard-{{shard}}.parquet"),
+        log:
+            f"{LOGS}/seed/encode_preferences-{{shard}}.log",
+        params:
+            **stage("encode_preferences", model=MODEL),
+            share=f" --shard {{shard}} --num-shards {len(ENCODING_SHARDS)}",
+
+    rule join_latents:
+        input:
+            expand(rules.encode_shard.output, shard=ENCODING_SHARDS),
+        output:
+            f"{RUN}/seed/preferences_latents.parquet",
+        log:
+            f"{LOGS}/seed/join_latents.log",
+        priority: 10
+        params:
+            **stage("join_latents"),
+        shell:
+            "{params.command} --shards {input:q} --output {output:q} 2>&1 | record {log:q}"
 
 
 if ADOPTED_POLICY:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import pyarrow as pa
 
-from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES
+from stages.core.artifacts.schemas import PAIR_LATENTS, PREFERENCES, Schema
 from stages.core.artifacts.tables import num_rows, read_batches
 from stages.core.errors import UserError
+
+ENCODED_AT_ONCE = 16
+"""Rows whose images go through the VAE together. How they are grouped decides how sums round."""
+
+
+def batches_in_turn(shards: Sequence[Path], schema: Schema, *, size: int) -> Iterator[pa.Table]:
+    """Batches of `size` rows, one of each shard after the other: the order that they were dealt out from."""
+    parts = [read_batches(path, schema, size=size) for path in shards]
+    for batches in zip_longest(*parts):
+        yield from (batch for batch in batches if batch is not None)
 
 
 def join_latents(pairs: pa.Table, latents: pa.Table, path: Path) -> pa.Table:

@@ -11,6 +11,8 @@ from stages.core.plan.online_costs import OnlineCounts, OnlineRates, count_round
 from stages.core.plan.run import RunPlan
 
 Config = Mapping[str, Any]
+ENCODING = "encode human pairs"
+"""What of a run's hours the shards of preferences.shards share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,8 @@ class Counts:
 
     human_pairs: int
     """Seed pairs and held-out pairs, which are encoded once."""
+    encoding_shards: int
+    """Jobs that encode them side by side."""
     candidates: int
     """Images sampled and scored, over all iterations."""
     generated_pairs: int
@@ -122,6 +126,7 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
     judge = config.get("step_judge", {})
     return Counts(
         human_pairs=pairs + held_out,
+        encoding_shards=config["preferences"].get("shards", 1),
         candidates=prompts * config["sample_candidates"]["candidates_per_prompt"],
         generated_pairs=per_prompt * prompts,
         evaluation_images=evaluation_prompts * images * policies,
@@ -163,7 +168,7 @@ def count_exports(config: Config, mixed_pairs: int) -> dict[str, int]:
 def hours(counts: Counts, rates: Rates) -> dict[str, float]:
     """Device hours of each kind of work."""
     seconds = {
-        "encode human pairs": 2 * counts.human_pairs * rates.encode_image,
+        ENCODING: 2 * counts.human_pairs * rates.encode_image,
         "sample candidates": counts.candidates * rates.sample_image,
         "score candidates": counts.candidates * counts.reward_draws * rates.score_draw,
         "train": counts.training_pairs * rates.train_pair,
@@ -178,7 +183,9 @@ def hours(counts: Counts, rates: Rates) -> dict[str, float]:
     return {name: value / 3600 for name, value in seconds.items()}
 
 
-def clock_hours(taken: Mapping[str, float], *, devices: int, training_gpus: int) -> float:
+def clock_hours(
+    taken: Mapping[str, float], *, devices: int, training_gpus: int, encoding_shards: int
+) -> float:
     """Hours on the clock of device hours: shards spread over all devices, a training over its own.
 
     The stages of an iteration follow each other; evaluation, which could run beside the next one, is
@@ -186,7 +193,9 @@ def clock_hours(taken: Mapping[str, float], *, devices: int, training_gpus: int)
     that of a step judge.
     """
     training = {name for name in taken if name.startswith(("train", "online: "))}
-    spread = sum(taken[name] for name in taken if name not in training) / devices
+    encoding = taken.get(ENCODING, 0.0)
+    spread = (sum(taken[name] for name in taken if name not in training) - encoding) / devices
+    spread += encoding / min(devices, encoding_shards)
     return spread + sum(taken[name] for name in training) / min(devices, training_gpus)
 
 

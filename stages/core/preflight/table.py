@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from stages.core.plan.costs import Counts, Rates, clock_hours, disk_bytes, hours
+from stages.core.plan.costs import ENCODING, Counts, Rates, clock_hours, disk_bytes, hours
 from stages.core.plan.online_costs import OnlineCounts
 from stages.core.preflight.findings import Findings
 
@@ -30,7 +30,7 @@ def show(
     for column in ("work", "how much", "device hours"):
         table.add_column(column, justify="left" if column == "work" else "right")
     amounts = {
-        "encode human pairs": f"{counts.human_pairs:,} pairs",
+        ENCODING: f"{counts.human_pairs:,} pairs",
         "sample candidates": f"{counts.candidates:,} images",
         "score candidates": f"{counts.candidates:,} x {counts.reward_draws} draws",
         "train": f"{counts.training_pairs:,} pairs",
@@ -51,7 +51,10 @@ def show(
             "a time; where comparisons are not clear it trains on fewer. A metric's own time is not counted"
         )
     if devices > 1:
-        clock = clock_hours(taken, devices=devices, training_gpus=training_gpus)
+        clock = clock_hours(
+            taken, devices=devices, training_gpus=training_gpus,
+            encoding_shards=counts.encoding_shards,
+        )  # fmt: skip
         console.print(
             f"About {clock:.2f} h on {devices} devices, of which a training takes "
             f"{min(devices, training_gpus)} (execution.training_gpus)"
