@@ -15,6 +15,7 @@ from stages import (
     encode_preferences,
     import_preferences,
     inspect,
+    join_latents,
     mix_preferences,
     score_holdout,
     select_prompts,
@@ -220,6 +221,28 @@ def test_no_share_of_likes_is_mixed_in_and_a_mix_without_any_needs_no_pairs(
     assert found
     assert {row["source"] for row in found} == {"generated"}
     assert len(found) == len(read_rows(mixed.pairs))
+
+
+def test_likes_that_shards_encode_join_to_the_table_of_one_job(
+    trained: train_seed.Args, tmp_path: Path, tiny_base: str
+) -> None:
+    whole = encode_preferences.Args(
+        preferences=trained.preferences, model=settings(tiny_base), output=tmp_path / "whole.parquet",
+        batch=3,
+    )  # fmt: skip
+    shards = [
+        replace(whole, shard=number, num_shards=2, output=tmp_path / f"{number}.parquet")
+        for number in range(2)
+    ]
+    for args in (whole, *shards):
+        encode_preferences.main(args)
+    joined = join_latents.Args(
+        preferences=whole.preferences, shards=tuple(args.output for args in shards), batch=3,
+        output=tmp_path / "joined.parquet",
+    )  # fmt: skip
+    join_latents.main(joined)
+    found, expected = (read_table(path, LIKE_LATENTS) for path in (joined.output, whole.output))
+    assert found.equals(expected)
 
 
 def test_a_broken_image_of_a_like_is_named(

@@ -100,11 +100,16 @@ def test_shards_join_to_the_table_of_one_job(
     assert sum(counts) == len(read_rows(encoded.output))
     assert min(counts) < max(counts)
     joined = join_latents.Args(
-        shards=tuple(shards), batch=encoded.batch, output=tmp_path / "joined.parquet"
-    )
+        preferences=encoded.preferences, shards=tuple(shards), batch=encoded.batch,
+        output=tmp_path / "joined.parquet",
+    )  # fmt: skip
     join_latents.main(joined)
     whole, found = (read_table(path, PAIR_LATENTS) for path in (encoded.output, joined.output))
     assert found.equals(whole)
+    for wrong in (shards[1:], [*shards, shards[0]], shards[::-1]):
+        with pytest.raises(UserError, match="does not list the same pairs"):
+            join_latents.main(replace(joined, shards=tuple(wrong), output=tmp_path / "wrong"))
+        assert not (tmp_path / "wrong").exists()
 
 
 def test_a_shard_that_there_is_not_is_refused(

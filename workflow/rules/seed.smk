@@ -89,7 +89,8 @@ if len(ENCODING_SHARDS) > 1:
 
     rule join_latents:
         input:
-            expand(rules.encode_shard.output, shard=ENCODING_SHARDS),
+            preferences=f"{RUN}/seed/preferences.parquet",
+            shards=expand(rules.encode_shard.output, shard=ENCODING_SHARDS),
         output:
             f"{RUN}/seed/preferences_latents.parquet",
         log:
@@ -98,7 +99,8 @@ if len(ENCODING_SHARDS) > 1:
         params:
             **stage("join_latents"),
         shell:
-            "{params.command} --shards {input:q} --output {output:q} 2>&1 | record {log:q}"
+            "{params.command} --preferences {input.preferences:q} --shards {input.shards:q}"
+            " --output {output:q} 2>&1 | record {log:q}"
 
 
 if ADOPTED_POLICY:
