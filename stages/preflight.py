@@ -9,12 +9,14 @@ would go wrong. Example:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import tyro
 
@@ -24,6 +26,7 @@ from stages.core.models.families import load_model
 from stages.core.plan.configuration import read_config
 from stages.core.plan.costs import count
 from stages.core.plan.run import RunPlan
+from stages.core.plan.shards import shards_of
 from stages.core.preflight.data import check_evaluation, check_prompts, labelled_pairs
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.host import check_host_memory
@@ -56,6 +59,7 @@ class Args:
 def main(args: Args) -> None:
     """Check, time, count, and print."""
     with stage("preflight") as run:
+        imported = time.time() - psutil.Process().create_time()
         config = read_config(*args.config)
         findings = Findings()
         plan = RunPlan(config=config)
@@ -66,9 +70,11 @@ def main(args: Args) -> None:
         check_evaluation(plan, findings)
         counts = count(config, prompts, labelled)
         device = choose_device(args.threads)
+        begun = time.perf_counter()
         model = load_model(model_settings(config), device=device)
         try:
             encode_samples(model)
+            start = imported + time.perf_counter() - begun
             check_invariants(model, config, findings)
             check_judge(model, config, findings)
             rates = measure(model, partial(begin_judge, config, device), config, findings)
@@ -85,6 +91,9 @@ def main(args: Args) -> None:
             findings,
             devices=args.devices,
             training_gpus=config["execution"]["training_gpus"],
+            shards=shards_of(config, counts, rates),
+            start=start,
+            shard_minutes=float(config["execution"]["shard_minutes"]),
             results=args.results,
         )
         run.rows_in, run.rows_out = len(args.config), len(findings.checks)

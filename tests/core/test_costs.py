@@ -13,6 +13,7 @@ import yaml
 from stages.core.plan.configuration import read_config
 from stages.core.plan.costs import Rates, StepJudgeRates, clock_hours, count, disk_bytes, hours
 from stages.core.plan.online_costs import OnlineRates, count_round
+from stages.core.plan.shards import Shards, shards_of
 from stages.core.preflight import host
 from stages.core.preflight.findings import Findings
 from stages.core.preflight.host import check_host_memory, held_bytes, memory_limit
@@ -182,6 +183,32 @@ def test_encoding_is_spread_over_its_shards_alone() -> None:
     for shards, expected in ((1, 8.0), (4, 2.0), (100, 1.0)):
         found = clock_hours(taken, devices=8, training_gpus=1, encoding_shards=shards)
         assert found == expected + 2.0
+
+
+def test_the_length_of_jobs_by_hand(sd15: dict[str, Any]) -> None:
+    """An image takes 2 s to sample, and 10 draws of 0.1 s to score."""
+    counts = count(sd15, evaluation_prompts=500, labelled_pairs=900_000)
+    found = {each.key: each for each in shards_of(sd15, counts, RATES)}
+    sampling = found["sample_candidates.shards"]
+    prompts = max(sd15["prompts"]["per_iteration"])
+    assert (sampling.number, sampling.seconds) == (32, prompts * 8 * 2.0)
+    assert sampling.minutes == pytest.approx(prompts * 8 * 2.0 / 32 / 60)
+    encoding = found["preferences.shards"]
+    assert (encoding.number, encoding.seconds) == (8, 2 * 50_000 * 0.2)
+    one = Shards(key="k", number=4, seconds=4 * 90.0)
+    assert one.share_of_starts(10.0) == 0.1
+    lengths = (1.0, 2.0, 3.0, 6.0, 20.0)
+    assert [one.fitting(each, devices=1, start=10.0) for each in lengths] == [6, 3, 2, 1, 1]
+    assert [one.fitting(each, devices=4, start=10.0) for each in lengths] == [8, 4, 4, 4, 4]
+    # A start of 10.1 s is more than a tenth of what a fourth of the work takes with it.
+    assert [one.fitting(each, devices=4, start=10.1) for each in lengths] == [8, 4, 4, 1, 1]
+
+
+def test_scoring_decides_where_it_takes_longer(sd15: dict[str, Any]) -> None:
+    counts = count(sd15, evaluation_prompts=500, labelled_pairs=900_000)
+    slow = replace(RATES, score_draw=1.0)  # 10 draws an image
+    sampling = shards_of(sd15, counts, slow)[0]
+    assert sampling.seconds == counts.candidates_of_an_iteration * 10.0
 
 
 def test_an_online_training_is_counted_by_hand() -> None:

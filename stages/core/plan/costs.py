@@ -95,6 +95,8 @@ class Rates:
     """The pipeline's other parts, likewise."""
     caption_bytes: int = 0
     """A caption's conditioning."""
+    load_denoiser: float = 0.0
+    """Reading a denoiser from its files."""
     online: OnlineRates | None = None
     """Of an online training; None without one."""
     step_judge: StepJudgeRates | None = None

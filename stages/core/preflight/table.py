@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from stages.core.plan.costs import ENCODING, Counts, Rates, clock_hours, disk_bytes, hours
 from stages.core.plan.online_costs import OnlineCounts
+from stages.core.plan.shards import Shards
 from stages.core.preflight.findings import Findings
 
 GB = 1e9
@@ -22,9 +24,15 @@ def show(
     *,
     devices: int,
     training_gpus: int,
+    shards: Sequence[Shards],
+    start: float,
+    shard_minutes: float,
     results: Path,
 ) -> None:
-    """Tables of hours and disk on the terminal; notes whether the disk is large enough."""
+    """Tables of hours, jobs and disk on the terminal; notes whether the disk is large enough.
+
+    `start` is how many seconds a stage takes until it has a model, without its denoiser.
+    """
     console = Console()
     table = Table(title="What the run will take", title_justify="left")
     for column in ("work", "how much", "device hours"):
@@ -59,6 +67,9 @@ def show(
             f"About {clock:.2f} h on {devices} devices, of which a training takes "
             f"{min(devices, training_gpus)} (execution.training_gpus)"
         )
+    show_shards(
+        console, shards, start + rates.load_denoiser, minutes=shard_minutes, devices=devices
+    )
     disk = Table(title="What it will write", title_justify="left")
     disk.add_column("files")
     disk.add_column("GB", justify="right")
@@ -73,6 +84,25 @@ def show(
         f"free disk at {place}", f"{free / GB:.1f} GB for {sum(sizes.values()) / GB:.1f} GB",
         holds=free > 1.1 * sum(sizes.values()),
     )  # fmt: skip
+
+
+def show_shards(
+    console: Console, shards: Sequence[Shards], start: float, *, minutes: float, devices: int
+) -> None:
+    """How long jobs are, what of that is their start, and how many would last at most so many minutes."""
+    table = Table(
+        title=f"Its jobs; each takes about {start:.0f} s to start", title_justify="left",
+        caption="execution.shard_minutes says how long they should last", caption_justify="left",
+    )  # fmt: skip
+    table.add_column("shards", no_wrap=True)
+    for column in ("now", "minutes a job", "starting", f"for {minutes:g} min"):
+        table.add_column(column, justify="right")
+    for each in shards:
+        table.add_row(
+            each.key, str(each.number), f"{each.minutes:.1f}", f"{each.share_of_starts(start):.1%}",
+            str(each.fitting(minutes, devices=devices, start=start)),
+        )  # fmt: skip
+    console.print(table)
 
 
 def online_amounts(a_round: OnlineCounts, rounds: int) -> dict[str, str]:

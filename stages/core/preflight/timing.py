@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -46,7 +47,9 @@ def measure(
     sampled, scored, encoded, image, candidate = time_inference(model, config, findings)
     precision = torch.finfo(getattr(torch, config["export"]["dtype"])).bits // 8
     others = precision * model.num_parameters()
+    begun = time.perf_counter()
     denoiser = precision * sum(weight.numel() for weight in model.load_denoiser().parameters())
+    loaded = time.perf_counter() - begun
     plan = RunPlan(config=config)
     online = time_online(model, config, findings) if plan.is_online else None
     step_judge = (
@@ -67,6 +70,7 @@ def measure(
         denoiser_bytes=denoiser,
         others_bytes=others,
         caption_bytes=caption,
+        load_denoiser=loaded,
         online=online,
         step_judge=step_judge,
     )
@@ -100,6 +104,7 @@ def time_inference(
     pixels = to_pixels(decoded.numpy())[0]
     kept = ImageFiles(**config["sample_candidates"]["files"])
     images = torch.zeros((1, 3, *model.image_size))
+    model.encode_images(images)
     encoding = seconds(model, lambda: model.encode_images(images))
     return (
         sampled + decoding,
