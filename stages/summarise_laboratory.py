@@ -8,8 +8,10 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.csv
 import tyro
@@ -18,10 +20,17 @@ from stages.core.artifacts.files import replacing, write_text
 from stages.core.artifacts.schemas import LAB_RESULTS
 from stages.core.artifacts.tables import write_table
 from stages.core.execution.runtime import log, run_stage, stage
-from stages.core.laboratory.experiments import chosen, plan_runs, read_base, read_experiment
+from stages.core.laboratory.experiments import (
+    Experiment,
+    chosen,
+    plan_runs,
+    read_base,
+    read_experiment,
+)
+from stages.core.laboratory.figure import figure
 from stages.core.laboratory.memory import as_text, found_in, read_memory, with_new
-from stages.core.laboratory.page import page
-from stages.core.laboratory.results import made_here, rows_of
+from stages.core.laboratory.page import page, picture
+from stages.core.laboratory.results import made_here, rows_of, values_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +52,7 @@ class Args:
     csv: Path
     """The same as CSV."""
     page: Path
-    """Where the page goes (Markdown)."""
+    """Where the page goes (Markdown), with a figure for each experiment in images/ beside it."""
     earlier: Path | None = None
     """Runs that were measured before (JSON lines); without a file there are none."""
     memory: Path | None = None
@@ -79,10 +88,26 @@ def main(args: Args) -> None:
             pyarrow.csv.write_csv(table, part)
         if args.memory:
             write_text(args.memory, as_text(with_new(memory, new)))
-        write_text(args.page, page(experiments, rows))
+        drawn = draw_figures(experiments, rows, args.page)
+        write_text(args.page, page(experiments, rows, drawn))
         finished = len({row["run"] for row in rows if row["status"] == "finished"})
         log.info("summarise_laboratory: %d of %d runs have finished", finished, len(runs))
         run.rows_in, run.rows_out = len(runs), len(rows)
+
+
+def draw_figures(
+    experiments: Sequence[Experiment], rows: Sequence[dict[str, Any]], beside: Path
+) -> set[str]:
+    """Write the figure of each experiment that has measured something; their names."""
+    drawn = set[str]()
+    for experiment in experiments:
+        if svg := figure(experiment, values_of(rows, experiment.name)):
+            path = beside.parent / picture(experiment)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as part:
+                part.write_bytes(svg)
+            drawn.add(experiment.name)
+    return drawn
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from stages.core.errors import UserError
 from stages.core.laboratory.experiments import (
@@ -25,6 +26,7 @@ from stages.core.laboratory.experiments import (
     read_base,
     read_experiment,
 )
+from stages.core.laboratory.figure import draw_arm, figure
 from stages.core.laboratory.memory import (
     Measured,
     as_text,
@@ -239,6 +241,20 @@ def test_the_page_gives_advice_for_what_holds_and_names_runs_that_did_not_finish
     empty = page([found], [])
     assert "| New is better | not measured |  |" in empty
     assert "No run has finished yet." in empty
+
+
+def test_a_figure_has_the_means_over_seeds_and_is_the_same_text_each_time() -> None:
+    found = Experiment("e", "An experiment", "Asked.", (0, 1), {"new": {}, "old": {}}, ())
+    values = measured([0.1, 0.2, 0.3])
+    assert figure(found, {}) is None
+    assert figure(found, {("new", 0, "base", "other"): 1.0}) is None
+    assert figure(found, values) == figure(found, dict(reversed(values.items())))
+    assert figure(found, values) != figure(found, measured([0.1, 0.2, 0.4]))
+    axes = Figure().subplots()
+    draw_arm(axes, 0, "new", "total", ["iter00", "iter01", "iter02"], values)
+    [line] = axes.get_lines()
+    # Of 1.1, 1.2 and 1.3; the arm has no policy iter00.
+    assert [tuple(map(float, point)) for point in line.get_xydata()][-1] == pytest.approx((2, 1.2))
 
 
 def measured_of(run: Run, **over: Any) -> Measured:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,10 @@ def test_the_page_judges_by_seeds_that_have_both_arms(args: summarise_laboratory
     assert "total | usual/last | none/last | +0.200 [+0.200, +0.200] | 1 | +0.200 |" in text
     assert "2 finished, 1 not finished, 1 not begun." in text
     assert "Not finished: lab-two-usual-2." in text
+    [link] = re.findall(r"!\[[^]]+\]\((.+)\)", text)
+    drawn = (args.page.parent / link).read_text()
+    assert all(f">{word}<" in drawn for word in ("usual", "none", "base", "iter01"))
+    assert "rank correlation with the truth" in drawn
 
 
 def test_a_record_that_cannot_be_read_is_named(args: summarise_laboratory.Args) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,19 @@ an interval is too narrow: it leaves out 0 whenever all five differences have on
 """
 
 
-def page(experiments: Sequence[Experiment], rows: Sequence[Row]) -> str:
-    """The whole page in Markdown."""
+def picture(experiment: Experiment) -> str:
+    """Where the page looks for an experiment's figure, beside itself."""
+    return f"images/laboratory-{experiment.name}.svg"
+
+
+def page(experiments: Sequence[Experiment], rows: Sequence[Row], drawn: Container[str] = ()) -> str:
+    """The whole page in Markdown; `drawn` are the experiments that have a figure."""
     parts = [HEAD, overview(experiments, rows)]
     for experiment in experiments:
         values = values_of(rows, experiment.name)
         parts += [f"## {experiment.title}\n", f"{experiment.source}\n"]
+        if experiment.name in drawn:
+            parts.append(f"![{experiment.title}: each arm by policy]({picture(experiment)})\n")
         parts += [claims_table(experiment, values), arms_table(experiment, values)]
         parts.append(runs_line(experiment, rows))
     return "\n".join(parts)
