@@ -202,7 +202,7 @@ def test_killed_and_run_again_two_processes_end_with_the_weights_of_an_unbroken_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_sigterm_has_a_training_save_its_state_and_the_next_call_ends_with_the_same_weights(
     seed_trained: train_seed.Args, tmp_path: Path, processes: int
 ) -> None:
