@@ -329,3 +329,14 @@ def test_the_processes_of_pytest_heed_which_tests_belong_together(
 ) -> None:
     """A pytest that pytest-xdist does not know yet sends the tests of a file anywhere, and says nothing."""
     assert request.node.nodeid.endswith("@tests/test_structure.py")
+
+
+def test_every_step_that_preflight_tries_attends_as_a_training_does() -> None:
+    found = 0
+    for path in sorted((LIBRARY / "preflight").glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and ".backward()" in ast.unparse(node):
+                decorators = [ast.unparse(each) for each in node.decorator_list]
+                assert decorators == ["without_cudnn_attention()"], f"{path.name}: {node.name}"
+                found += 1
+    assert found == 4

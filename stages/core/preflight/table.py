@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -70,10 +70,16 @@ def show(
     show_shards(
         console, shards, start + rates.load_denoiser, minutes=shard_minutes, devices=devices
     )
+    show_disk(console, disk_bytes(counts, rates), findings, results)
+
+
+def show_disk(
+    console: Console, sizes: Mapping[str, int], findings: Findings, results: Path
+) -> None:
+    """Bytes of what the run will write; notes whether the disk has room for it."""
     disk = Table(title="What it will write", title_justify="left")
     disk.add_column("files")
     disk.add_column("GB", justify="right")
-    sizes = disk_bytes(counts, rates)
     for name, size in sizes.items():
         disk.add_row(name, f"{size / GB:.2f}")
     disk.add_row("all", f"{sum(sizes.values()) / GB:.2f}", style="bold")
