@@ -31,8 +31,9 @@ from stages.core.artifacts.files import replacing
 from stages.core.artifacts.schemas import PROMPTS
 from stages.core.artifacts.tables import read_table
 from stages.core.evaluation.statistics import rank_correlation, wilson
+from stages.core.method.gaussian_steps import ddim_schedule
 from stages.core.method.seeding import seed_of
-from stages.core.method.trajectories import Chains, ddim_schedule
+from stages.core.method.trajectories import Chains
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings

@@ -17,11 +17,11 @@ from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
 from stages.core.execution.runtime import choose_device, run_stage, stage
 from stages.core.method.seeding import seed_of
-from stages.core.method.trajectories import ddim_schedule
+from stages.core.method.trajectories import chain_schedule
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import LoraSettings
 from stages.core.models.families import load_model
-from stages.core.models.loading import ModelSettings
+from stages.core.models.loading import ModelError, ModelSettings
 from stages.core.policies.encoding import encode_captions
 from stages.core.training.held_out import HeldOutFiles
 from stages.core.training.online.judges import ImageJudge, StepJudge, load_self_judge
@@ -92,10 +92,7 @@ def main(args: Args) -> None:
             folder=args.training.parent / "trackers",
         )
         model = load_model(args.model, device=processes.device)
-        model.check_online_method(args.settings.method)
-        ddim_schedule(
-            model, args.settings.num_inference_steps
-        )  # refused before prompts are encoded
+        check_model(model, args)  # before prompts are encoded
         asked = read_prompts(model, args)
         run.rows_in = len(asked.prompts)
         run.rows_out = train_online_policy(
@@ -124,6 +121,16 @@ def main(args: Args) -> None:
             processes=processes,
             execution=args.execution,
             prompts_per_batch=args.prompts_per_batch,
+        )
+
+
+def check_model(model: DiffusionModel, args: Args) -> None:
+    """ModelError for a model whose steps have no probability, or whose timesteps the judge does not know."""
+    chain_schedule(model, args.settings.num_inference_steps, args.settings.noise_level)
+    if args.judge.name == SPM and "ddim" not in model.samplers:
+        raise ModelError(
+            f"{model.base}: the judge is 'spm', a step-aware preference model, which has learnt what DDIM sees at a "
+            f"timestep; models of {model.family} have other timesteps. Take 'self' or a metric as online.judge"
         )
 
 

@@ -280,6 +280,12 @@ def test_whole_chains_are_counted_by_hand() -> None:
         "method": "d3po", "candidates_per_prompt": 2, "passes": 3, "guidance_scale": 1.0,
     }  # fmt: skip
     found = count_round(d3po, judge="compressibility", judge_draws=4)
+    guided = {**d3po, "guidance_scale": 3.5}
+    rows = [
+        count_round(guided, judge="total", judge_draws=4, is_told_guidance=told).rows
+        for told in (False, True)
+    ]
+    assert rows == [2, 1]
     assert (found.chain_steps, found.judged) == (256 * 2 * 50, 512)
     assert found.trained_steps == found.compared_steps == 3 * 256 * 2 * 50
     assert found.kept_latents == 2 * 256 * 2 * 50

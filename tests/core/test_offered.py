@@ -36,7 +36,6 @@ def test_the_list_is_what_the_adapter_offers(pipeline: str) -> None:
     assert offer["denoiser"] == adapter.denoiser_part
     assert tuple(offer["sampling.sampler"]) == adapter.samplers
     assert tuple(offer["export.policies"]) == adapter.exports
-    assert tuple(offer["online.method"]) == ("none", *adapter.online_methods)
     is_flow = issubclass(adapter, FlowModel)
     assert ("step_judge.clip" in offer) == is_flow == ("ddim" not in adapter.samplers)
     assert tuple(offer["training.weights"]) == (FLOW_WEIGHTS if is_flow else ("uniform",))
@@ -62,7 +61,6 @@ def test_every_family_is_listed_and_so_is_every_value() -> None:
     assert listed["sampling.sampler"] == set(
         properties["sampling"]["properties"]["sampler"]["enum"]
     )
-    assert listed["online.method"] == set(properties["online"]["properties"]["method"]["enum"])
     assert listed["score_candidates.weights"] == set(
         properties["score_candidates"]["properties"]["weights"]["enum"]
     )
@@ -87,7 +85,7 @@ def test_every_family_is_listed_and_so_is_every_value() -> None:
         ("stable-diffusion-3", "train_seed", {"embedded_guidance": 3.5}, "'train_seed.embedded_guidance': 3.5"),
         ("sana", "model", {"max_sequence_length": 77}, "'model.max_sequence_length': 77 is not there for models of"),
         ("flux", "export", {"policies": ["lora-kohya"]}, "'lora-kohya' is not there for models of flux"),
-        ("sana", "online", {"method": "d3po"}, "'online.method': 'd3po' is not there for models of sana"),
+        ("sana", "online", {"method": "spo", "judge": "spm"}, "'online.judge': 'spm' is a step-aware preference"),
         ("flux", "step_judge", {"clip": "a/clip"}, "'step_judge.clip': 'a/clip' is not there for models of fl"),
         ("flux", "export", {"policies": ["single-file"]}, "which offer diffusers, lora-diffusers"),
     ],
@@ -141,8 +139,13 @@ def test_the_presets_of_flow_pass_and_name_their_family(name: str) -> None:
     assert checked["model"]["family"] == {"sd35": "stable-diffusion-3", "flux": "flux"}[name]
     with pytest.raises(ConfigError, match="'train_seed.loss': 'mapo' is not there"):
         read_config(ROOT / "config" / f"{name}.yaml", ROOT / "config" / "overlays" / "mapo.yaml")
-    for method in ("spo", "ddpo"):
-        with pytest.raises(ConfigError, match=f"'online.method': '{method}' is not there .* none"):
-            read_config(
-                ROOT / "config" / f"{name}.yaml", ROOT / "config" / "overlays" / f"{method}.yaml"
-            )
+    overlays = ROOT / "config" / "overlays"
+    read_config(ROOT / "config" / f"{name}.yaml", overlays / "ddpo.yaml")
+    with pytest.raises(ConfigError, match="'online.judge': 'spm' is a step-aware .* Take 'self'"):
+        read_config(ROOT / "config" / f"{name}.yaml", overlays / "spo.yaml")
+
+
+def test_only_the_family_that_is_told_its_guidance_is_counted_with_one_row() -> None:
+    found = {name: RunPlan(config=config(family=name)).is_told_guidance for name in families()}
+    assert [name for name, is_told in found.items() if is_told] == ["flux"]
+    assert not RunPlan(config=config(base="a/hub-id")).is_told_guidance

@@ -15,12 +15,7 @@ from torch import Tensor
 from stages.core.errors import UserError
 from stages.core.method.noising import DrawLaw, reward_draws
 from stages.core.method.scoring import Difference, draw_errors
-from stages.core.method.trajectories import (
-    Chains,
-    ddim_schedule,
-    gaussian_step,
-    sample_trajectories,
-)
+from stages.core.method.trajectories import Chains, chain_schedule, sample_trajectories
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
@@ -37,6 +32,7 @@ from stages.core.training.online.transitions import Rollout, joined
 from stages.core.training.processes import Processes
 from stages.core.training.settings import Execution
 from stages.metrics import load_scorer
+from tests import flow_models
 from tests.builders import CAPTIONS, LORA
 from tests.builders import settings as of_base
 
@@ -76,7 +72,7 @@ def sampler(
         chains=Chains(
             model=model,
             denoiser=denoiser,
-            schedule=ddim_schedule(model, settings.num_inference_steps),
+            schedule=chain_schedule(model, settings.num_inference_steps, settings.noise_level),
             unconditional=model.unconditional(),
             guidance_scale=settings.guidance_scale,
         ),
@@ -399,8 +395,8 @@ def test_gaussian_steps_of_the_pool_are_those_of_the_schedule(
         step = spo.chains.step(found.before[:, side], found.number, spo.text.rows(found.caption))
         apart = (found.after[:, side] - step.mean) / step.sigma.reshape(-1, 1, 1, 1)
         assert apart.std().item() == pytest.approx(1.0, abs=0.1)
-        again = gaussian_step(
-            spo.chains.schedule, found.number, torch.zeros_like(step.mean), found.before[:, side]
+        again = spo.chains.schedule.step(
+            found.number, torch.zeros_like(step.mean), found.before[:, side]
         )
         assert torch.equal(again.sigma, step.sigma)
 
@@ -436,8 +432,13 @@ def test_every_process_knows_when_the_next_state_is_due(
 
 
 @pytest.mark.slow
-def test_ddpo_raises_a_reward_that_is_easy_to_raise(model: DiffusionModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["DDIM", "flow"])
+def test_ddpo_raises_a_reward_that_is_easy_to_raise(
+    model: DiffusionModel, tmp_path: Path, kind: str
+) -> None:
     """The mean of the finished latents, by 12 updates of 32 images each."""
+    if kind == "flow":
+        model = load_model(of_base(flow_models.sd3(tmp_path / "sd3")), device=model.device)
     settings = replace(
         SETTINGS, method="ddpo", rounds=12, prompts_per_update=1, candidates_per_prompt=32,
         num_inference_steps=4, guidance_scale=1.0, batch_transitions=128, ratio_clip=1e-4,
@@ -449,7 +450,7 @@ def test_ddpo_raises_a_reward_that_is_easy_to_raise(model: DiffusionModel, tmp_p
     )  # fmt: skip
     steps, _ = OnlineTraining(
         model, model.load_denoiser(), model.load_denoiser(), Brightness(), asked, settings,
-        seed=1, work=tmp_path, identity="one", processes=Processes(torch.device("cpu")),
+        seed=1, work=tmp_path / "work", identity="one", processes=Processes(torch.device("cpu")),
         execution=Execution(save_every=100), prompts_per_batch=1,
     ).run()  # fmt: skip
     scores = [step.mean_score for step in steps]

@@ -10,17 +10,15 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from stages.core.method.noising import generator
-from stages.core.method.trajectories import (
-    Chains,
-    Schedule,
+from stages.core.method.gaussian_steps import (
+    DdimSchedule,
     Step,
     ddim_schedule,
-    gaussian_step,
     log_probability,
     log_ratio,
-    sample_trajectories,
 )
+from stages.core.method.noising import generator
+from stages.core.method.trajectories import Chains, sample_trajectories
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.models.families import load_model
@@ -62,7 +60,7 @@ def test_every_step_is_that_of_diffusers_ddim_with_eta_1(
     latents, prediction, noise = random(1), random(2), random(3)
     for number, timestep in enumerate(theirs.timesteps):
         expected = theirs.step(prediction, timestep, latents, eta=1.0, variance_noise=noise)
-        found = gaussian_step(schedule, torch.full((3,), number), prediction, latents)
+        found = schedule.step(torch.full((3,), number), prediction, latents)
         after = found.mean + found.sigma.reshape(-1, 1, 1, 1) * noise
         torch.testing.assert_close(after, expected.prev_sample, rtol=1e-4, atol=2e-5)
         torch.testing.assert_close(found.clean, expected.pred_original_sample, rtol=1e-4, atol=1e-4)
@@ -72,10 +70,10 @@ def test_rows_may_stand_at_different_steps(published: DiffusionModel) -> None:
     schedule = ddim_schedule(published, 20)
     latents, prediction = random(1), random(2)
     numbers = torch.tensor([0, 11, 19])
-    together = gaussian_step(schedule, numbers, prediction, latents)
+    together = schedule.step(numbers, prediction, latents)
     for row, number in enumerate(numbers.tolist()):
         part = slice(row, row + 1)
-        alone = gaussian_step(schedule, torch.tensor([number]), prediction[part], latents[part])
+        alone = schedule.step(torch.tensor([number]), prediction[part], latents[part])
         torch.testing.assert_close(together.mean[part], alone.mean, rtol=0, atol=0)
         torch.testing.assert_close(together.sigma[part], alone.sigma, rtol=0, atol=0)
 
@@ -87,7 +85,7 @@ def test_the_noise_of_sd15_in_20_steps_by_hand(published: DiffusionModel) -> Non
     assert schedule.timesteps[[0, -1]].tolist() == [951, 1]
     for number, (now, after) in {0: (951, 901), 19: (1, 0)}.items():
         variance = (1 - kept[after]) / (1 - kept[now]) * (1 - kept[now] / kept[after])
-        step = gaussian_step(schedule, torch.tensor([number]), random(1, 1), random(2, 1))
+        step = schedule.step(torch.tensor([number]), random(1, 1), random(2, 1))
         assert float(step.sigma) == pytest.approx(float(variance.sqrt()), rel=1e-4)
     assert float(step.sigma) == pytest.approx(0.0206, abs=1e-4)
 
@@ -98,7 +96,7 @@ def test_the_last_step_is_gaussian_also_where_diffusers_ends_without_noise(
     assert model.sampler("ddim").config.set_alpha_to_one
     schedule = ddim_schedule(model, 4)
     latents, prediction = random(1), random(2)
-    last = gaussian_step(schedule, torch.full((3,), 3), prediction, latents)
+    last = schedule.step(torch.full((3,), 3), prediction, latents)
     assert (last.sigma > 0).all()
     other = diffusers_scheduler(model, set_alpha_to_one=False)
     other.set_timesteps(4)
@@ -110,14 +108,14 @@ def test_the_last_step_is_gaussian_also_where_diffusers_ends_without_noise(
 
 def test_clean_latents_are_clipped_where_the_model_asks_for_it(published: DiffusionModel) -> None:
     plain = ddim_schedule(published, 20)
-    schedule = Schedule(
+    schedule = DdimSchedule(
         plain.timesteps, plain.signal, plain.signal_after, plain.prediction_type, clip=1.0
     )
     theirs = diffusers_scheduler(published, clip_sample=True, clip_sample_range=1.0)
     theirs.set_timesteps(20)
     latents, prediction, noise = 3 * random(1), random(2), random(3)
     expected = theirs.step(prediction, theirs.timesteps[4], latents, eta=1.0, variance_noise=noise)
-    found = gaussian_step(schedule, torch.full((3,), 4), prediction, latents)
+    found = schedule.step(torch.full((3,), 4), prediction, latents)
     if plain.prediction_type == "epsilon":
         after = found.mean + found.sigma.reshape(-1, 1, 1, 1) * noise
         torch.testing.assert_close(after, expected.prev_sample, rtol=1e-4, atol=2e-5)
@@ -183,8 +181,8 @@ def test_latents_of_any_rank_take_the_same_steps(
 
     def measured(latents: list[Tensor]) -> list[Tensor]:
         sample, prediction, other, after = latents
-        step = gaussian_step(schedule, numbers, prediction, sample)
-        reference = gaussian_step(schedule, numbers, other, sample)
+        step = schedule.step(numbers, prediction, sample)
+        reference = schedule.step(numbers, other, sample)
         return [step.mean.flatten(start_dim=1), step.sigma, log_probability(after, step),
                 log_ratio(after, step, reference)]  # fmt: skip
 
@@ -276,7 +274,7 @@ def test_a_schedule_whose_last_step_has_no_noise_is_refused(
 def test_every_step_of_a_schedule_has_noise(base_of_its_own: Path, changes: dict[str, Any]) -> None:
     schedule = ddim_schedule(scheduled(base_of_its_own, **changes), 20)
     latents = random(1, 20)
-    step = gaussian_step(schedule, torch.arange(20), random(2, 20), latents)
+    step = schedule.step(torch.arange(20), random(2, 20), latents)
     assert (step.sigma > 0).all()
     assert log_probability(latents, step).isfinite().all()
 

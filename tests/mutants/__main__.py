@@ -44,6 +44,7 @@ FIRST = {
 OWN = {
     "method/adaptive.py": "tests/stages/test_draws.py",
     "method/secant.py": "tests/core/test_derivative.py",
+    "method/gaussian_steps.py": "tests/core/test_trajectories.py tests/core/test_flow_steps.py",
     "models/interface.py": "tests/core/test_sampling.py",
     "training/pair_losses.py": "tests/core/test_training.py tests/core/test_flow.py",
     "training/loop.py": "tests/core/test_noticed.py tests/core/test_training.py",

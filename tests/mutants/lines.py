@@ -149,14 +149,26 @@ MUTANTS = [
         ("len(own) >= self.min_count", "len(own) > self.min_count"),
     ),
     *of(
-        "method/trajectories.py",
+        "method/gaussian_steps.py",
         ("(1 - after) / (1 - kept) * (1 - kept / after)", "(1 - after) / (1 - kept)"),
         ("(1 - after - sigma.square()).clamp(min=0).sqrt()", "(1 - after).sqrt()"),
         ("after.sqrt().to(dtype) * clean", "root * clean"),
         ("root * noisy - rest * predicted, root * predicted + rest * noisy", "root * noisy - rest * predicted, predicted"),
         ("density - step.sigma.log() - 0.5", "density + step.sigma.log() - 0.5"),
         ("/ (2 * policy.sigma.square())", "/ policy.sigma.square()"),
-        ("without + guidance_scale * (with_text - without)", "with_text + guidance_scale * (with_text - without)"),
+    ),
+    *of(
+        "method/flow_steps.py",
+        ("pull * before * (before - after)", "pull * (before - after)"),
+        ("pull / 2, before - after", "pull, before - after"),
+        ("x + (1 - s) * velocity", "x + velocity"),
+        ("x - (velocity + half * noise) * length", "x - (velocity - half * noise) * length"),
+        ("x - s * velocity", "x - velocity"),
+        ("torch.where(self.levels[:-1] == 1, self.levels[1:]", "torch.where(self.levels[:-1] == 1, self.levels[:-1]"),
+        ("(levels.diff() < 0).all()", "True"),
+    ),
+    *of(
+        "method/trajectories.py",
         ("start if first == then else generator(then)", "generator(then)"),
     ),
     *of(

@@ -421,6 +421,7 @@ def test_a_training_killed_by_the_kernel_goes_on_to_the_same_end(make: Make) -> 
             "candidates_per_prompt is 1, but spo",
         ),
         ({"settings": replace(SPO, num_inference_steps=1000)}, r"is 1000, .* take 1 to 999"),
+        ({"settings": replace(SPO, noise_level=0.0)}, "noise_level is 0.0; it must be above 0"),
         ({"judge": JudgeSettings(name="self")}, "judges by the policy 'base'"),
         ({"judge": JudgeSettings(name="tase")}, "there is no metric 'tase'"),
         ({"judge": JudgeSettings(name="pickscore")}, "needs metrics.pickscore.weights"),
@@ -435,15 +436,55 @@ def test_bad_input_is_refused_with_what_to_do(
     assert not args.output.exists()
 
 
-def test_a_model_of_flow_matching_is_refused_before_anything_is_encoded(
+@pytest.mark.quick("spo-sana", "ddpo-flux")
+@pytest.mark.parametrize("name", ["sd3", "flux", "sana"])
+@pytest.mark.parametrize("online", [SPO, DDPO], ids=["spo", "ddpo"])
+def test_a_model_of_flow_matching_is_trained_as_others_are(
+    make: Make, tmp_path: Path, held_out: HeldOutFiles, online: OnlineSettings, name: str
+) -> None:
+    base = getattr(flow_models, name)(tmp_path / name)
+    size = (64, 64) if name == "flux" else None
+    args = make(
+        "flow", replace(online, rounds=2, prompts_per_update=3), model=settings(base, image_size=size),
+        held_out=replace(held_out, num_pairs=0),
+    )  # fmt: skip
+    train_online.main(args)
+    rows, steps = read_rows(args.transitions), read_rows(args.training)
+    shift = math.exp(flow_shift(base)) if name == "flux" else 3.0
+    times = [1.0, 2 / 3, 1 / 3] if name == "flux" else None
+    for row in rows:
+        if times is not None:
+            level = times[row["inference_step"]]
+            expected = 1000 * shift * level / (1 + (shift - 1) * level)
+            assert row["timestep"] == round(expected)
+        assert 0 < row["timestep"] <= 1000
+        assert np.isfinite(row["scores"]).all()
+    if online.method == "ddpo":
+        assert abs(steps[0]["log_ratio"]) < 1e-6
+        assert steps[0]["clipped_share"] == 0
+    else:
+        assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    weights = load_file(args.output / "pytorch_lora_weights.safetensors")
+    assert any(float(value.abs().max()) > 0 for key, value in weights.items() if "lora_B" in key)
+    assert json.loads((args.output / "manifest.json").read_text())["method"] == online.method
+
+
+def flow_shift(base: Path) -> float:
+    """mu of FLUX.1's dynamic shift for 64 x 64 pixels, 16 patches: on the line through its two published ends."""
+    kept = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
+    ends = [(kept[f"{end}_image_seq_len"], kept[f"{end}_shift"]) for end in ("base", "max")]
+    (first, low), (last, high) = ends
+    return float(low + (high - low) * (16 - first) / (last - first))
+
+
+def test_a_judge_that_knows_no_flow_is_refused_before_anything_is_encoded(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_online, "read_prompts", None)
     args = make("flow", model=settings(flow_models.sana(tmp_path / "sana")))
-    with pytest.raises(
-        ModelError, match="online.method is 'spo', which is not there for models of sana"
-    ):
-        train_online.main(args)
+    spm = replace(args, judge=JudgeSettings(name="spm"))
+    with pytest.raises(ModelError, match="the judge is 'spm', .* models of sana have other times"):
+        train_online.main(spm)
 
 
 def test_the_final_policy_is_scored_also_after_a_last_round_without_a_clear_comparison(

@@ -1,12 +1,7 @@
-"""One step of a sampler whose noise is Gaussian, and how probable a step is under a policy.
-
-Diffusion as a chain of decisions: Black et al., "Training Diffusion Models with Reinforcement Learning"
-(DDPO), Eq. 4. The sampler is DDIM with eta = 1.
-"""
+"""Chains of Gaussian steps from noise to an image, and how probable each step was."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,8 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.core.method.flow_steps import flow_schedule
+from stages.core.method.gaussian_steps import (
+    Latents,
+    Schedule,
+    Step,
+    beside,
+    ddim_schedule,
+    log_probability,
+)
 from stages.core.method.noising import generator
-from stages.core.models.loading import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,165 +27,15 @@ if TYPE_CHECKING:
     from stages.core.models.conditioning import Conditioning
     from stages.core.models.denoiser import Denoiser
 
-Latents = Float[Tensor, "row ..."]
-PerRow = Float[Tensor, " row"]
 
+def chain_schedule(model: DiffusionModel, num_inference_steps: int, noise_level: float) -> Schedule:
+    """Gaussian steps as a model's kind has them: of DDIM with eta = 1, or of flow matching with this much noise.
 
-def _beside(values: PerRow, latents: Latents) -> Latents:
-    """One value a row in a shape that multiplies latents of any rank."""
-    return values.reshape(-1, *[1] * (latents.ndim - 1))
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The steps of a chain, from noise to an image."""
-
-    timesteps: Int[Tensor, " step"]
-    """Falling: what the denoiser is told at each step."""
-    signal: Float[Tensor, " step"]
-    """Share of the image's variance that is kept before each step (abar_t), from 0 to 1."""
-    signal_after: Float[Tensor, " step"]
-    """The same after it."""
-    prediction_type: str
-    """What the denoiser returns: 'epsilon' or 'v_prediction'."""
-    clip: float | None
-    """Bound of the clean latents; None for most models."""
-
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
-
-@dataclass(frozen=True)
-class Step:
-    """The Gaussian that a denoiser's prediction makes of the latents after a step, row by row."""
-
-    mean: Latents
-    sigma: PerRow
-    """Its standard deviation in every dimension; above 0 at every step."""
-    clean: Latents
-    """What the denoiser takes the clean latents for (x0-hat)."""
-
-
-def ddim_schedule(model: DiffusionModel, num_inference_steps: int) -> Schedule:
-    """The steps of DDIM on a model's own noise schedule, on the CPU, in float64.
-
-    After the last step the latents are as clean as those of timestep 0, and not entirely: the last step is
-    Gaussian like the others. ModelError for a model whose sampler has no such steps, or whose schedule ends
-    where nothing is left to denoise: its last step would have no noise, and so no density.
-    Differs from diffusers: its last step has no noise where the config has set_alpha_to_one. The published
-    code of DDPO and SPO does as this.
+    ModelError where the model's own noise schedule has none.
     """
-    scheduler = model.sampler("ddim")
-    if scheduler.config.thresholding:
-        raise ModelError(
-            f"{model.base}: scheduler/scheduler_config.json has thresholding, by which a step is not DDIM's and its "
-            "probability is not known; online methods need thresholding false"
-        )
-    model.set_steps(scheduler, num_inference_steps)
-    kept = scheduler.alphas_cumprod.double()
-    timesteps = scheduler.timesteps.long()
-    after = (timesteps - model.num_timesteps // num_inference_steps).clamp(min=0)
-    is_still = kept[after] <= kept[timesteps]
-    if is_still.any():
-        raise ModelError(
-            f"{model.base}: scheduler/scheduler_config.json has timestep_spacing "
-            f"{scheduler.config.timestep_spacing!r} and steps_offset {scheduler.config.steps_offset}, by which "
-            f"num_inference_steps = {num_inference_steps} take a step at timestep {int(timesteps[is_still][0])}, after "
-            "which nothing is left to denoise; online methods need steps_offset 1 or trailing spacing"
-        )
-    return Schedule(
-        timesteps=timesteps,
-        signal=kept[timesteps],
-        signal_after=kept[after],
-        prediction_type=str(scheduler.config.prediction_type),
-        clip=float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else None,
-    )
-
-
-def clean_estimate(
-    latents: Latents,
-    prediction: Latents,
-    signal: PerRow,
-    prediction_type: str,
-    clip: float | None,
-) -> tuple[Latents, Latents]:
-    """(clean latents, noise) that a denoiser which predicts this takes noised latents for; in float32 at least.
-
-    `signal` is the share of the variance that is the image's in each row (abar_t); `prediction_type` 'epsilon' or
-    'v_prediction'; `clip` bounds the clean latents. Song et al., "Denoising Diffusion Implicit Models", Eq. 9.
-    """
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    kept = _beside(signal, latents)
-    root, rest = kept.sqrt().to(dtype), (1 - kept).sqrt().to(dtype)
-    noisy, predicted = latents.to(dtype), prediction.to(dtype)
-    if prediction_type == "epsilon":
-        clean, noise = (noisy - rest * predicted) / root, predicted
-    else:
-        clean, noise = root * noisy - rest * predicted, root * predicted + rest * noisy
-    return clean if clip is None else clean.clamp(-clip, clip), noise
-
-
-def gaussian_step(
-    schedule: Schedule, numbers: Int[Tensor, " row"], prediction: Latents, latents: Latents
-) -> Step:
-    """What each row's latents become by its step, numbered from 0, where the denoiser predicts this.
-
-    mean = sqrt(a') x0 + sqrt(1 - a' - sigma^2) eps and sigma^2 = (1 - a')/(1 - a) (1 - a/a'), with a and a' the
-    signal before and after. In float32 at least. Song et al., "Denoising Diffusion Implicit Models", Eq. 12
-    and 16 with eta = 1.
-    """
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    kept, after = (
-        _beside(values[numbers.cpu()].to(latents.device), latents)
-        for values in (schedule.signal, schedule.signal_after)
-    )
-    sigma = ((1 - after) / (1 - kept) * (1 - kept / after)).sqrt()
-    along = (1 - after - sigma.square()).clamp(min=0).sqrt()
-    clean, noise = clean_estimate(
-        latents, prediction, kept.flatten(), schedule.prediction_type, schedule.clip
-    )
-    mean = after.sqrt().to(dtype) * clean + along.to(dtype) * noise
-    return Step(mean, sigma.flatten().to(dtype), clean)
-
-
-def log_probability(sample: Latents, step: Step) -> PerRow:
-    """Mean over all dimensions but the row of the log-density of what came out of a step; nats a dimension.
-
-    Differs from DDPO's Eq. 4: it sums. Its code takes this mean, which its clip range belongs to.
-    """
-    scaled = (sample - step.mean) / _beside(step.sigma, sample)
-    density = -0.5 * scaled.square().flatten(start_dim=1).mean(dim=1)
-    return density - step.sigma.log() - 0.5 * math.log(2 * math.pi)
-
-
-def log_ratio(sample: Latents, policy: Step, reference: Step) -> PerRow:
-    """How much likelier the policy makes what came out of a step (log p_policy - log p_reference).
-
-    In the units of `log_probability`. Exactly 0 where the two are equal: the difference of the squares is
-    taken apart before it is rounded.
-    """
-    product = (policy.mean - reference.mean) * (2 * sample - policy.mean - reference.mean)
-    return product.flatten(start_dim=1).mean(dim=1) / (2 * policy.sigma.square())
-
-
-def guided_prediction(
-    model: DiffusionModel,
-    denoiser: Denoiser,
-    latents: Latents,
-    timesteps: Int[Tensor, " row"],
-    text: Conditioning,
-    unconditional: Conditioning,
-    guidance_scale: float,
-) -> Latents:
-    """What a denoiser predicts with classifier-free guidance; `unconditional` is one row, 1.0 is no guidance."""
-    if guidance_scale == 1.0:
-        return model.predict(denoiser, latents, timesteps, text)
-    both = unconditional.repeat(len(latents)).join(text)
-    prediction = model.predict(
-        denoiser, torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both
-    )
-    without, with_text = prediction.chunk(2)
-    return without + guidance_scale * (with_text - without)
+    if "ddim" in model.samplers:
+        return ddim_schedule(model, num_inference_steps)
+    return flow_schedule(model, num_inference_steps, noise_level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,13 +51,13 @@ class Chains:
 
     def step(self, latents: Latents, numbers: Int[Tensor, " row"], text: Conditioning) -> Step:
         """What each row's step, numbered from 0, makes of its latents; `text` has a row for each."""
-        timesteps = self.schedule.timesteps[numbers.cpu()].to(latents.device)
+        times = self.schedule.times[numbers.cpu()].to(latents.device)
         with self.model.autocast():
-            prediction = guided_prediction(
-                self.model, self.denoiser, latents, timesteps, text,
-                self.unconditional, self.guidance_scale,
+            prediction = self.model.guided(
+                self.denoiser, latents, times, text,
+                self.unconditional.repeat(len(latents)), self.guidance_scale,
             )  # fmt: skip
-        return gaussian_step(self.schedule, numbers, prediction, latents)
+        return self.schedule.step(numbers, prediction, latents)
 
     def of(self, denoiser: Denoiser) -> Chains:
         """The same chains of another denoiser."""
@@ -251,7 +104,7 @@ def sample_trajectories(
     moments, probabilities = [latents.cpu()], []
     for number in range(len(chains.schedule)):
         step = chains.step(latents, torch.full((len(latents),), number), text)
-        latents = step.mean + _beside(step.sigma, latents) * first_noise(model, walks)
+        latents = step.mean + beside(step.sigma, latents) * first_noise(model, walks)
         probabilities.append(log_probability(latents, step).cpu())
         moments.append(latents.cpu())
     return Trajectories(torch.stack(moments, dim=1), torch.stack(probabilities, dim=1))

@@ -35,8 +35,6 @@ class ModelFamily(ABC):
     """What the config and a model card call the family; workflow/schemas/config.schema.yaml lists what each offers."""
     samplers: tuple[str, ...]
     """Names of its samplers."""
-    online_methods: tuple[str, ...] = ()
-    """Names of the online methods for its policies: they take a sampler whose steps have a probability."""
     losses: tuple[str, ...] = ("sigmoid", "ipo", "mapo", "kto")
     """Names of the losses that its policies may be trained with."""
     exports: tuple[str, ...] = ("diffusers", "lora-diffusers", "lora-kohya", "single-file")
@@ -139,15 +137,6 @@ class ModelFamily(ABC):
     @abstractmethod
     def step_arguments(self, scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
         """What this sampler's step wants besides prediction, timestep and latents."""
-
-    def check_online_method(self, method: str) -> None:
-        """ModelError for an online method that the family does not have."""
-        if method not in self.online_methods:
-            raise ModelError(
-                f"{self.base}: online.method is {method!r}, which is not there for models of {self.family}: it "
-                "takes DDIM with eta = 1, and an ODE's steps have no probability. Set online.method to none, or "
-                "take a model of Stable Diffusion 1, 2 or XL"
-            )
 
     def check_sampler(self, name: str) -> None:
         """ModelError for a sampler that the family does not have."""

@@ -102,7 +102,6 @@ class StableDiffusion(WithKlVae):
     same_in_family: tuple[str, ...] = ("in_channels", "cross_attention_dim", "block_out_channels")
     family = "stable-diffusion"
     samplers = tuple(SAMPLERS)
-    online_methods = ("spo", "ddpo", "d3po")
 
     def __init__(self, source: Source, *, device: torch.device) -> None:
         """ModelError if the model predicts something that no formula here covers."""

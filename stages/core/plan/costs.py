@@ -140,15 +140,21 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
         candidates_of_an_iteration=max([0, *plan.prompts_wanted])
         * config["sample_candidates"]["candidates_per_prompt"],
         online_rounds=config["online"]["rounds"] if plan.is_online else 0,
-        online_round=a_round_of(config["online"]) if plan.is_online else None,
+        online_round=a_round_of(plan) if plan.is_online else None,
         step_judge_pairs=judge["num_steps"] * judge["batch_pairs"] if plan.trains_step_judge else 0,
         **count_exports(config, sum(mixed)),
     )
 
 
-def a_round_of(online: Config) -> OnlineCounts:
+def a_round_of(plan: RunPlan) -> OnlineCounts:
     """What each round of the config's block `online` does."""
-    return count_round(online, judge=online["judge"], judge_draws=online["judge_draws"])
+    online = plan.config["online"]
+    return count_round(
+        online,
+        judge=online["judge"],
+        judge_draws=online["judge_draws"],
+        is_told_guidance=plan.is_told_guidance,
+    )
 
 
 def count_exports(config: Config, mixed_pairs: int) -> dict[str, int]:

@@ -62,3 +62,11 @@ def mistakes(config: Mapping[str, Any], family: str) -> Iterator[tuple[str, str]
                             else "which have no such key; leave it out"
                         ),
                     )
+    online = config.get("online", {})
+    is_judged = online.get("method", "none") != "none" and online["judge"] == "spm"
+    if is_judged and "step_judge.clip" in offer:
+        yield (
+            "online.judge",
+            "'spm' is a step-aware preference model, which has learnt what DDIM sees at a timestep; models of "
+            f"{family} have other timesteps. Take 'self' or a metric",
+        )

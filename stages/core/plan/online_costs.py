@@ -50,8 +50,13 @@ class OnlineRates:
     """One step through the policy, forward and backward, and through the reference where there is one."""
 
 
-def count_round(online: Mapping[str, Any], *, judge: str, judge_draws: int) -> OnlineCounts:
-    """What a round of the config's block `online` does; of `OnlineSettings` the same names are read."""
+def count_round(
+    online: Mapping[str, Any], *, judge: str, judge_draws: int, is_told_guidance: bool = False
+) -> OnlineCounts:
+    """What a round of the config's block `online` does; of `OnlineSettings` the same names are read.
+
+    `is_told_guidance` of a model whose denoiser is told the guidance, so that one row is enough.
+    """
     method, prompts = online["method"], online["prompts_per_update"]
     size, steps = online["candidates_per_prompt"], online["num_inference_steps"]
     if method == "spo":
@@ -70,7 +75,7 @@ def count_round(online: Mapping[str, Any], *, judge: str, judge_draws: int) -> O
         judge_draws=prompts * judged * judge_draws if judge == SELF else 0,
         trained_steps=trained,
         compared_steps=0 if method == "ddpo" else trained,
-        rows=1 if online["guidance_scale"] == 1 else 2,
+        rows=1 if online["guidance_scale"] == 1 or is_told_guidance else 2,
         kept_latents=2 * trained // online["passes"],
     )
 

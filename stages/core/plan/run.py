@@ -190,6 +190,12 @@ class RunPlan:
         return family_of(self.config)
 
     @property
+    def is_told_guidance(self) -> bool:
+        """Whether the model is of a family whose denoiser is told the guidance, and predicts once for it."""
+        offer = families()[self.family] if self.family else {}
+        return offer.get("training.embedded_guidance", ()) is None
+
+    @property
     def denoiser_part(self) -> str:
         """Folder of a full policy's weights."""
         return str(families()[self.family]["denoiser"]) if self.family else "unet"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stages.core.method.noising import generator
-from stages.core.method.trajectories import Chains, ddim_schedule
+from stages.core.method.trajectories import Chains, chain_schedule
 from stages.core.models.adapter import DiffusionModel
 from stages.core.plan.online_costs import OnlineRates
 from stages.core.preflight.clock import memory, seconds
@@ -32,7 +32,7 @@ def time_online(
     text = model.encode_text([PROMPTS[0]])
     chains = Chains(
         model=model, denoiser=policy, guidance_scale=settings.guidance_scale,
-        schedule=ddim_schedule(model, settings.num_inference_steps),
+        schedule=chain_schedule(model, settings.num_inference_steps, settings.noise_level),
         unconditional=model.unconditional(),
     )  # fmt: skip
     rows = execution["online_prompts_per_batch"] * settings.candidates_per_prompt

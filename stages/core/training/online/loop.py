@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.core.execution.runtime import progress
 from stages.core.execution.stopping import STOP, Stopped
 from stages.core.method.seeding import seed_of
-from stages.core.method.trajectories import Chains, ddim_schedule
+from stages.core.method.trajectories import Chains, chain_schedule
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.training.early_stopping import KeptWeights
@@ -174,7 +174,9 @@ class OnlineTraining:
     def _chains(self, denoiser: Denoiser) -> Chains:
         return Chains(
             model=self.model, denoiser=denoiser,
-            schedule=ddim_schedule(self.model, self.settings.num_inference_steps),
+            schedule=chain_schedule(
+                self.model, self.settings.num_inference_steps, self.settings.noise_level
+            ),
             unconditional=self.asked.unconditional,
             guidance_scale=self.settings.guidance_scale,
         )  # fmt: skip

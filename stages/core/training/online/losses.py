@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.core.method.gaussian_steps import log_probability, log_ratio
 from stages.core.method.online_objective import (
     clipped_share,
     policy_gradient_loss,
     preference_loss,
 )
-from stages.core.method.trajectories import Chains, log_probability, log_ratio
+from stages.core.method.trajectories import Chains
 from stages.core.models.conditioning import Conditioning
 from stages.core.training.online.settings import OnlineSettings
 from stages.core.training.online.transitions import Transitions

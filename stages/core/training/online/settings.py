@@ -33,7 +33,7 @@ class OnlineSettings:
     candidates_per_prompt: int
     """spo: candidates of a pool (SD1.5: 4, SDXL: 2). d3po: chains of a prompt (2). ddpo: images of a prompt (1)."""
     num_inference_steps: int
-    """Steps of DDIM with eta 1 (spo and d3po: 20, ddpo: 50)."""
+    """Steps of DDIM with eta 1 (spo and d3po: 20, ddpo: 50), or of the flow's stochastic equation (Flow-GRPO: 10)."""
     guidance_scale: float
     """Weight of classifier-free guidance, in sampling and in training (all: 5); 1 is none."""
     learning_rate: float
@@ -48,6 +48,8 @@ class OnlineSettings:
     """spo, d3po: least difference of the two probabilities by the judge (spo: 0.3 for SD1.5, 0.4 for SDXL)."""
     divert_step: int = 4
     """spo: the step from which on there are pools, from 0."""
+    noise_level: float = 0.7
+    """Flow matching: how much noise a step adds, a of sigma = a sqrt(s / (1 - s)) (Flow-GRPO: 0.7)."""
     inner_steps: int = 1
     """spo: steps that candidates take on their own before they are compared (SD1.5: 1, SDXL: 3)."""
     advantage_clip: float = 5.0
@@ -129,5 +131,9 @@ def check_settings(settings: OnlineSettings, judge: JudgeSettings) -> None:
     ):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    if settings.noise_level <= 0:
+        raise UserError(
+            f"noise_level is {settings.noise_level}; it must be above 0: steps without noise have no probability"
+        )
     if not 0 < settings.ratio_clip < 1:
         raise UserError(f"ratio_clip is {settings.ratio_clip}; it must be between 0 and 1")

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from stages.core.artifacts.images import to_pixels
-from stages.core.method.trajectories import clean_estimate, guided_prediction
+from stages.core.method.gaussian_steps import clean_estimate
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
@@ -66,9 +66,9 @@ class Estimates:
         latents, noise = (values.to(device, model.dtype) for values in (latents, noise))
         timesteps = timesteps.to(device)
         noised = model.add_noise(latents, noise, timesteps)
-        prediction = guided_prediction(
-            model, self.denoiser, noised, timesteps, text.to(device),
-            self.unconditional, self.guidance_scale,
+        prediction = model.guided(
+            self.denoiser, noised, timesteps, text.to(device),
+            self.unconditional.repeat(len(noised)), self.guidance_scale,
         )  # fmt: skip
         signal = self.signal.to(device)[timesteps]
         clean, _ = clean_estimate(noised, prediction, signal, self.prediction_type, self.clip)
