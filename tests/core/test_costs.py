@@ -21,6 +21,7 @@ from stages.core.preflight.host import check_host_memory, held_bytes, memory_lim
 ROOT = Path(__file__).resolve().parents[2]
 RATES = Rates(
     sample_image=2.0,
+    sample_candidate=2.0,
     score_draw=0.1,
     train_pair=0.5,
     encode_image=0.2,

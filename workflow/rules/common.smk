@@ -143,6 +143,9 @@ JUDGED_HOLDOUT = (
 )
 LORA = settings("lora", "lora") if config["lora"]["rank"] else ""
 SAMPLING = settings("sampling")
+CANDIDATE_SAMPLING = flags(
+    without_defaults(PLAN.candidate_sampling, "sampling"), "settings"
+)
 HELD_OUT_FILES = [
     f"{RUN}/seed/holdout.parquet",
     f"{RUN}/seed/holdout_latents.parquet",

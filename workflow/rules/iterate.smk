@@ -141,7 +141,7 @@ rule sample_candidates:
         model=MODEL,
         candidates_per_prompt=CANDIDATES_PER_PROMPT,
         seed=config["seed"],
-        sampling=SAMPLING,
+        sampling=CANDIDATE_SAMPLING,
         files=CANDIDATE_FILES,
     shell:
         "{params.command} --prompts {input.prompts:q} --policy {params.policy:q}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,15 @@ def sample_latents(
     sampler: str,
     num_inference_steps: int,
     guidance_scale: float,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
 ) -> Float[Tensor, "image ..."]:
     """Latents of one image per row of `text`, from `seeds`; the batch does not matter.
 
     Equal to diffusers' own pipeline for the same seed, scheduler and guidance: the generator that
     draws an image's first noise also draws its sampler's noise, if the sampler has any.
-    `unconditional` is one row, for families that are guided by it. ModelError for latents that are not
-    finite.
+    `unconditional` is one row, for families that are guided by it. Outside of `guidance_interval`, shares of the
+    steps, there is no guidance (Kynkaanniemi et al., "Applying Guidance in a Limited Interval", there of noise
+    levels). ModelError for latents that are not finite.
     """
     scheduler = model.sampler(sampler)
     # The sampler's own arithmetic reads its timesteps as numbers: from a GPU, each would wait for it.
@@ -47,12 +50,20 @@ def sample_latents(
     )
     unconditional = unconditional.repeat(len(seeds))
     extra = model.step_arguments(scheduler, generators)
+    guided = guided_steps(len(timesteps), guidance_interval)
     for number, timestep in enumerate(scheduler.timesteps):
         times = timesteps[number].expand(len(latents))
-        prediction = model.guided(denoiser, latents, times, text, unconditional, guidance_scale)
+        scale = guidance_scale if number in guided else 1.0
+        prediction = model.guided(denoiser, latents, times, text, unconditional, scale)
         latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
     return model.finite(
         latents,
         "the sampler's latents",
         "Either the policy has diverged (lower its learning_rate or dpo_beta), or model.dtype is too narrow.",
     )
+
+
+def guided_steps(number: int, interval: tuple[float, float]) -> range:
+    """Which of so many steps, counted from 0, have guidance: those that begin within the interval of shares."""
+    first, last = (math.ceil(number * share - 1e-9) for share in interval)
+    return range(first, last)

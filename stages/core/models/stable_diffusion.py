@@ -9,7 +9,12 @@ from typing import Any, cast
 
 import diffusers.schedulers
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UNet2DConditionModel,
+)
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -23,7 +28,11 @@ from stages.core.models.tokens import OTHER_PRECISION, clip_tokens, num_truncate
 
 log = logging.getLogger(__name__)
 
-SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}
+SAMPLERS = {
+    "ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler,
+}  # fmt: skip
+SOLVER = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
+"""DPM-Solver++ of the second order by several steps, whatever solver a model's own config names (Lu et al., 2022)."""
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "trailing", "linspace")
 
@@ -223,15 +232,20 @@ class StableDiffusion(WithKlVae):
         """The noise, or the velocity, that the denoiser sees in the latents."""
         return cast(Tensor, denoiser(latents, times, encoder_hidden_states=context["text"]).sample)
 
-    def sampler(self, name: str) -> DDPMScheduler | DDIMScheduler:
-        """A fresh sampler, on this model's noise schedule. ModelError for an unknown name."""
+    def sampler(self, name: str) -> Any:
+        """A fresh sampler, on this model's noise schedule. ModelError for an unknown name, or one that cannot clip."""
         self.check_sampler(name)
+        if name == "dpm":
+            if self._own_schedule["clip_sample"]:
+                raise ModelError(
+                    f"{self.base}: sampler is 'dpm', which does not clip, and scheduler/scheduler_config.json has "
+                    "clip_sample true; use ddpm or ddim"
+                )
+            return DPMSolverMultistepScheduler.from_config(self._own_schedule, **SOLVER)
         return SAMPLERS[name].from_config(self._own_schedule)
 
-    def step_arguments(
-        self, scheduler: DDPMScheduler | DDIMScheduler, generators: list[torch.Generator]
-    ) -> dict[str, Any]:
+    def step_arguments(self, scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
         """What this sampler's step wants besides prediction, timestep and latents."""
         if isinstance(scheduler, DDIMScheduler):
             return {"eta": 0.0}
-        return {"generator": generators}
+        return {"generator": generators} if isinstance(scheduler, DDPMScheduler) else {}

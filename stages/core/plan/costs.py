@@ -73,6 +73,8 @@ class Rates:
 
     sample_image: float
     """All inference steps and the decoding of one image."""
+    sample_candidate: float
+    """The same of a candidate."""
     score_draw: float
     """One draw of one image by both models."""
     train_pair: float
@@ -177,7 +179,7 @@ def hours(counts: Counts, rates: Rates) -> dict[str, float]:
     """Device hours of each kind of work."""
     seconds = {
         ENCODING: 2 * counts.human_pairs * rates.encode_image,
-        "sample candidates": counts.candidates * rates.sample_image,
+        "sample candidates": counts.candidates * rates.sample_candidate,
         "score candidates": counts.candidates * counts.reward_draws * rates.score_draw,
         "train": counts.training_pairs * rates.train_pair,
         "sample evaluation images": counts.evaluation_images * rates.sample_image,

@@ -47,7 +47,7 @@ def mistakes(config: Mapping[str, Any], family: str) -> Iterator[tuple[str, str]
         if not name or offered is None:
             continue
         for place in TRAININGS if block == "training" else (block,):
-            found = config.get(place, {}).get(name)
+            found = _value(config.get(place, {}), name)
             asked = found if isinstance(found, list) else [] if found is None else [found]
             if key == "export.policies" and not is_lora:  # without a LoRA none is written
                 asked = [kind for kind in asked if not kind.startswith("lora-")]
@@ -70,3 +70,11 @@ def mistakes(config: Mapping[str, Any], family: str) -> Iterator[tuple[str, str]
             "'spm' is a step-aware preference model, which has learnt what DDIM sees at a timestep; models of "
             f"{family} have other timesteps. Take 'self' or a metric",
         )
+
+
+def _value(block: Mapping[str, Any], keys: str) -> Any:
+    """What lies in a block at a path of keys with dots between them; None where nothing does."""
+    value: Any = block
+    for key in keys.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value

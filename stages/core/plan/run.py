@@ -190,6 +190,12 @@ class RunPlan:
         return family_of(self.config)
 
     @property
+    def candidate_sampling(self) -> dict[str, Any]:
+        """How candidates are sampled: the block `sampling`, with what the block of candidates says otherwise."""
+        own = self.config["sample_candidates"].get("sampling", {})
+        return {**self.config["sampling"], **own}
+
+    @property
     def is_told_guidance(self) -> bool:
         """Whether the model is of a family whose denoiser is told the guidance, and predicts once for it."""
         offer = families()[self.family] if self.family else {}

@@ -55,7 +55,7 @@ def shards_of(config: Mapping[str, Any], counts: Counts, rates: Rates) -> list[S
         Shards(
             key="sample_candidates.shards",
             number=config["sample_candidates"]["shards"],
-            seconds=candidates * max(rates.sample_image, scoring),
+            seconds=candidates * max(rates.sample_candidate, scoring),
         ),
         Shards(
             key="evaluation.shards",

@@ -28,11 +28,14 @@ class SamplingSettings:
     """Everything about sampling that changes an image."""
 
     sampler: str
-    """'ddpm' or 'ddim' (with eta 0); of flow matching 'euler', 'euler_stochastic', for Sana also 'dpm'."""
+    """'ddpm', 'ddim' (with eta 0) or 'dpm' (DPM-Solver++); of flow matching 'euler', 'euler_stochastic', for Sana also
+    'dpm'."""
     num_inference_steps: int
     """Sampler steps."""
     guidance_scale: float
     """Weight of classifier-free guidance, 1 is none; or what a guidance-distilled model is told."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """From which share of the steps on, and up to which, there is guidance; (0, 1) is always."""
 
 
 def generate(
@@ -86,6 +89,7 @@ def generate_batches(
             sampler=settings.sampler,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
+            guidance_interval=settings.guidance_interval,
         )
         images = model.decode_latents(latents).numpy()
         flat = latents.float().cpu().flatten(start_dim=1).numpy()

@@ -19,6 +19,7 @@ from stages.core.method.sampling import sample_latents
 from stages.core.method.scoring import draw_errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.families import load_model, use_arithmetic
+from stages.core.plan.run import RunPlan
 from stages.core.policies.loading import RewardsBy, load_judge
 from stages.core.policies.saving import save_policy
 from stages.core.preflight.findings import Findings
@@ -114,14 +115,14 @@ def move_a_little(model: DiffusionModel, config: Mapping[str, Any], folder: Path
 
 def candidates(model: DiffusionModel, config: Mapping[str, Any]) -> torch.Tensor:
     """Latents of some candidates of each prompt, after a few steps."""
-    denoiser = model.load_denoiser()
+    denoiser, sampling = model.load_denoiser(), RunPlan(config=config).candidate_sampling
     return torch.stack(
         [
             sample_latents(
                 model, denoiser, text=model.encode_text([prompt]).repeat(CANDIDATES),
                 unconditional=model.unconditional(), seeds=list(range(CANDIDATES)),
-                sampler=config["sampling"]["sampler"], num_inference_steps=STEPS,
-                guidance_scale=config["sampling"]["guidance_scale"],
+                sampler=sampling["sampler"], num_inference_steps=STEPS,
+                guidance_scale=sampling["guidance_scale"],
             ).cpu()
             for prompt in PROMPTS
         ]

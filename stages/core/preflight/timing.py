@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from stages.core.artifacts.images import PNG, ImageFiles, encode_image, to_pixel
 from stages.core.artifacts.provenance import BASE
 from stages.core.method.noising import reward_draws, training_draws
 from stages.core.method.objective import OF_A_WHOLE_BATCH, mean_gain
-from stages.core.method.sampling import sample_latents
+from stages.core.method.sampling import guided_steps, sample_latents
 from stages.core.method.scoring import draw_errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
@@ -44,7 +45,7 @@ def measure(
 
     `judge` loads the step-aware preference model as it begins; it is called where the run trains one.
     """
-    sampled, scored, encoded, image, candidate = time_inference(model, config, findings)
+    inference = time_inference(model, config, findings)
     precision = torch.finfo(getattr(torch, config["export"]["dtype"])).bits // 8
     others = precision * model.num_parameters()
     begun = time.perf_counter()
@@ -58,12 +59,8 @@ def measure(
     model.release("vae")
     training, weights, state, caption = time_training(model, config, findings)
     return Rates(
-        sample_image=sampled,
-        score_draw=scored,
+        **asdict(inference),
         train_pair=training,
-        encode_image=encoded,
-        image_bytes=image,
-        candidate_bytes=candidate,
         latents_bytes=4 * math.prod(model.latents_shape),
         policy_bytes=weights,
         trained_bytes=state,
@@ -76,42 +73,77 @@ def measure(
     )
 
 
+STEPS = 2
+"""Of a sampler, when it is timed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """Seconds of one unit of each kind of work without a gradient; bytes of an image's files."""
+
+    sample_image: float
+    sample_candidate: float
+    score_draw: float
+    encode_image: float
+    image_bytes: int
+    candidate_bytes: int
+
+
 def time_inference(
     model: DiffusionModel, config: Mapping[str, Any], findings: Findings
-) -> tuple[float, float, float, int, int]:
-    """Seconds to sample an image, to score one of its draws, to encode one; bytes of its files."""
-    denoiser = model.load_denoiser()
-    sampling, execution = config["sampling"], config["execution"]
-    batch = config["sample_candidates"]["candidates_per_prompt"]
-    batch *= execution["candidate_prompts_per_batch"]
-    text, steps = model.encode_text(PROMPTS[:1]).repeat(batch), 2
-
-    def sample() -> torch.Tensor:
-        return sample_latents(
-            model, denoiser, text=text, unconditional=model.unconditional(),
-            seeds=list(range(batch)), sampler=sampling["sampler"],
-            num_inference_steps=steps, guidance_scale=sampling["guidance_scale"],
-        )  # fmt: skip
-
-    latents = sample()
-    sampled = seconds(model, sample) / steps * sampling["num_inference_steps"] / batch
+) -> Inference:
+    """Sampling, scoring and encoding at the config's batch sizes."""
+    denoiser, own = model.load_denoiser(), config["sample_candidates"]
+    batch = own["candidates_per_prompt"] * config["execution"]["candidate_prompts_per_batch"]
+    usual, cheap = config["sampling"], RunPlan(config=config).candidate_sampling
+    latents = sample_some(model, denoiser, usual, batch)
+    sampled = time_sampling(model, denoiser, usual, batch)
+    candidate = sampled if cheap == usual else time_sampling(model, denoiser, cheap, batch)
     decoded = model.decode_latents(latents[:1])
     decoding = seconds(model, lambda: model.decode_latents(latents[:1]))
     memory(model, "sampling and decoding", findings)
-    one = latents[: config["sample_candidates"]["candidates_per_prompt"]].float().cpu()
+    one = latents[: own["candidates_per_prompt"]].float().cpu()
     scoring = time_scoring(model, one, config)
     memory(model, "scoring", findings)
     pixels = to_pixels(decoded.numpy())[0]
-    kept = ImageFiles(**config["sample_candidates"]["files"])
     images = torch.zeros((1, 3, *model.image_size))
     model.encode_images(images)
-    encoding = seconds(model, lambda: model.encode_images(images))
-    return (
-        sampled + decoding,
-        scoring / (len(one) * config["score_candidates"]["num_draws"]),
-        encoding,
-        *(len(encode_image(pixels, files)) for files in (PNG, kept)),
+    return Inference(
+        sample_image=sampled + decoding,
+        sample_candidate=candidate + decoding,
+        score_draw=scoring / (len(one) * config["score_candidates"]["num_draws"]),
+        encode_image=seconds(model, lambda: model.encode_images(images)),
+        image_bytes=len(encode_image(pixels, PNG)),
+        candidate_bytes=len(encode_image(pixels, ImageFiles(**own["files"]))),
     )
+
+
+def time_sampling(
+    model: DiffusionModel, denoiser: Denoiser, sampling: Mapping[str, Any], batch: int
+) -> float:
+    """Seconds of an image's steps: those with guidance and those without, of each kind two are taken."""
+    steps = sampling["num_inference_steps"]
+    guided = len(guided_steps(steps, tuple(sampling["guidance_interval"])))
+    found = 0.0
+    for number, scale in ((guided, sampling["guidance_scale"]), (steps - guided, 1.0)):
+        if number:
+            some = partial(
+                sample_some, model, denoiser, {**sampling, "guidance_scale": scale}, batch
+            )
+            some()
+            found += number * seconds(model, some) / STEPS / batch
+    return found
+
+
+def sample_some(
+    model: DiffusionModel, denoiser: Denoiser, sampling: Mapping[str, Any], batch: int
+) -> torch.Tensor:
+    """Latents of a batch after two steps, all with the guidance of `sampling`."""
+    return sample_latents(
+        model, denoiser, text=model.encode_text(PROMPTS[:1]).repeat(batch),
+        unconditional=model.unconditional(), seeds=list(range(batch)), sampler=sampling["sampler"],
+        num_inference_steps=STEPS, guidance_scale=sampling["guidance_scale"],
+    )  # fmt: skip
 
 
 def time_scoring(model: DiffusionModel, latents: torch.Tensor, config: Mapping[str, Any]) -> float:
