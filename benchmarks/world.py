@@ -30,6 +30,7 @@ from stages.core.evaluation.statistics import Comparison, compare
 from stages.core.execution.runtime import choose_device
 from stages.core.models.families import load_model
 from stages.core.models.loading import ModelSettings
+from stages.core.plan.configuration import without_defaults
 from stages.core.policies.generation import SamplingSettings, generate
 from stages.core.policies.loading import load_denoiser
 from stages.shapes.captions import parse_caption
@@ -76,7 +77,7 @@ class Pictures:
         device = choose_device(threads)
         config = json.loads((run / "config.json").read_text())
         self.model = load_model(ModelSettings(**config["model"]), device=device)
-        self.usual = SamplingSettings(**config["sampling"])
+        self.usual = SamplingSettings(**without_defaults(config["sampling"], "sampling"))
         self.run, self.images_per_caption = run, images_per_caption
         table = read_table(run / "evaluation/shapes/prompts.parquet", PROMPTS)
         rows = table.slice(0, captions).to_pylist()

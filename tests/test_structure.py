@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"artifacts", "execution", "method", "models", "policies"},
     "report": {"artifacts", "evaluation"},
     "pages": {"execution"},
-    "laboratory": {"artifacts", "evaluation", "plan"},
+    "laboratory": {"artifacts", "evaluation", "method", "plan"},
     "audit": {"artifacts", "evaluation", "pages"},
     "export": {"artifacts", "execution", "models"},
     "labelling": {

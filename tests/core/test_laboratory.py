@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from stages.core.errors import UserError
+from stages.core.laboratory.calls import denoiser_calls
 from stages.core.laboratory.experiments import (
     Claim,
     Experiment,
@@ -26,7 +28,7 @@ from stages.core.laboratory.experiments import (
     read_base,
     read_experiment,
 )
-from stages.core.laboratory.figure import draw_arm, figure
+from stages.core.laboratory.figure import draw_arm, figure, places_of
 from stages.core.laboratory.memory import (
     Measured,
     as_text,
@@ -37,7 +39,7 @@ from stages.core.laboratory.memory import (
 )
 from stages.core.laboratory.page import page
 from stages.core.laboratory.verdicts import compared, interval, judge, value_of
-from stages.core.plan.configuration import check_config, merged
+from stages.core.plan.configuration import check_config, merged, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = read_base([ROOT / "config" / "config.yaml"])
@@ -251,10 +253,28 @@ def test_a_figure_has_the_means_over_seeds_and_is_the_same_text_each_time() -> N
     assert figure(found, values) == figure(found, dict(reversed(values.items())))
     assert figure(found, values) != figure(found, measured([0.1, 0.2, 0.4]))
     axes = Figure().subplots()
-    draw_arm(axes, 0, "new", "total", ["iter00", "iter01", "iter02"], values)
+    places = places_of(found, "new", 0, ["iter00", "iter01", "iter02"], values)
+    draw_arm(axes, 0, "new", "total", places, values)
     [line] = axes.get_lines()
     # Of 1.1, 1.2 and 1.3; the arm has no policy iter00.
     assert [tuple(map(float, point)) for point in line.get_xydata()][-1] == pytest.approx((2, 1.2))
+
+
+def test_a_figure_by_calls_has_each_policy_where_its_calls_are() -> None:
+    found = Experiment(
+        "e", "An experiment", "Asked.", (0,), {"new": {}, "old": {}}, (), "denoiser_calls"
+    )
+    calls = {("new", 0, "base"): 0.0, ("new", 0, "iter02"): 5_500.0, ("old", 0, "iter02"): 9_000.0}
+    values = measured([0.1]) | {(*key, "denoiser_calls"): value for key, value in calls.items()}
+    assert places_of(found, "new", 1, ["base", "iter02"], values) == {"base": 0.0, "iter02": 5.5}
+    axes = Figure().subplots()
+    draw_arm(axes, 0, "new", "total", {"base": 0.0, "iter02": 5.5}, values)
+    [line] = axes.get_lines()
+    assert [float(x) for x, _ in line.get_xydata()] == [0.0, 5.5]
+    drawn = figure(found, values)
+    assert drawn is not None
+    assert b"thousand denoiser calls" in drawn
+    assert drawn != figure(replace(found, by="policy"), values)
 
 
 def measured_of(run: Run, **over: Any) -> Measured:
@@ -306,3 +326,44 @@ def test_a_line_that_is_no_measured_run_is_named(tmp_path: Path) -> None:
     path.write_text(as_text([measured_of(run)]) + '{"config": {}}\n')
     with pytest.raises(UserError, match=r"measured.jsonl, line 2 is no measured run"):
         read_memory(path)
+
+
+def test_the_denoisers_calls_of_the_default_run_by_hand() -> None:
+    config = read_config(ROOT / "config/config.yaml")
+    seed = 512 * 10 * 4  # pairs, passes, two images by two models
+    update = (140 + 47) * 6 * 4
+    each = 140 * 12 * (12 * 2 + 10 * 2) + update
+    assert denoiser_calls(config) == {
+        "base": 0, "iter00": seed, "iter01": seed + each, "iter02": seed + 2 * each,
+        "iter03": seed + 3 * each,
+    }  # fmt: skip
+    assert seed + each == 98_888
+
+
+def test_the_denoisers_calls_of_cheaper_candidates_by_hand() -> None:
+    config = merged(
+        read_config(ROOT / "config/config.yaml"),
+        {
+            "iterations": 1,
+            "train_seed": {"policy": "base"},
+            "sample_candidates": {
+                "candidates_per_prompt": 6,
+                "sampling": {"sampler": "dpm", "num_inference_steps": 5, "guidance_interval": [0, 0.6]},
+            },
+            "score_candidates": {"weights": "calibrated", "num_draws": 4},
+        },
+    )  # fmt: skip
+    of_weights = 200 * 10 * 4
+    each = 140 * 6 * (3 * 2 + 2 + 4 * 2)
+    found = denoiser_calls(check_config(config))
+    assert found == {"base": 0, "iter00": 0, "iter01": each + of_weights + 187 * 6 * 4}
+    told = merged(
+        config, {"select_pairs": {"ranker": "total"}, "sampling": {"guidance_scale": 1.0}}
+    )
+    assert denoiser_calls(check_config(told))["iter01"] == 140 * 6 * 5 + of_weights + 187 * 6 * 4
+
+
+def test_calls_that_no_config_says_are_none() -> None:
+    config = read_config(ROOT / "config/config.yaml")
+    for changes in ({"preferences": {"num_pairs": None}}, {"train_seed": {"loss": "mapo"}}):
+        assert denoiser_calls(merged(config, changes)) == {}

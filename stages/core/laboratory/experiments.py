@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -25,6 +25,7 @@ OF_NO_RESULT = ("run", "execution", "export", "notify")
 """Blocks by which two runs may differ and have the same policies; the guards may end a run or go back."""
 
 Config = dict[str, Any]
+Axis = Literal["policy", "denoiser_calls"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Experiment:
     arms: Mapping[str, Config]
     """What each lays over the common config, by name."""
     claims: tuple[Claim, ...]
+    by: Axis = "policy"
+    """What its figure goes by."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,10 @@ def read_experiment(path: Path) -> Experiment:
         arms = {str(name): merged(common, over or {}) for name, over in found["arms"].items()}
         claims = tuple(_claim(claim, path, arms) for claim in found["claims"])
         seeds = tuple(int(seed) for seed in found["seeds"])
-        return Experiment(path.stem, found["title"], found["source"], seeds, arms, claims)
+        by = found.get("by", "policy")
+        if by not in get_args(Axis):
+            raise UserError(f"{path}: by is {by!r}; expected one of {', '.join(get_args(Axis))}")
+        return Experiment(path.stem, found["title"], found["source"], seeds, arms, claims, by)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise

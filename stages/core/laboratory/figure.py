@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stages.core.laboratory.experiments import Experiment
+from stages.core.laboratory.results import CALLS
 from stages.core.laboratory.verdicts import Values, interval
 
 PANELS = {
@@ -27,9 +28,9 @@ LOOK: Any = {
 
 
 def figure(experiment: Experiment, values: Values) -> bytes | None:
-    """An SVG: the mean over seeds of each measure by policy, a line for each arm, with 95 % bootstrap intervals.
+    """An SVG: the mean over seeds of each measure, a line for each arm, with 95 % bootstrap intervals.
 
-    None where nothing was measured. Equal values give equal bytes.
+    By policy, or by the denoiser calls until a policy was made, as the experiment says. None where nothing was measured. Equal values give equal bytes.
     """
     measures = [name for name in PANELS if any(key[3] == name for key in values)]
     if not measures:
@@ -40,10 +41,14 @@ def figure(experiment: Experiment, values: Values) -> bytes | None:
         panels = drawing.subplots(1, len(measures), squeeze=False)[0]
         for axes, measure in zip(panels, measures, strict=True):
             for number, arm in enumerate(experiment.arms):
-                draw_arm(axes, number, arm, measure, policies, values)
+                places = places_of(experiment, arm, number, policies, values)
+                draw_arm(axes, number, arm, measure, places, values)
             axes.set_title(PANELS[measure], fontsize=8)
-            axes.set_xticks(range(len(policies)), policies)
-            axes.set_xlim(-0.3, len(policies) - 0.5)
+            if experiment.by == "policy":
+                axes.set_xticks(range(len(policies)), policies)
+                axes.set_xlim(-0.3, len(policies) - 0.5)
+            else:
+                axes.set_xlabel("thousand denoiser calls", fontsize=8)
         drawing.legend(
             *panels[0].get_legend_handles_labels(), loc="outside lower center",
             ncols=len(experiment.arms), frameon=False,
@@ -53,16 +58,29 @@ def figure(experiment: Experiment, values: Values) -> bytes | None:
     return file.getvalue()
 
 
+def places_of(
+    experiment: Experiment, arm: str, number: int, policies: list[str], values: Values
+) -> dict[str, float]:
+    """Where each policy of an arm stands on the axis: by its number, a little beside other arms, or by its calls."""
+    if experiment.by == "policy":
+        return {policy: place + 0.06 * number for place, policy in enumerate(policies)}
+    return {
+        policy: calls / 1000
+        for (of, _, policy, measure), calls in values.items()
+        if (of, measure) == (arm, CALLS)
+    }
+
+
 def draw_arm(
-    axes: Axes, number: int, arm: str, measure: str, policies: list[str], values: Values
+    axes: Axes, number: int, arm: str, measure: str, places: dict[str, float], values: Values
 ) -> None:
-    """One line, a little beside those of other arms."""
-    places, means, below, above = list[float](), list[float](), list[float](), list[float]()
-    for place, policy in enumerate(policies):
+    """One line."""
+    at, means, below, above = list[float](), list[float](), list[float](), list[float]()
+    for policy, place in sorted(places.items(), key=lambda each: each[1]):
         found = [v for (a, _, p, m), v in values.items() if (a, p, m) == (arm, policy, measure)]
         if found:
             mean, (low, high) = float(np.mean(found)), interval(found)
-            places.append(place + 0.06 * number)
+            at.append(place)
             means.append(mean)
             below.append(mean - low)
             above.append(high - mean)
@@ -70,5 +88,5 @@ def draw_arm(
         "color": COLOURS[number % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.1,
         "elinewidth": 0.9, "label": arm,
     }  # fmt: skip
-    if places:
-        axes.errorbar(places, means, yerr=[below, above], **look)
+    if at:
+        axes.errorbar(at, means, yerr=[below, above], **look)

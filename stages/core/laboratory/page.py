@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from stages.core.laboratory.experiments import MIN_SEEDS, Experiment
-from stages.core.laboratory.results import values_of
+from stages.core.laboratory.results import CALLS, values_of
 from stages.core.laboratory.verdicts import Compared, Values, interval, judge
 
 Row = dict[str, Any]
-SHOWN = ("total", "caption_match", "appeal", "reward_accuracy", "rank_correlation", "diversity")
+SHOWN = (
+    "total", "caption_match", "appeal", "reward_accuracy", "rank_correlation", "diversity", CALLS,
+)  # fmt: skip
 """Measures of the tables, where they were taken."""
 
 HEAD = f"""# The laboratory: the paper's claims over seeds, where the truth is known
@@ -28,6 +30,8 @@ them all. What a lab adds lies in `results/lab/measured.jsonl`, to be put in its
 paired by it, and intervals are 95 % bootstrap intervals of the mean over seeds. A claim wants {MIN_SEEDS} seeds. It
 *holds* if the interval of each of its comparisons is above 0, and *holds in part* if some are. With five seeds such
 an interval is too narrow: it leaves out 0 whenever all five differences have one sign, which chance does once in 16.
+`denoiser_calls` are the rows that went through a denoiser until a policy was made, by the config: trainings, candidates,
+rewards, and held-out rewards where a judge's weights are fitted to them; not the evaluation.
 """
 
 
@@ -43,7 +47,8 @@ def page(experiments: Sequence[Experiment], rows: Sequence[Row], drawn: Containe
         values = values_of(rows, experiment.name)
         parts += [f"## {experiment.title}\n", f"{experiment.source}\n"]
         if experiment.name in drawn:
-            parts.append(f"![{experiment.title}: each arm by policy]({picture(experiment)})\n")
+            by = "policy" if experiment.by == "policy" else "calls of the denoiser"
+            parts.append(f"![{experiment.title}: each arm by {by}]({picture(experiment)})\n")
         parts += [claims_table(experiment, values), arms_table(experiment, values)]
         parts.append(runs_line(experiment, rows))
     return "\n".join(parts)
@@ -95,16 +100,22 @@ def arms_table(experiment: Experiment, values: Values) -> str:
                 [v for (a, _, p, m), v in values.items() if (a, p, m) == (arm, policy, measure)]
                 for measure in measures
             ]
-            lines.append(f"| {arm} | {policy} | {' | '.join(map(mean_text, found))} |")
+            texts = [
+                mean_text(each, 0 if measure == CALLS else 3)
+                for each, measure in zip(found, measures, strict=True)
+            ]
+            lines.append(f"| {arm} | {policy} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 
-def mean_text(values: Sequence[float]) -> str:
-    """A mean over seeds with its interval; a dash for none."""
+def mean_text(values: Sequence[float], places: int = 3) -> str:
+    """A mean over seeds with its interval, without one where all are equal whole numbers; a dash for none."""
     if not values:
         return "-"
+    if not places and len(set(values)) == 1:
+        return f"{values[0]:,.0f}"
     low, high = interval(values)
-    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
+    return f"{np.mean(values):,.{places}f} [{low:,.{places}f}, {high:,.{places}f}]"
 
 
 def runs_line(experiment: Experiment, rows: Sequence[Row]) -> str:

@@ -11,12 +11,15 @@ from stages.core.artifacts.schemas import SUMMARY
 from stages.core.artifacts.tables import read_table
 from stages.core.errors import UserError
 from stages.core.evaluation.guards import GUARDS_TABLE
+from stages.core.laboratory.calls import denoiser_calls
 from stages.core.laboratory.experiments import Run
 from stages.core.laboratory.memory import Measured, of_results
 from stages.core.laboratory.verdicts import Values
 
 Row = dict[str, Any]
 FACTS = ("command", "commit", "machine", "run_seconds")
+CALLS = "denoiser_calls"
+"""The measure of what a policy cost, which follows from the config."""
 GUARDS = ("reward_accuracy", "rank_correlation", "best_beats_worst", "diversity", "confident_share")
 """Guards that are measures of the laboratory; those of a judge stand in the iteration that it made."""
 
@@ -39,6 +42,8 @@ def rows_of(
             for policy, values in found.measures.items()
             for measure, value in values.items()
         ]
+        calls = denoiser_calls(run.config)
+        measured += [(name, CALLS, float(calls[name])) for name in found.measures if name in calls]
     for experiment, arm in run.used_by:
         for policy, measure, value in measured:
             yield {

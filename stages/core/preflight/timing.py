@@ -123,7 +123,7 @@ def time_sampling(
 ) -> float:
     """Seconds of an image's steps: those with guidance and those without, of each kind two are taken."""
     steps = sampling["num_inference_steps"]
-    guided = len(guided_steps(steps, tuple(sampling["guidance_interval"])))
+    guided = len(guided_steps(steps, sampling["guidance_interval"]))
     found = 0.0
     for number, scale in ((guided, sampling["guidance_scale"]), (steps - guided, 1.0)):
         if number:
