@@ -531,6 +531,13 @@ ROWS = [
     ),
     Row(
         section=LOOP,
+        change="`sample_candidates.sampling.*`",
+        begins=("sample_candidates",),
+        note="evaluation images stay",
+        config={"sample_candidates": {"sampling": {"num_inference_steps": 3}}},
+    ),
+    Row(
+        section=LOOP,
         change="`sample_candidates.files.*`",
         begins=("sample_candidates",),
         config={"sample_candidates": {"files": {"kind": "jpeg"}}},
