@@ -223,7 +223,7 @@ def settings_table(
         for scale in args.guidance_scales
     }
     others = {"ddim": "ddpm", "euler": "euler_stochastic"}
-    for sampler, steps in ((usual.sampler, 25), (others[usual.sampler], 25)):
+    for sampler, steps in ((usual.sampler, 25), (others.get(usual.sampler, usual.sampler), 25)):
         ways[f"guidance {usual.guidance_scale:g}, {in_words(sampler)}, {steps} steps"] = replace(
             usual, sampler=sampler, num_inference_steps=steps
         )

@@ -509,3 +509,29 @@ def test_an_overlay_alone_is_taken_for_one(config: Config) -> None:
             del config[key]
     text = complaint(config)
     assert "is it an overlay? Name the config that it lies on before it" in text.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("sampling.guidance_interval", [0.8, 0.2], "'sampling.guidance_interval' is [0.8, 0.2]"),
+        ("sampling.guidance_interval", [0.5, 0.5], "in which none of 12 steps begins"),
+        ("sampling.guidance_interval", [0.01, 0.02], "nothing would be guided"),
+        (
+            "sample_candidates.sampling",
+            {"guidance_interval": [0.3, 0.4], "num_inference_steps": 5},
+            "'sample_candidates.sampling.guidance_interval' is [0.3, 0.4], in which none of 5",
+        ),
+        ("sampling.guidance_interval", [0.5], "'sampling.guidance_interval'"),
+        ("sample_candidates.sampling", {"samplr": "dpm"}, "did you mean 'sampler'"),
+    ],
+)
+def test_an_interval_of_guidance_without_a_step_is_refused(
+    config: Config, key: str, value: object, words: str
+) -> None:
+    assert words in complaint(change(config, key, value))
+
+
+def test_without_guidance_no_interval_is_asked_for(config: Config) -> None:
+    change(config, "sampling.guidance_scale", 1.0)
+    check_config(change(config, "sampling.guidance_interval", [0.5, 0.5]))

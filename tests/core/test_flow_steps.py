@@ -190,3 +190,11 @@ def test_noise_levels_that_do_not_fall_are_refused(families: dict[str, Family]) 
         flow_schedule(model, 1, 0.7)
     with pytest.raises(ModelError, match="num_inference_steps is 0; it must be at least 1"):
         flow_schedule(model, 0, 0.7)
+
+
+def test_a_first_level_that_misses_1_by_a_rounding_is_as_1(families: dict[str, Family]) -> None:
+    base = with_scheduler(families["sd3"].base, SD3_SCHEDULER | {"shift": 2.61})
+    schedule = flow_schedule(load_model(settings(base), device=CPU), 10, 0.7)
+    assert 0.999999 < float(schedule.levels[0]) < 1
+    step = schedule.step(torch.tensor([0]), torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))
+    assert float(step.sigma) == pytest.approx(0.7, rel=1e-3)

@@ -357,10 +357,10 @@ def test_the_denoisers_calls_of_cheaper_candidates_by_hand() -> None:
     each = 140 * 6 * (3 * 2 + 2 + 4 * 2)
     found = denoiser_calls(check_config(config))
     assert found == {"base": 0, "iter00": 0, "iter01": each + of_weights + 187 * 6 * 4}
-    told = merged(
-        config, {"select_pairs": {"ranker": "total"}, "sampling": {"guidance_scale": 1.0}}
-    )
-    assert denoiser_calls(check_config(told))["iter01"] == 140 * 6 * 5 + of_weights + 187 * 6 * 4
+    unguided = check_config(merged(config, {"sampling": {"guidance_scale": 1.0}}))
+    assert denoiser_calls(unguided)["iter01"] == 140 * 6 * 13 + of_weights + 187 * 6 * 4
+    lists = check_config(merged(config, {"select_pairs": {"strategy": "listwise"}}))
+    assert denoiser_calls(lists)["iter01"] == each + of_weights + (140 * 3 + 47) * 6 * 4
 
 
 def test_calls_that_no_config_says_are_none() -> None:

@@ -178,3 +178,13 @@ def test_dpm_is_the_same_solver_whatever_a_models_own_config_names(
     model = load_model(settings(with_scheduler(sd15(tmp_path), own)), device=torch.device("cpu"))
     found = model.sampler("dpm").config
     assert (found.algorithm_type, found.solver_order) == ("dpmsolver++", 2)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_more_steps_than_the_solver_has_room_for_are_refused(tmp_path: Path, spacing: str) -> None:
+    own = SD15_SCHEDULER | {"timestep_spacing": spacing}
+    model = load_model(settings(with_scheduler(sd15(tmp_path), own)), device=torch.device("cpu"))
+    model.set_steps(model.sampler("dpm"), 15)
+    for number in (999, 1000, 2000):
+        with pytest.raises(ModelError, match=rf"is {number}, but the sampler dpm .* 1 to 998 on"):
+            model.set_steps(model.sampler("dpm"), number)

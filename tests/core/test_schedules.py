@@ -35,6 +35,7 @@ SILENT: dict[str, dict[str, Any]] = {
         k: v for k, v in tiny_models.SD15_SCHEDULER.items() if k != "clip_sample"},
     "Euler without clip_sample": {
         k: v for k, v in tiny_models.SDXL_SCHEDULER.items() if k != "clip_sample"},
+    "DDIM without clip_sample": {"_class_name": "DDIMScheduler", "steps_offset": 1, **BETAS},
     "DPM++, little said": {"_class_name": "DPMSolverMultistepScheduler", **BETAS},
     "UniPC, little said": {"_class_name": "UniPCMultistepScheduler", **BETAS},
     "Euler ancestral, little said": {"_class_name": "EulerAncestralDiscreteScheduler", **BETAS},

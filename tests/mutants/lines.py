@@ -164,7 +164,7 @@ MUTANTS = [
         ("x + (1 - s) * velocity", "x + velocity"),
         ("x - (velocity + half * noise) * length", "x - (velocity - half * noise) * length"),
         ("x - s * velocity", "x - velocity"),
-        ("torch.where(self.levels[:-1] == 1, self.levels[1:]", "torch.where(self.levels[:-1] == 1, self.levels[:-1]"),
+        ("torch.where(self.levels[:-1] > 1 - 1e-6,", "torch.where(self.levels[:-1] == 1,"),
         ("(levels.diff() < 0).all()", "True"),
     ),
     *of(

@@ -29,8 +29,7 @@ def denoiser_calls(config: Mapping[str, Any]) -> dict[str, int]:
     calls["iter00"] = total
     share = config["mix_preferences"]["seed_fraction"]
     for iteration, prompts in zip(plan.iterations, plan.prompts_wanted, strict=True):
-        generated = plan.pairs_per_prompt * prompts
-        mixed = generated + min(pairs, round(generated * share / (1 - share)))
+        mixed = plan.pairs_per_prompt * prompts + min(pairs, round(prompts * share / (1 - share)))
         total += prompts * calls_of_a_prompt(config) + calls_of_fitted_weights(config)
         total += SIDES * MODELS * math.ceil(config["update_policy"]["passes"] * mixed)
         calls[f"iter{iteration:02d}"] = total
@@ -44,7 +43,7 @@ def calls_of_a_prompt(config: Mapping[str, Any]) -> int:
     steps = sampling["num_inference_steps"]
     is_twice = sampling["guidance_scale"] != 1 and not plan.is_told_guidance
     guided = len(guided_steps(steps, sampling["guidance_interval"])) * is_twice
-    rewards = MODELS * scoring["num_draws"] if config["select_pairs"]["ranker"] == "self" else 0
+    rewards = MODELS * scoring["num_draws"]  # a metric's ranks have them beside themselves
     return int(config["sample_candidates"]["candidates_per_prompt"] * (steps + guided + rewards))
 
 

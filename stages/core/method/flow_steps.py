@@ -58,8 +58,8 @@ class FlowSchedule(Schedule):
 
     @property
     def _below_the_root(self) -> Float[Tensor, " step"]:
-        """Noise levels by which sigma is had: below 1."""
-        return torch.where(self.levels[:-1] == 1, self.levels[1:], self.levels[:-1])
+        """Noise levels by which sigma is had: below 1, for a shift in float32 may miss 1 by a rounding."""
+        return torch.where(self.levels[:-1] > 1 - 1e-6, self.levels[1:], self.levels[:-1])
 
 
 def flow_schedule(

@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 SAMPLERS = {
     "ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler,
 }  # fmt: skip
-SOLVER = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
+SOLVER = {
+    "algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero", "thresholding": False,
+    "variance_type": None, "use_karras_sigmas": False, "use_exponential_sigmas": False,
+    "use_beta_sigmas": False, "use_lu_lambdas": False,
+}  # fmt: skip
 """DPM-Solver++ of the second order by several steps, whatever solver a model's own config names (Lu et al., 2022)."""
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "trailing", "linspace")
@@ -70,7 +74,8 @@ def schedule_of(source: Source) -> dict[str, Any]:
             f"{where} has clip_sample {clips!r} and timestep_spacing {spacing!r}; expected true or false, and "
             f"one of {', '.join(SPACINGS)}"
         )
-    return {**whole, "clip_sample": clips}
+    silent = [name for name in whole.get("_use_default_values", ()) if name != "clip_sample"]
+    return {**whole, "clip_sample": clips, "_use_default_values": silent}
 
 
 def _built(kind: Any, config: Mapping[str, Any], where: str) -> Any:
@@ -243,6 +248,16 @@ class StableDiffusion(WithKlVae):
                 )
             return DPMSolverMultistepScheduler.from_config(self._own_schedule, **SOLVER)
         return SAMPLERS[name].from_config(self._own_schedule)
+
+    def set_steps(self, scheduler: Any, num_inference_steps: int) -> None:
+        """See `ModelFamily`. A solver's spacing has one step more, at the cleanest end."""
+        room = self.num_timesteps - 1 - scheduler.config.get("steps_offset", 0)
+        if isinstance(scheduler, DPMSolverMultistepScheduler) and num_inference_steps > room:
+            raise ModelError(
+                f"{self.base}: num_inference_steps is {num_inference_steps}, but the sampler dpm has room for 1 to "
+                f"{room} on this noise schedule"
+            )
+        super().set_steps(scheduler, num_inference_steps)
 
     def step_arguments(self, scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
         """What this sampler's step wants besides prediction, timestep and latents."""

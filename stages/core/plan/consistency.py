@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -20,6 +21,7 @@ def mistakes_together(config: Config) -> Iterator[str]:
     yield from _of_likes(config)
     for block in ("train_seed", "update_policy"):
         yield from _of_training(config, block)
+    yield from _of_guidance(config)
     yield from _of_judging(config)
     yield from _of_given_policy(config)
     yield from _of_pair_makers(config)
@@ -40,6 +42,24 @@ def nearest(key: str, known: Mapping[str, Any]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known keys here are {', '.join(sorted(known)) or 'none'}"
+
+
+def _of_guidance(config: Config) -> Iterator[str]:
+    """Intervals of guidance in which no step begins."""
+    own = config["sample_candidates"]["sampling"]
+    for block, sampling in (
+        ("sampling", config["sampling"]),
+        ("sample_candidates.sampling", {**config["sampling"], **own}),
+    ):
+        (first, last), steps = sampling["guidance_interval"], sampling["num_inference_steps"]
+        begun = [math.ceil(steps * share - 1e-9) for share in (first, last)]
+        if sampling["guidance_scale"] != 1 and begun[0] >= begun[1]:
+            yield (
+                f"'{block}.guidance_interval' is [{first:g}, {last:g}], in which none of {steps} steps begins, so "
+                "that nothing would be guided; give the first share below the second, and further apart, or set "
+                f"'{block}.guidance_scale' to 1"
+            )
+            return
 
 
 def _of_prompts_and_files(config: Config) -> Iterator[str]:

@@ -18,6 +18,7 @@ from stages.core.method.objective import OF_A_WHOLE_BATCH, mean_gain
 from stages.core.method.sampling import guided_steps, sample_latents
 from stages.core.method.scoring import draw_errors
 from stages.core.models.adapter import DiffusionModel
+from stages.core.models.conditioning import Conditioning
 from stages.core.models.denoiser import Denoiser
 from stages.core.plan.costs import Rates
 from stages.core.plan.run import RunPlan
@@ -96,9 +97,12 @@ def time_inference(
     denoiser, own = model.load_denoiser(), config["sample_candidates"]
     batch = own["candidates_per_prompt"] * config["execution"]["candidate_prompts_per_batch"]
     usual, cheap = config["sampling"], RunPlan(config=config).candidate_sampling
-    latents = sample_some(model, denoiser, usual, batch)
-    sampled = time_sampling(model, denoiser, usual, batch)
-    candidate = sampled if cheap == usual else time_sampling(model, denoiser, cheap, batch)
+    some = Sampled(
+        model, denoiser, model.encode_text(PROMPTS[:1]).repeat(batch), model.unconditional()
+    )
+    latents = some.latents(usual)
+    sampled = time_sampling(some, usual)
+    candidate = sampled if cheap == usual else time_sampling(some, cheap)
     decoded = model.decode_latents(latents[:1])
     decoding = seconds(model, lambda: model.decode_latents(latents[:1]))
     memory(model, "sampling and decoding", findings)
@@ -118,32 +122,39 @@ def time_inference(
     )
 
 
-def time_sampling(
-    model: DiffusionModel, denoiser: Denoiser, sampling: Mapping[str, Any], batch: int
-) -> float:
-    """Seconds of an image's steps: those with guidance and those without, of each kind two are taken."""
+@dataclass(frozen=True)
+class Sampled:
+    """A batch of one caption that is sampled in two steps, all with guidance."""
+
+    model: DiffusionModel
+    denoiser: Denoiser
+    text: Conditioning
+    unconditional: Conditioning
+
+    def latents(self, sampling: Mapping[str, Any]) -> torch.Tensor:
+        """As a block of the config says, save the interval of guidance."""
+        return sample_latents(
+            self.model, self.denoiser, text=self.text, unconditional=self.unconditional,
+            seeds=list(range(len(self.text))), sampler=sampling["sampler"],
+            num_inference_steps=STEPS, guidance_scale=sampling["guidance_scale"],
+        )  # fmt: skip
+
+
+def time_sampling(some: Sampled, sampling: Mapping[str, Any]) -> float:
+    """Seconds of an image's steps: those with guidance and those without, of each kind two are taken.
+
+    ModelError for more steps than the sampler has room for.
+    """
     steps = sampling["num_inference_steps"]
+    some.model.set_steps(some.model.sampler(sampling["sampler"]), steps)
     guided = len(guided_steps(steps, sampling["guidance_interval"]))
     found = 0.0
     for number, scale in ((guided, sampling["guidance_scale"]), (steps - guided, 1.0)):
         if number:
-            some = partial(
-                sample_some, model, denoiser, {**sampling, "guidance_scale": scale}, batch
-            )
-            some()
-            found += number * seconds(model, some) / STEPS / batch
+            sample = partial(some.latents, {**sampling, "guidance_scale": scale})
+            sample()
+            found += number * seconds(some.model, sample) / STEPS / len(some.text)
     return found
-
-
-def sample_some(
-    model: DiffusionModel, denoiser: Denoiser, sampling: Mapping[str, Any], batch: int
-) -> torch.Tensor:
-    """Latents of a batch after two steps, all with the guidance of `sampling`."""
-    return sample_latents(
-        model, denoiser, text=model.encode_text(PROMPTS[:1]).repeat(batch),
-        unconditional=model.unconditional(), seeds=list(range(batch)), sampler=sampling["sampler"],
-        num_inference_steps=STEPS, guidance_scale=sampling["guidance_scale"],
-    )  # fmt: skip
 
 
 def time_scoring(model: DiffusionModel, latents: torch.Tensor, config: Mapping[str, Any]) -> float:
