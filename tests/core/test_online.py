@@ -432,7 +432,7 @@ def test_every_process_knows_when_the_next_state_is_due(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["DDIM", "flow"])
+@pytest.mark.parametrize("kind", ["DDIM", pytest.param("flow", marks=pytest.mark.long)])
 def test_ddpo_raises_a_reward_that_is_easy_to_raise(
     model: DiffusionModel, tmp_path: Path, kind: str
 ) -> None:

@@ -16,8 +16,9 @@ from diffusers import (
 )
 from torch import Tensor
 
+from stages.core.method.guidance import guided_steps
 from stages.core.method.noising import generator
-from stages.core.method.sampling import guided_steps, sample_latents
+from stages.core.method.sampling import sample_latents
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.denoiser import Denoiser
 from stages.core.models.families import load_model

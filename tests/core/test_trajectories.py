@@ -290,7 +290,7 @@ def test_thresholding_is_refused(base_of_its_own: Path) -> None:
 def test_more_steps_than_the_schedule_has_room_for_are_refused(
     model: DiffusionModel, number: int
 ) -> None:
-    for sampler in model.samplers:
+    for sampler in ("ddpm", "ddim"):
         with pytest.raises(ModelError, match=rf"num_inference_steps is {number}, .* take 1 to 999"):
             model.set_steps(model.sampler(sampler), number)
     with pytest.raises(ModelError, match="take 1 to 999"):

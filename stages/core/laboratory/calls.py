@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stages.core.method.sampling import guided_steps
+from stages.core.method.guidance import guided_steps
 from stages.core.plan.run import RunPlan
 
 SIDES, MODELS = 2, 2

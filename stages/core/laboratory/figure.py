@@ -30,7 +30,8 @@ LOOK: Any = {
 def figure(experiment: Experiment, values: Values) -> bytes | None:
     """An SVG: the mean over seeds of each measure, a line for each arm, with 95 % bootstrap intervals.
 
-    By policy, or by the denoiser calls until a policy was made, as the experiment says. None where nothing was measured. Equal values give equal bytes.
+    By policy, or by the denoiser calls until a policy was made, as the experiment says. None where nothing was
+    measured. Equal values give equal bytes.
     """
     measures = [name for name in PANELS if any(key[3] == name for key in values)]
     if not measures:

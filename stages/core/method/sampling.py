@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stages.core.method.guidance import guided_steps
 from stages.core.method.noising import generator
 
 if TYPE_CHECKING:
@@ -61,9 +61,3 @@ def sample_latents(
         "the sampler's latents",
         "Either the policy has diverged (lower its learning_rate or dpo_beta), or model.dtype is too narrow.",
     )
-
-
-def guided_steps(number: int, interval: Sequence[float | int]) -> range:
-    """Which of so many steps, counted from 0, have guidance: those that begin within the interval of shares."""
-    first, last = (math.ceil(number * share - 1e-9) for share in interval)
-    return range(first, last)

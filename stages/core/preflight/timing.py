@@ -13,9 +13,10 @@ import torch
 
 from stages.core.artifacts.images import PNG, ImageFiles, encode_image, to_pixels
 from stages.core.artifacts.provenance import BASE
+from stages.core.method.guidance import guided_steps
 from stages.core.method.noising import reward_draws, training_draws
 from stages.core.method.objective import OF_A_WHOLE_BATCH, mean_gain
-from stages.core.method.sampling import guided_steps, sample_latents
+from stages.core.method.sampling import sample_latents
 from stages.core.method.scoring import draw_errors
 from stages.core.models.adapter import DiffusionModel
 from stages.core.models.conditioning import Conditioning
