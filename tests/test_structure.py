@@ -25,7 +25,7 @@ EVERYTHING = sorted((ROOT / "stages").rglob("*.py"))
 ROOMS: dict[str, set[str]] = {
     "execution": set(),
     "models": set(),
-    "plan": {"data"},
+    "plan": {"data", "method"},
     "artifacts": {"execution"},
     "method": {"models"},
     "data": {"artifacts", "execution"},

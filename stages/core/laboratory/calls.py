@@ -27,9 +27,8 @@ def denoiser_calls(config: Mapping[str, Any]) -> dict[str, int]:
     calls = {"base": 0}
     total = SIDES * MODELS * math.ceil(config["train_seed"]["passes"] * pairs) * (0 in plan.trained)
     calls["iter00"] = total
-    share = config["mix_preferences"]["seed_fraction"]
-    for iteration, prompts in zip(plan.iterations, plan.prompts_wanted, strict=True):
-        mixed = plan.pairs_per_prompt * prompts + min(pairs, round(prompts * share / (1 - share)))
+    sizes = zip(plan.iterations, plan.prompts_wanted, plan.mixed_pairs(pairs), strict=True)
+    for iteration, prompts, mixed in sizes:
         total += prompts * calls_of_a_prompt(config) + calls_of_fitted_weights(config)
         total += SIDES * MODELS * math.ceil(config["update_policy"]["passes"] * mixed)
         calls[f"iter{iteration:02d}"] = total
@@ -43,7 +42,7 @@ def calls_of_a_prompt(config: Mapping[str, Any]) -> int:
     steps = sampling["num_inference_steps"]
     is_twice = sampling["guidance_scale"] != 1 and not plan.is_told_guidance
     guided = len(guided_steps(steps, sampling["guidance_interval"])) * is_twice
-    rewards = MODELS * scoring["num_draws"]  # a metric's ranks have them beside themselves
+    rewards = MODELS * scoring["num_draws"]  # scored also where a metric ranks
     return int(config["sample_candidates"]["candidates_per_prompt"] * (steps + guided + rewards))
 
 

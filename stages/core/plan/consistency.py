@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from stages.core.method.guidance import guided_steps
 from stages.core.plan.families import mistakes
 from stages.core.plan.online import online_mistakes
 
@@ -52,8 +52,7 @@ def _of_guidance(config: Config) -> Iterator[str]:
         ("sample_candidates.sampling", {**config["sampling"], **own}),
     ):
         (first, last), steps = sampling["guidance_interval"], sampling["num_inference_steps"]
-        begun = [math.ceil(steps * share - 1e-9) for share in (first, last)]
-        if sampling["guidance_scale"] != 1 and begun[0] >= begun[1]:
+        if sampling["guidance_scale"] != 1 and not guided_steps(steps, (first, last)):
             yield (
                 f"'{block}.guidance_interval' is [{first:g}, {last:g}], in which none of {steps} steps begins, so "
                 "that nothing would be guided; give the first share below the second, and further apart, or set "

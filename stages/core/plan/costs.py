@@ -120,10 +120,7 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
         pairs = max(0, labelled_pairs - held_out * (2 if is_unpaired else 1))
     if is_unpaired:  # single images, of which two cost what a pair does
         pairs = math.ceil(pairs / 2)
-    share = config["mix_preferences"]["seed_fraction"]
-    per_prompt = plan.pairs_per_prompt
-    mixed = [per_prompt * size + min(pairs, round(size * share / (1 - share)))
-             for size in plan.prompts_wanted]  # fmt: skip
+    mixed = plan.mixed_pairs(pairs)
     seed_pairs = config["train_seed"]["passes"] * pairs if 0 in plan.trained else 0
     images = config["evaluation"]["images_per_prompt"]
     policies = len(plan.policies) + plan.is_online
@@ -132,7 +129,7 @@ def count(config: Config, evaluation_prompts: int, labelled_pairs: int) -> Count
         human_pairs=pairs + held_out,
         encoding_shards=config["preferences"].get("shards", 1),
         candidates=prompts * config["sample_candidates"]["candidates_per_prompt"],
-        generated_pairs=per_prompt * prompts,
+        generated_pairs=plan.pairs_per_prompt * prompts,
         evaluation_images=evaluation_prompts * images * policies,
         training_pairs=math.ceil(seed_pairs + config["update_policy"]["passes"] * sum(mixed)),
         policies=policies - 1,

@@ -189,6 +189,14 @@ class RunPlan:
         """The model's family, where the config or the model's folder says it."""
         return family_of(self.config)
 
+    def mixed_pairs(self, human_pairs: int) -> list[int]:
+        """Pairs that each iteration trains on: its own, and as many human ones as their share asks for."""
+        share = self.config["mix_preferences"]["seed_fraction"]
+        return [
+            self.pairs_per_prompt * size + min(human_pairs, round(size * share / (1 - share)))
+            for size in self.prompts_wanted
+        ]
+
     @property
     def candidate_sampling(self) -> dict[str, Any]:
         """How candidates are sampled: the block `sampling`, with what the block of candidates says otherwise."""
